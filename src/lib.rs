@@ -1,0 +1,6 @@
+//! warmd keeps vLLM nodes warm. (The map of the code; see the design.)
+
+pub mod artifact;
+pub mod digest;
+pub mod durable;
+pub mod identity;
