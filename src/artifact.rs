@@ -51,7 +51,7 @@ pub const MAX_FILES: usize = 200_000;
 pub const MAX_CHUNKS: usize = 131_072;
 
 /// Generated from `proto/artifact.proto`.
-#[expect(clippy::all, unreachable_pub, reason = "generated code")]
+#[expect(unreachable_pub, reason = "generated code")]
 mod pb {
     tonic::include_proto!("warmd.artifact.v1");
 }

@@ -19,13 +19,13 @@ pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
 pub use policy::{
     Claim, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer, TrustClass,
-    Verified,
+    Verdict, Verified,
 };
 pub use time::UnixTime;
 pub use tls::{Admission, NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};
 
 /// Generated from `proto/trust.proto`.
-#[expect(clippy::all, unreachable_pub, reason = "generated code")]
+#[expect(unreachable_pub, reason = "generated code")]
 mod pb {
     tonic::include_proto!("warmd.trust.v1");
 }

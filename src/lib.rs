@@ -4,3 +4,6 @@ pub mod artifact;
 pub mod digest;
 pub mod durable;
 pub mod identity;
+pub mod lifecycle;
+pub mod protocol;
+pub mod telemetry;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Codec, MAX_BODY, MAX_ENVELOPE, PathError, RelPath, SourceIdentity, SourceIdentityError, Span, wire};
 use crate::digest::{ArtifactId, ContentId, Digest, InvalidDigest, KeyId};
-use crate::identity::{Claim, Envelope, EnvelopeError, Policy, PrivateKey, Refusal, TrustClass, UnixTime};
+use crate::identity::{Claim, Envelope, EnvelopeError, Policy, PrivateKey, Refusal, TrustClass, UnixTime, Verdict};
 
 /// DSSE payload type of a manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.warmd.manifest.v1";
@@ -229,11 +229,7 @@ impl SignedManifest {
     }
 
     /// The verdict of the policy on each signer that it knows; for people.
-    pub fn explain(
-        envelope: Bytes,
-        policy: &Policy,
-        now: UnixTime,
-    ) -> Result<Vec<(String, Result<(), Refusal>)>, ManifestError> {
+    pub fn explain(envelope: Bytes, policy: &Policy, now: UnixTime) -> Result<Vec<Verdict>, ManifestError> {
         let parsed = decode_envelope(&envelope)?;
         let verified = policy.verify(&parsed)?;
         let signed = Self::from_envelope(envelope, &parsed)?;

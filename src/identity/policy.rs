@@ -220,6 +220,9 @@ pub struct Claim<'a> {
     pub expires: Option<UnixTime>,
 }
 
+/// A signer's name and what the policy says of it.
+pub type Verdict = (String, Result<(), Refusal>);
+
 /// Proof that known, unrevoked keys signed an envelope. Only then may its payload be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
@@ -334,7 +337,7 @@ impl Policy {
     }
 
     /// The verdict on each signer, for `warmd policy explain`.
-    pub fn explain(&self, verified: &Verified, claim: &Claim<'_>, now: UnixTime) -> Vec<(String, Result<(), Refusal>)> {
+    pub fn explain(&self, verified: &Verified, claim: &Claim<'_>, now: UnixTime) -> Vec<Verdict> {
         self.signers
             .iter()
             .filter(|signer| verified.keys.contains(&signer.key))

@@ -1,0 +1,138 @@
+//! Who owns which task, and how a role ends.
+//!
+//! Every task is spawned through a [`Tasks`]. Dropping it cancels them; [`Tasks::shutdown`] also waits, up to a deadline.
+//! Roles end in one order: stop accepting, let work finish, cancel the rest, close.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A group of tasks that live no longer than their owner.
+#[derive(Debug)]
+pub struct Tasks {
+    token: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tasks {
+    pub fn new() -> Self {
+        Self { token: CancellationToken::new(), tracker: TaskTracker::new() }
+    }
+
+    /// A group that is cancelled with this one and can end before it.
+    pub fn child(&self) -> Self {
+        Self { token: self.token.child_token(), tracker: TaskTracker::new() }
+    }
+
+    /// Cancelled when the owner wants the tasks to end.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Tasks not yet ended.
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Runs `task` until it ends or the group is cancelled, whichever comes first. A panic ends only this task and is
+    /// logged under `name`.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let token = self.token.clone();
+        self.spawn_finishing(name, async move {
+            token.run_until_cancelled(task).await;
+        });
+    }
+
+    /// As [`Tasks::spawn`], but cancellation does not cut the task off: it watches [`Tasks::token`] itself.
+    #[expect(clippy::disallowed_methods, reason = "this is the owner of tasks")]
+    pub fn spawn_finishing(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let guarded = async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!(task = name, "task panicked");
+            }
+        };
+        tokio::spawn(self.tracker.track_future(guarded));
+    }
+
+    /// Cancels all tasks and waits for them; false if some had not ended at the deadline.
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
+        self.token.cancel();
+        self.tracker.close();
+        tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.token.cancel();
+    }
+}
+
+/// Completes at the first SIGTERM or SIGINT.
+pub async fn terminated() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn shutdown_cancels_and_waits() {
+        let tasks = Tasks::new();
+        tasks.spawn("endless", std::future::pending());
+        assert_eq!(tasks.len(), 1);
+        assert!(tasks.shutdown(Duration::from_secs(5)).await);
+        assert!(tasks.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_end_is_told_at_the_deadline() {
+        let tasks = Tasks::new();
+        tasks.spawn_finishing("stubborn", std::future::pending());
+        assert!(!tasks.shutdown(Duration::from_secs(5)).await);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_only_its_task() {
+        let tasks = Tasks::new();
+        let ran = Arc::new(AtomicBool::new(false));
+        let flag = ran.clone();
+        tasks.spawn("panics", async { panic!("on purpose") });
+        tasks.spawn_finishing("runs", async move { flag.store(true, Ordering::SeqCst) });
+        assert!(tasks.shutdown(Duration::from_secs(5)).await);
+        assert!(ran.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn dropping_a_parent_cancels_its_children() {
+        let parent = Tasks::new();
+        let child = parent.child();
+        drop(parent);
+        assert!(child.token().is_cancelled());
+    }
+}

@@ -1,0 +1,138 @@
+//! `/metrics` in OpenMetrics text form, and `/healthz`. Header and idle timeouts hold: hyper applies none without a timer.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::lifecycle::Tasks;
+
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Serves one registry over plain HTTP. Bind it to an address that only the operator's scraper reaches.
+#[derive(Debug)]
+pub struct MetricsServer {
+    addr: SocketAddr,
+    tasks: Tasks,
+}
+
+impl MetricsServer {
+    pub async fn bind(addr: SocketAddr, registry: Arc<Registry>) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        let tasks = Tasks::new();
+        let connections = tasks.child();
+        tasks.spawn("metrics server", accept(listener, registry, connections));
+        Ok(Self { addr, tasks })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub async fn shutdown(self, deadline: Duration) {
+        self.tasks.shutdown(deadline).await;
+    }
+}
+
+/// The registry as text.
+pub fn encode(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, registry);
+    text
+}
+
+async fn accept(listener: TcpListener, registry: Arc<Registry>, connections: Tasks) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let registry = registry.clone();
+                connections.spawn("metrics connection", async move {
+                    let _slot = slot;
+                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve(stream, registry)).await;
+                });
+            }
+            Err(error) => {
+                // Out of descriptors: wait for some to be closed instead of spinning.
+                tracing::warn!(%error, "accept metrics connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, registry: Arc<Registry>) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &registry);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "metrics connection");
+    }
+}
+
+fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+    let (status, content_type, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", encode(registry))
+        }
+        (&Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics or /healthz\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn get(addr: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn metrics_are_served_and_other_paths_are_not() {
+        let mut registry = Registry::default();
+        let counter: Counter = Counter::default();
+        registry.register("warmd_tests", "Tests run.", counter.clone());
+        counter.inc();
+        let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::new(registry)).await.unwrap();
+        let metrics = get(server.addr(), "/metrics").await;
+        assert!(metrics.contains("warmd_tests_total 1"), "{metrics}");
+        assert!(get(server.addr(), "/healthz").await.ends_with("ok\n"));
+        assert!(get(server.addr(), "/").await.starts_with("HTTP/1.1 404"));
+        server.shutdown(Duration::from_secs(5)).await;
+    }
+}
