@@ -1,6 +1,7 @@
 //! warmd keeps vLLM nodes warm. (The map of the code; see the design.)
 
 pub mod artifact;
+pub mod caches;
 pub mod digest;
 pub mod durable;
 pub mod identity;
