@@ -9,7 +9,7 @@ mod holdings;
 mod publish;
 mod trust;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,12 @@ use self::fetching::Fetching;
 use self::holdings::Holdings;
 use self::publish::Publisher;
 use self::trust::Trust;
-use crate::identity::{KeyError, NodeConfig, NodeId, NodeTls, PolicyError, PrivateKey, TlsError, TrustConfig};
+use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
-use crate::metadata::{Announcer, AnnouncerConfig, Client, ClientConfig, ClientMetrics};
+use crate::metadata::{
+    AnnounceConfig, AnnouncedNode, Announcer, Client, ClientConfig, ClientError, ClientMetrics, ServerAddr,
+};
 use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{LogConfig, MetricsServer};
@@ -113,6 +115,9 @@ impl AgentConfig {
     }
 }
 
+/// How long the end waits for a metadata server to take its last word; the lease runs out by itself.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// The agent could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -128,6 +133,8 @@ pub enum AgentError {
     Transport(#[from] TransportError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Metadata(#[from] ClientError),
     #[error("no address to announce: set `advertise` to the addresses under which peers reach this node")]
     NoAddress,
     #[error("serve metrics on {addr}")]
@@ -157,7 +164,7 @@ impl Agent {
     /// Builds the parts from the bottom up; returns once the node is reachable.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
         let mut registry = Registry::default();
-        let tls = Arc::new(config.node.tls(&config.state_dir)?);
+        let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
         let trust = Trust::load(config.trust.clone(), &config.state_dir)?;
@@ -173,19 +180,24 @@ impl Agent {
         let provider =
             Provider::new(store.clone(), config.provide.clone(), trust.may_serve(), transfer_metrics.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
-        let connections =
-            Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
+        let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);
 
-        let client = Client::new(config.metadata.clone(), tls.clone(), ClientMetrics::register(&mut registry));
+        let client = Client::new(config.metadata.clone(), &tls, ClientMetrics::register(&mut registry))?;
         let endpoints = advertised(&config, endpoint.local_addr())?;
         let announcer = Arc::new(Announcer::spawn(
             client.clone(),
-            AnnouncerConfig::new(node, epoch::next(&config.state_dir)?, endpoints, config.locality.clone()),
+            AnnouncedNode {
+                node,
+                epoch: epoch::next(&config.state_dir)?,
+                endpoints: endpoints.into(),
+                locality: Arc::new(config.locality.clone()),
+            },
+            AnnounceConfig::default(),
             &working,
         ));
         let holdings = Holdings::new(store.clone(), announcer.clone(), provider.clone());
-        working.spawn("announce holdings", holdings.run());
+        working.spawn("announce holdings", holdings.clone().run());
         working.spawn("reload policy", trust.clone().watch());
         verify_after_reboot(&working, &store);
 
@@ -199,6 +211,9 @@ impl Agent {
             store,
             trust,
             announcer: announcer.clone(),
+            servers: config.metadata.servers.clone(),
+            provider: provider.clone(),
+            holdings,
             fetching,
             publisher,
             tasks: working.clone(),
@@ -208,7 +223,8 @@ impl Agent {
         local.spawn_finishing("local API", async move {
             // The listener removes its socket file when the server has ended.
             let _listener = listener;
-            let served = local::server().add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+            let served =
+                local::server().add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
             if let Err(error) = served.await {
                 tracing::error!(%error, "local API ended");
             }
@@ -256,7 +272,7 @@ impl Agent {
         }
         self.provider.idle(left() / 2).await;
         // The last message of this epoch.
-        self.announcer.retire(left() / 2).await;
+        self.announcer.close((left() / 2).min(LAST_WORD)).await;
         self.endpoint.close(StreamCode::Draining, left() / 2).await;
         self.serving.shutdown(left()).await;
         self.working.shutdown(left()).await;
@@ -274,11 +290,18 @@ fn advertised(config: &AgentConfig, bound: SocketAddr) -> Result<Vec<Advertised>
         addrs.push(bound);
     }
     if addrs.is_empty() {
-        let route = config.metadata.servers.iter().find_map(|server| server.route_address());
+        let route = config.metadata.servers.iter().find_map(route_to);
         addrs.extend(route.map(|ip| SocketAddr::new(ip, bound.port())));
     }
     let advertised: Vec<Advertised> = addrs.into_iter().filter_map(|addr| Advertised::new(addr).ok()).collect();
     if advertised.is_empty() { Err(AgentError::NoAddress) } else { Ok(advertised) }
+}
+
+/// This node's address on the way to a server. Nothing is sent.
+fn route_to(server: &ServerAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
+    socket.connect((server.host(), server.port())).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 /// After a reboot the store hashes every chunk once; until then each is hashed when it is read.
@@ -294,7 +317,9 @@ fn verify_after_reboot(tasks: &Tasks, store: &Store) {
             false => std::ops::ControlFlow::Continue(()),
         };
         match tokio::task::spawn_blocking(move || store.verify(None, &mut go_on)).await {
-            Ok(Ok(report)) => tracing::info!(chunks = report.checked_chunks, corrupt = report.corrupt.len(), "store verified"),
+            Ok(Ok(report)) => {
+                tracing::info!(chunks = report.checked_chunks, corrupt = report.corrupt.len(), "store verified")
+            }
             Ok(Err(error)) => tracing::warn!(%error, "verify store"),
             Err(_) => {}
         }

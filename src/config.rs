@@ -4,7 +4,7 @@
 //! as plain text if that fails. Unknown keys are refused with the place where they were found.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use toml::{Table, Value};
 
 use crate::agent::MetricsSection;
 use crate::identity::NodeConfig;
-use crate::metadata::ServerConfig;
+use crate::metadata;
+use crate::metadata::registry::Config as Limits;
+
 use crate::telemetry::LogConfig;
 
 const PREFIX: &str = "WARMD_";
@@ -50,7 +52,7 @@ pub struct MetadataConfig {
     #[serde(with = "humantime_serde")]
     pub drain_deadline: Duration,
     pub node: NodeConfig,
-    pub server: ServerConfig,
+    pub server: ServerSection,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -61,7 +63,7 @@ impl Default for MetadataConfig {
             state_dir: PathBuf::from("/var/lib/warmd-metadata"),
             drain_deadline: Duration::from_secs(10),
             node: NodeConfig::default(),
-            server: ServerConfig::default(),
+            server: ServerSection::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }
@@ -69,15 +71,42 @@ impl Default for MetadataConfig {
 }
 
 impl MetadataConfig {
-    /// The server's part, with its database in the state directory unless it is elsewhere.
-    pub fn server_config(&self) -> ServerConfig {
-        let data = self.server.data.clone().unwrap_or_else(|| self.state_dir.join("metadata.redb"));
-        ServerConfig { data: Some(data), ..self.server.clone() }
+    pub fn server_config(&self) -> metadata::Config {
+        let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections } = self.server.clone();
+        let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
+        let data = Some(data.unwrap_or_else(|| self.state_dir.clone()));
+        metadata::Config { data, registry, max_connections, ..metadata::Config::new(listen) }
     }
+}
 
-    pub fn listening(mut self, addr: SocketAddr) -> Self {
-        self.server.listen = addr;
-        self
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSection {
+    /// TCP address that agents reach the server at.
+    pub listen: SocketAddr,
+    /// Directory of the database that bridges a restart. Absent: the state directory.
+    pub data: Option<PathBuf>,
+    /// How often nodes renew their leases.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// How long a node is offered without renewing.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long a node that is gone is remembered.
+    #[serde(with = "humantime_serde")]
+    pub forget: Duration,
+    pub max_nodes: usize,
+    pub max_connections: usize,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        let limits = Limits::default();
+        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4781));
+        let max_connections = metadata::Config::new(listen).max_connections;
+        let Limits { heartbeat, lease, forget, max_nodes, .. } = limits;
+        Self { listen, data: None, heartbeat, lease, forget, max_nodes, max_connections }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -13,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::fetching::{Failed, Fetching, Flight, Wanted};
+use super::holdings::Holdings;
 use super::publish::{PublishError, Publisher};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
@@ -20,10 +22,11 @@ use crate::digest::IdentityId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::local;
-use crate::metadata::Announcer;
+use crate::metadata::{Announcer, ServerAddr};
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
 use crate::store::{Held, Store, StoreError};
+use crate::transfer::Provider;
 
 mod archive;
 
@@ -34,6 +37,9 @@ const QUEUE: usize = 16;
 const CHUNKS_QUEUED: usize = 4;
 
 const MAX_PAGE: usize = 1000;
+
+/// How long a publish waits for a metadata server to know of it.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Events<T> = ReceiverStream<Result<T, Status>>;
 
@@ -46,6 +52,9 @@ pub(super) struct Parts {
     pub(super) store: Store,
     pub(super) trust: Arc<Trust>,
     pub(super) announcer: Arc<Announcer>,
+    pub(super) servers: Vec<ServerAddr>,
+    pub(super) provider: Arc<Provider>,
+    pub(super) holdings: Arc<Holdings>,
     pub(super) fetching: Arc<Fetching>,
     pub(super) publisher: Publisher,
     pub(super) tasks: Arc<Tasks>,
@@ -79,14 +88,11 @@ impl Agent for Control {
     type VerifyStream = Events<pb::VerifyEvent>;
     type ExportStream = Events<pb::ArchiveBytes>;
 
-    async fn publish(
-        &self,
-        request: Request<pb::PublishRequest>,
-    ) -> Result<Response<Self::PublishStream>, Status> {
+    async fn publish(&self, request: Request<pb::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
         may_read(&request)?;
         let publication = convert::publication(request.into_inner())?;
         Ok(self.stream("publish", QUEUE, move |parts, events| async move {
-            let worker = events.clone();
+            let (worker, publishing) = (events.clone(), parts.clone());
             let published = tokio::task::spawn_blocking(move || {
                 let read = AtomicU64::new(0);
                 let progress = |bytes| {
@@ -94,10 +100,14 @@ impl Agent for Control {
                     // A full queue drops a report of progress, nothing else.
                     let _ = worker.try_send(Ok(convert::reading(read, 0)));
                 };
-                parts.publisher.publish(publication, &progress)
+                publishing.publisher.publish(publication, &progress)
             });
             let event = match published.await {
-                Ok(Ok(published)) => Ok(convert::published(published)),
+                Ok(Ok(published)) => {
+                    // Who asks right afterwards finds it.
+                    parts.holdings.settle(ANNOUNCE_TIMEOUT).await;
+                    Ok(convert::published(published))
+                }
                 Ok(Err(error)) => Err(publish_status(&error)),
                 Err(_) => Err(Status::internal("the publishing thread panicked")),
             };
@@ -156,9 +166,9 @@ impl Agent for Control {
         Ok(Response::new(pb::StatusReply {
             node: parts.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: parts.announcer.state().to_string(),
+            state: if parts.provider.is_draining() { "draining" } else { "ready" }.to_owned(),
             endpoints: vec![parts.addr.to_string()],
-            metadata_server: parts.announcer.server(),
+            metadata_server: parts.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             metadata_connected: parts.announcer.is_connected(),
             artifacts: u32::try_from(artifacts).unwrap_or(u32::MAX),
             store_bytes,
@@ -245,16 +255,14 @@ impl Agent for Control {
         Ok(self.stream("export", QUEUE, move |parts, bytes| archive::export(parts, held, bytes)))
     }
 
-    async fn import(
-        &self,
-        request: Request<Streaming<pb::ArchiveBytes>>,
-    ) -> Result<Response<pb::ImportReply>, Status> {
+    async fn import(&self, request: Request<Streaming<pb::ArchiveBytes>>) -> Result<Response<pb::ImportReply>, Status> {
         let policy = self.0.trust.policy().ok_or_else(|| {
             Status::failed_precondition("this agent has no trust policy (`trust.policy`): it imports nothing")
         })?;
         let admit = move |envelope| SignedManifest::admit(envelope, &policy, UnixTime::now());
-        let admitted = archive::import(self.0.store.clone(), request.into_inner(), admit).await?;
-        Ok(Response::new(convert::imported(&admitted)))
+        let id = archive::import(self.0.store.clone(), request.into_inner(), admit).await?;
+        let artifact = self.0.store.get(&id).ok_or_else(|| no_artifact(&id))?;
+        Ok(Response::new(pb::ImportReply { info: Some(convert::info(&artifact)) }))
     }
 }
 
@@ -262,7 +270,8 @@ impl Agent for Control {
 fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
     use std::os::unix::fs::MetadataExt;
     let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    let caller = caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
+    let caller =
+        caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
     if caller == 0 || caller == rustix::process::geteuid().as_raw() {
         return Ok(());
     }

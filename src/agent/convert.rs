@@ -35,8 +35,7 @@ pub(super) fn publication(request: pb::PublishRequest) -> Result<Publication, St
     let facts: BTreeMap<String, String> = request.facts.into_iter().collect();
     let identity = SourceIdentity::new(family, facts).map_err(|error| invalid(&error))?;
     let class: TrustClass = request.trust_class.parse().map_err(|error: String| invalid(&error))?;
-    let expires =
-        (request.expires_in_s > 0).then(|| UnixTime::now().after(Duration::from_secs(request.expires_in_s)));
+    let expires = (request.expires_in_s > 0).then(|| UnixTime::now().after(Duration::from_secs(request.expires_in_s)));
     Ok(Publication {
         directory,
         identity,
@@ -173,15 +172,6 @@ pub(super) fn swept(swept: &Swept) -> pb::GcReply {
         abandoned: swept.abandoned.iter().map(id_bytes).collect(),
         evicted: swept.evicted.iter().map(id_bytes).collect(),
         freed_bytes: swept.freed_bytes,
-    }
-}
-
-pub(super) fn imported(admitted: &Admitted) -> pb::ImportReply {
-    pb::ImportReply {
-        artifact_id: id_bytes(&admitted.id()),
-        size: admitted.manifest().size(),
-        files: count(admitted.manifest().files.len()),
-        signers: admitted.signers().to_vec(),
     }
 }
 

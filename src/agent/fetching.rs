@@ -104,7 +104,7 @@ impl Fetching {
             exclude: vec![self.node],
         };
         let local = self.local_offers(identity);
-        let offers = match self.client.lookup(lookup).await {
+        let offers = match self.client.lookup(&lookup).await {
             Ok(found) => found.offers,
             // What is here can be installed without anybody's help.
             Err(error) if local.is_empty() => return Err(unreachable(&error)),
@@ -115,7 +115,8 @@ impl Fetching {
         };
         let mut by_subject: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
         for offer in local.into_iter().chain(offers) {
-            if offer.artifact.identity == identity && subject.is_none_or(|subject| *offer.artifact.subject == *subject) {
+            if offer.artifact.identity == identity && subject.is_none_or(|subject| *offer.artifact.subject == *subject)
+            {
                 by_subject.entry(offer.artifact.subject.to_string()).or_default().push(offer);
             }
         }
@@ -165,7 +166,10 @@ impl Fetching {
             None => self.manifest(id, &sources).await?,
         };
         if admitted.manifest().identity.id() != offer.artifact.identity {
-            return Err(Failed::new("untrusted", format!("artifact {} is of another identity than announced", id.short())));
+            return Err(Failed::new(
+                "untrusted",
+                format!("artifact {} is of another identity than announced", id.short()),
+            ));
         }
         let flight = self.fly(&admitted, sources);
         Ok(Coming { admitted, flight })
@@ -273,7 +277,7 @@ impl Fetching {
             async move {
                 let lookup =
                     Lookup { identities: vec![identity], want: Some(WANT), near: near.clone(), exclude: vec![node] };
-                let offers = client.lookup(lookup).await.map(|found| found.offers).unwrap_or_default();
+                let offers = client.lookup(&lookup).await.map(|found| found.offers).unwrap_or_default();
                 let holders = offers.into_iter().filter(|offer| offer.artifact.artifact == id).flat_map(|o| o.holders);
                 holders.map(|holder| source(&holder, &near, chunks)).collect()
             }
@@ -343,7 +347,9 @@ fn failed(error: &transfer::FetchError) -> Failed {
     let class = match error {
         transfer::FetchError::NoHolder(_) => "none-found",
         transfer::FetchError::Store(error) if error.is_no_space() => "no-space",
-        transfer::FetchError::Store(_) | transfer::FetchError::Deadline { .. } => "transient",
+        transfer::FetchError::Store(_) | transfer::FetchError::Thread(_) | transfer::FetchError::Deadline { .. } => {
+            "transient"
+        }
     };
     Failed::new(class, error.to_string())
 }

@@ -1,7 +1,7 @@
 //! Tells the metadata server what the store holds: compares the store with what was told, and tells the difference.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::digest::ArtifactId;
@@ -21,15 +21,15 @@ pub(super) struct Holdings {
     announcer: Arc<Announcer>,
     provider: Arc<Provider>,
     /// Chunks held of each artifact, as told.
-    told: HashMap<ArtifactId, u32>,
+    told: Mutex<HashMap<ArtifactId, u32>>,
 }
 
 impl Holdings {
-    pub(super) fn new(store: Store, announcer: Arc<Announcer>, provider: Arc<Provider>) -> Self {
-        Self { store, announcer, provider, told: HashMap::new() }
+    pub(super) fn new(store: Store, announcer: Arc<Announcer>, provider: Arc<Provider>) -> Arc<Self> {
+        Arc::new(Self { store, announcer, provider, told: Mutex::default() })
     }
 
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
         loop {
             let fetching = self.tell();
@@ -40,27 +40,37 @@ impl Holdings {
         }
     }
 
+    /// Tells at once what there is to tell, and waits until a server has taken it.
+    pub(super) async fn settle(&self, deadline: Duration) {
+        self.tell();
+        if !self.announcer.settled(deadline).await {
+            tracing::warn!("no metadata server took the announcement yet; it is sent again until one does");
+        }
+    }
+
     /// True while an artifact is partial.
-    fn tell(&mut self) -> bool {
+    fn tell(&self) -> bool {
         let (uploads, upload_slots) = self.provider.load();
         self.announcer.set_load(Load { uploads, upload_slots });
-        let artifacts = self.store.list();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone: HashMap<ArtifactId, u32> = std::mem::take(&mut *told);
         let mut fetching = false;
-        let mut gone: Vec<ArtifactId> = self.told.keys().copied().collect();
-        for artifact in &artifacts {
+        for artifact in self.store.list() {
             fetching |= artifact.state() == State::Partial;
-            gone.retain(|id| *id != artifact.id());
             let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
-            let empty = held == 0 && artifact.state() == State::Partial;
-            if !empty && self.told.get(&artifact.id()) != Some(&held) {
-                self.told.insert(artifact.id(), held);
-                self.announcer.hold(Held { artifact: Arc::new(summary(artifact)), chunks_held: held });
+            if held == 0 && artifact.state() == State::Partial {
+                continue;
+            }
+            let before = gone.remove(&artifact.id());
+            told.insert(artifact.id(), held);
+            if before != Some(held) {
+                let told = self.announcer.hold(Held { artifact: Arc::new(summary(&artifact)), chunks_held: held });
+                if let Err(error) = told {
+                    tracing::warn!(artifact = %artifact.id(), %error, "not announced");
+                }
             }
         }
-        for id in gone {
-            self.told.remove(&id);
-            self.announcer.drop_artifact(id);
-        }
+        gone.into_keys().for_each(|id| self.announcer.drop_artifact(id));
         fetching
     }
 }

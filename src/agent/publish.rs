@@ -101,9 +101,8 @@ impl Publisher {
     fn published(&self, artifact: &Artifact, reused: u64, unchanged: bool, skipped: Vec<String>) -> Published {
         let manifest = artifact.manifest();
         let policy = self.trust.policy();
-        let judged = policy.map(|policy| {
-            SignedManifest::admit(artifact.signed().envelope().clone(), &policy, UnixTime::now())
-        });
+        let judged =
+            policy.map(|policy| SignedManifest::admit(artifact.signed().envelope().clone(), &policy, UnixTime::now()));
         let warning = match judged {
             None => Some("this node has no trust policy: it would install nothing itself".to_owned()),
             Some(Err(error)) => Some(format!("this node's own trust policy would refuse it: {error}")),

@@ -74,7 +74,11 @@ impl Status {
             policy_version: status.policy_version,
             signers: status.signers,
         };
-        if self.json { output::json(&report)? } else { report.show()? }
+        if self.json {
+            output::json(&report)?
+        } else {
+            report.show()?
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -252,7 +256,11 @@ impl Inspect {
         let signed = SignedManifest::decode_unverified(reply.envelope)?;
         let info = reply.info.as_ref().context("the agent left out what it knows of the artifact")?;
         let inspection = inspection(&signed, Info::try_from(info)?);
-        if self.json { output::json(&inspection)? } else { inspection.show(self.files)? }
+        if self.json {
+            output::json(&inspection)?
+        } else {
+            inspection.show(self.files)?
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -283,7 +291,12 @@ impl Inspection {
     fn show(&self, files: bool) -> anyhow::Result<()> {
         let info = &self.info;
         let chunks = format!("{} of {} chunks here", info.chunks_held, info.chunks);
-        let size = format!("{} files, {}; {} on the wire", info.files, output::bytes(info.bytes), output::bytes(info.wire_bytes));
+        let size = format!(
+            "{} files, {}; {} on the wire",
+            info.files,
+            output::bytes(info.bytes),
+            output::bytes(info.wire_bytes)
+        );
         let expires = self.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string());
         let mut rows = vec![
             ("artifact", info.artifact.to_string()),
@@ -375,7 +388,8 @@ async fn stored(client: &Client, id: Option<ArtifactId>) -> anyhow::Result<Verif
         match event.event {
             Some(verify_event::Event::Progress(now)) => progress.bytes("verifying", now.bytes, now.bytes_total),
             Some(verify_event::Event::Report(report)) => {
-                let digests = |all: &[bytes::Bytes]| all.iter().map(|d| Digest::try_from(&d[..])).collect::<Result<_, _>>();
+                let digests =
+                    |all: &[bytes::Bytes]| all.iter().map(|d| Digest::try_from(&d[..])).collect::<Result<_, _>>();
                 let incomplete = report.incomplete_artifacts.iter().map(|id| ArtifactId::try_from(&id[..]));
                 return Ok(VerifyReport {
                     whole: report.corrupt.is_empty() && report.missing.is_empty(),
@@ -400,7 +414,12 @@ async fn installed(envelope: bytes::Bytes, root: PathBuf, json: bool) -> anyhow:
     .await??;
     let whole = report.is_whole();
     if json {
-        output::json(&report)?;
+        let paths = |paths: &[crate::artifact::RelPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (missing, different) = (paths(&report.missing), paths(&report.different));
+        let (files, bytes) = (report.files, report.bytes);
+        output::json(
+            &serde_json::json!({ "whole": whole, "files": files, "bytes": bytes, "missing": missing, "different": different }),
+        )?;
     } else if whole {
         output::line("whole: every file is as it was signed")?;
     } else {
@@ -507,13 +526,9 @@ impl Import {
         // The agent's answer says more than the broken stream that follows from it.
         let imported = imported?;
         sent?;
-        output::line(ArtifactId::try_from(&imported.artifact_id[..])?.to_string())?;
-        output::note(format!(
-            "imported {} files, {}, signed by {}",
-            imported.files,
-            output::bytes(imported.size),
-            imported.signers.join(", ")
-        ));
+        let info = Info::try_from(imported.info.as_ref().context("the agent left out what it imported")?)?;
+        output::line(info.artifact.to_string())?;
+        output::note(format!("imported {} files, {}", info.files, output::bytes(info.bytes)));
         Ok(ExitCode::SUCCESS)
     }
 }

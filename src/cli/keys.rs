@@ -64,7 +64,10 @@ impl Keys {
                 let key = PrivateKey::generate()?;
                 key.save_new(&file)?;
                 output::line(key.public().to_string())?;
-                output::note(format!("Next: let nodes trust it, for example with `warmd policy init policy.toml --signer NAME={}`.", key.public()));
+                output::note(format!(
+                    "Next: let nodes trust it, for example with `warmd policy init policy.toml --signer NAME={}`.",
+                    key.public()
+                ));
             }
             Self::Show { files } => {
                 for file in files {

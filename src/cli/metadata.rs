@@ -10,9 +10,9 @@ use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
 use crate::config::{self, MetadataConfig};
+use crate::lifecycle;
 use crate::metadata::Server;
 use crate::telemetry::{self, MetricsServer};
-use crate::lifecycle;
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -54,9 +54,11 @@ impl Metadata {
 async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::default();
     let tls = config.node.tls(&config.state_dir)?;
-    let server = Server::bind(config.server_config(), tls, &mut registry).await?;
+    let server = Server::bind(config.server_config(), &tls, &mut registry).await?;
     let metrics = match config.metrics.listen {
-        Some(addr) => Some(MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?),
+        Some(addr) => Some(
+            MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?,
+        ),
         None => None,
     };
     tracing::info!(addr = %server.addr(), "metadata server ready");

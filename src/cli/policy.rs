@@ -12,7 +12,9 @@ use serde::Serialize;
 use super::{Socket, output};
 use crate::artifact::{MAX_ENVELOPE, ManifestError, SignedManifest};
 use crate::digest::ArtifactId;
-use crate::identity::{Envelope, POLICY_TYPE, Policy as TrustPolicy, PrivateKey, PublicKey, TrustClass, TrustConfig, UnixTime};
+use crate::identity::{
+    Envelope, POLICY_TYPE, Policy as TrustPolicy, PrivateKey, PublicKey, TrustClass, TrustConfig, UnixTime,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
@@ -173,7 +175,12 @@ fn sign(file: &Path, key: &Path, out: &Path) -> anyhow::Result<()> {
     };
     crate::durable::replace(out, envelope.to_json().as_bytes(), 0o644)
         .with_context(|| format!("write {}", out.display()))?;
-    output::line(format!("version {} signed by {} ({} signatures)", policy.version, key.public(), envelope.key_ids().count()))
+    output::line(format!(
+        "version {} signed by {} ({} signatures)",
+        policy.version,
+        key.public(),
+        envelope.key_ids().count()
+    ))
 }
 
 async fn envelope(artifact: Option<ArtifactId>, manifest: Option<&Path>, socket: &Socket) -> anyhow::Result<Bytes> {

@@ -53,17 +53,22 @@ struct Row {
 
 impl Quickstart {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let work = tempfile::Builder::new().prefix("warmd-quickstart-").tempdir().context("make a temporary directory")?;
+        let work =
+            tempfile::Builder::new().prefix("warmd-quickstart-").tempdir().context("make a temporary directory")?;
         let directories = if self.directories.is_empty() {
             let sample = work.path().join("sample");
             sample::make(&sample).context("make the sample tree")?;
             vec![sample]
         } else {
-            self.directories.iter().map(|directory| directory.canonicalize().with_context(|| format!("read {}", directory.display()))).collect::<Result<_, _>>()?
+            self.directories
+                .iter()
+                .map(|directory| directory.canonicalize().with_context(|| format!("read {}", directory.display())))
+                .collect::<Result<_, _>>()?
         };
         let into = match &self.into {
             Some(into) => {
-                std::fs::create_dir(into).with_context(|| format!("make {}: --into wants a new directory", into.display()))?;
+                std::fs::create_dir(into)
+                    .with_context(|| format!("make {}: --into wants a new directory", into.display()))?;
                 into.canonicalize()?
             }
             None => work.path().join("installed"),
@@ -100,7 +105,10 @@ fn show(rows: &[Row], started: f64, kept: bool) -> anyhow::Result<()> {
             vec!["over the wire".into(), format!("{} from {} holder", output::bytes(row.wire_bytes), row.holders)],
             vec!["publish".into(), format!("{}  hash, pack, compress, sign", output::seconds(row.publish_seconds))],
             vec!["lookup".into(), output::seconds(row.lookup_seconds)],
-            vec!["fetch".into(), format!("{}  verify each chunk, install as it arrives", output::seconds(row.fetch_seconds))],
+            vec![
+                "fetch".into(),
+                format!("{}  verify each chunk, install as it arrives", output::seconds(row.fetch_seconds)),
+            ],
             vec!["install".into(), format!("{}  verify, sync, rename", output::seconds(row.install_seconds))],
             vec!["rate".into(), format!("{} of content, from lookup to installed", output::rate(row.bytes, pulled))],
             vec!["compared".into(), if row.identical { "identical".into() } else { "DIFFERENT".to_owned() }],
@@ -132,9 +140,10 @@ impl Cluster {
         let trusted = [("quickstart".to_owned(), signer.public())];
         policy::init(&at("policy.toml"), &trusted, &["*".to_owned()], TrustClass::HostCode, year)?;
 
-        let metadata = MetadataConfig { state_dir: at("metadata"), ..Default::default() }.listening("127.0.0.1:0".parse()?);
-        let server =
-            Server::bind(metadata.server_config(), metadata.node.tls(&metadata.state_dir)?, &mut Registry::default()).await?;
+        let mut metadata = MetadataConfig { state_dir: at("metadata"), ..Default::default() };
+        metadata.server.listen = ([127, 0, 0, 1], 0).into();
+        let tls = metadata.node.tls(&metadata.state_dir)?;
+        let server = Server::bind(metadata.server_config(), &tls, &mut Registry::default()).await?;
         let agent = |name: &str, signer: Option<PathBuf>| {
             let mut config = AgentConfig {
                 state_dir: at(name),
@@ -164,15 +173,18 @@ impl Cluster {
 
         let client = Client::connect(self.to.socket()).await?;
         let policy = TrustConfig { policy: Some(self.policy.clone()), ..Default::default() }.load(None)?;
-        let report = warm::run(&client, Job {
-            identity,
-            subject: Some(subject.to_owned()),
-            into: target.to_owned(),
-            policy: Arc::new(policy.context("no policy")?),
-            budget: Duration::from_secs(600),
-            limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
-            ignore_markers: true,
-        })
+        let report = warm::run(
+            &client,
+            Job {
+                identity,
+                subject: Some(subject.to_owned()),
+                into: target.to_owned(),
+                policy: Arc::new(policy.context("no policy")?),
+                budget: Duration::from_secs(600),
+                limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
+                ignore_markers: true,
+            },
+        )
         .await?;
         if let Verdict::Nothing { detail, .. } = &report.verdict {
             anyhow::bail!("nothing was installed: {detail}");

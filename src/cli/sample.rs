@@ -9,8 +9,22 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 const WORDS: [&str; 16] = [
-    "ld.global.b32", "st.shared.v4", "mma.sync.aligned", "triton_poi_fused", "tl.load", "tl.store", "BLOCK_SIZE",
-    "num_warps=8", "mask=xmask", "%rd", "%f", "@p1 bra", "cvt.rn.bf16", "ttg.convert_layout", "tensor<64x128xbf16>", "loc",
+    "ld.global.b32",
+    "st.shared.v4",
+    "mma.sync.aligned",
+    "triton_poi_fused",
+    "tl.load",
+    "tl.store",
+    "BLOCK_SIZE",
+    "num_warps=8",
+    "mask=xmask",
+    "%rd",
+    "%f",
+    "@p1 bra",
+    "cvt.rn.bf16",
+    "ttg.convert_layout",
+    "tensor<64x128xbf16>",
+    "loc",
 ];
 
 /// About 1,000 files and 40 MB, always the same.
@@ -38,7 +52,11 @@ pub(super) fn make(root: &Path) -> io::Result<()> {
         }
         file(root, &format!("flashinfer/90a/cached_ops/{op}/{op}.so"), &mixed(&mut rng, 4_000_000))?;
     }
-    file(root, "modelinfos/vllm-model_executor-models-llama-LlamaForCausalLM.json", br#"{"is_text_generation_model":true}"#)
+    file(
+        root,
+        "modelinfos/vllm-model_executor-models-llama-LlamaForCausalLM.json",
+        br#"{"is_text_generation_model":true}"#,
+    )
 }
 
 fn file(root: &Path, path: &str, content: &[u8]) -> io::Result<()> {

@@ -11,7 +11,8 @@ use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::ArtifactId;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, ChunkData, EvictRequest, ExportRequest, GcReply, GcRequest, ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, PublishEvent, PublishRequest, ReadChunksRequest,
+    ArchiveBytes, ChunkData, EvictRequest, ExportRequest, GcReply, GcRequest, ImportReply, InspectReply,
+    InspectRequest, ListArtifactsReply, ListArtifactsRequest, PublishEvent, PublishRequest, ReadChunksRequest,
     StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 

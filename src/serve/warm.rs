@@ -70,7 +70,10 @@ pub enum Verdict {
     /// Another process installed the same identity while this one waited for the lock.
     Shared,
     /// Nothing was installed: the reason, and when to try again.
-    Nothing { class: NegativeClass, detail: String },
+    Nothing {
+        class: NegativeClass,
+        detail: String,
+    },
 }
 
 /// What came of a job.
@@ -239,7 +242,11 @@ impl Attempt<'_> {
         }
     }
 
-    async fn bring(&mut self, lock: &Arc<InstallLock>, found: &mut Option<Instant>) -> Result<Vec<ArtifactReport>, Failure> {
+    async fn bring(
+        &mut self,
+        lock: &Arc<InstallLock>,
+        found: &mut Option<Instant>,
+    ) -> Result<Vec<ArtifactReport>, Failure> {
         (self.tell)(Step::Looking);
         let request = WarmRequest {
             identity: Bytes::copy_from_slice(self.job.identity.id().as_bytes()),
@@ -249,7 +256,14 @@ impl Attempt<'_> {
             budget_ms: u64::try_from(self.deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0),
         };
         let mut events = self.client.warm(request).await?;
-        let mut work = Works { attempt: self, lock, running: JoinSet::new(), handles: HashMap::new(), reports: Vec::new(), failure: None };
+        let mut work = Works {
+            attempt: self,
+            lock,
+            running: JoinSet::new(),
+            handles: HashMap::new(),
+            reports: Vec::new(),
+            failure: None,
+        };
         while let Some(event) = next(&mut events).await? {
             match event {
                 warm_event::Event::Offer(_) => *found = Some(Instant::now()),
@@ -363,10 +377,8 @@ impl Works<'_, '_> {
     }
 
     fn done(&mut self, done: WarmDone) -> Result<(), Failure> {
-        let failed = (!done.failure.is_empty()).then(|| Failure {
-            class: class_named(&done.failure_class),
-            detail: done.failure.clone(),
-        });
+        let failed = (!done.failure.is_empty())
+            .then(|| Failure { class: class_named(&done.failure_class), detail: done.failure.clone() });
         let Ok(id) = ArtifactId::try_from(&done.artifact_id[..]) else {
             // Of the whole attempt.
             return failed.map_or(Ok(()), Err);

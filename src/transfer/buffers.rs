@@ -12,7 +12,7 @@ const MAX_IDLE: usize = 32 * 1024 * 1024;
 
 /// Shared by all transfers of a node.
 #[derive(Debug, Clone, Default)]
-pub struct Buffers(Arc<Mutex<Idle>>);
+pub(super) struct Buffers(Arc<Mutex<Idle>>);
 
 #[derive(Debug, Default)]
 struct Idle {
@@ -22,7 +22,7 @@ struct Idle {
 
 /// A buffer of the asked length; goes back when dropped. Its content is whatever it was last used for.
 #[derive(Debug)]
-pub struct Buffer {
+pub(super) struct Buffer {
     bytes: Vec<u8>,
     len: usize,
     home: Buffers,
@@ -30,7 +30,7 @@ pub struct Buffer {
 
 impl Buffers {
     /// `len` is at most 4 MiB; a longer one is allocated and not kept.
-    pub fn take(&self, len: usize) -> Buffer {
+    pub(super) fn take(&self, len: usize) -> Buffer {
         let class = class_of(len);
         let idle = {
             let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);

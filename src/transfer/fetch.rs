@@ -17,12 +17,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::buffers::Buffers;
 use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
-use super::plan::{Action, Failure, Have, Locality, Plan, PlanConfig, RequestId, Stuck};
+use super::plan::{Action, Failure, Have, Locality, Plan, PlanConfig, RequestId};
 use super::request::{Event, Peer, Shared};
 use crate::artifact::{Admitted, Manifest};
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
-use crate::store::{Artifact, Store, StoreError};
+use crate::store::{Held, Store, StoreError};
 
 /// A holder that does not answer with the manifest within this time gets company.
 const HEDGE_AFTER: Duration = Duration::from_millis(300);
@@ -79,6 +79,8 @@ pub enum FetchError {
     Deadline { bytes: u64, bytes_total: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the store's thread: {0}")]
+    Thread(#[source] tokio::task::JoinError),
 }
 
 /// The fetching half of a node.
@@ -124,7 +126,9 @@ impl Fetcher {
             tokio::select! {
                 answer = asking.next() => match answer {
                     Some(Ok(Ok(envelope))) if accept(envelope.clone()) => return Ok(()),
-                    Some(Ok(Ok(_))) => self.metrics.bad_manifests.inc().into_unit(),
+                    Some(Ok(Ok(_))) => {
+                        self.metrics.bad_manifests.inc();
+                    }
                     Some(_) => {}
                     None => return Err(FetchError::NoHolder(artifact)),
                 },
@@ -149,8 +153,8 @@ impl Fetcher {
             Ok(_) => FetchOutcome::Complete,
             Err(FetchError::NoHolder(_)) => FetchOutcome::NoHolder,
             Err(FetchError::Deadline { .. }) => FetchOutcome::Deadline,
-            Err(FetchError::Store(StoreError::NoSpace { .. })) => FetchOutcome::NoSpace,
-            Err(FetchError::Store(_)) => FetchOutcome::Failed,
+            Err(FetchError::Store(error)) if error.is_no_space() => FetchOutcome::NoSpace,
+            Err(FetchError::Store(_) | FetchError::Thread(_)) => FetchOutcome::Failed,
         };
         self.metrics.fetches.get_or_create(&FetchLabel { outcome }).inc();
         self.metrics.fetch_seconds.observe(started.elapsed().as_secs_f64());
@@ -168,10 +172,11 @@ impl Fetcher {
     ) -> Result<Fetched, FetchError> {
         let id = admitted.id();
         let store = self.store.clone();
-        let artifact = blocking(move || store.begin(admitted.into_signed())).await?;
+        // Held, so that it is not evicted while it is fetched.
+        let held = blocking(move || store.begin(admitted)).await?;
         let (events, incoming) = mpsc::channel(EVENTS);
         let shared = self.shared(id, traceparent, events);
-        let mut driver = Driver::new(self, artifact, shared, find, progress);
+        let mut driver = Driver::new(self, held, shared, find, progress);
         sources.into_iter().for_each(|source| driver.add(source));
         let fetched = driver.drive(incoming, deadline).await?;
         let store = self.store.clone();
@@ -195,16 +200,16 @@ impl Fetcher {
 /// Runs store work where it may block. A panic there is reported as a failed thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
+) -> Result<T, FetchError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(StoreError::from(std::io::Error::other(error))),
+        Ok(result) => Ok(result?),
+        Err(error) => Err(FetchError::Thread(error)),
     }
 }
 
 struct Driver<'f> {
     fetcher: &'f Fetcher,
-    artifact: Arc<Artifact>,
+    artifact: Held,
     shared: Arc<Shared>,
     plan: Plan,
     peers: HashMap<NodeId, Peer>,
@@ -222,7 +227,7 @@ struct Driver<'f> {
 impl<'f> Driver<'f> {
     fn new(
         fetcher: &'f Fetcher,
-        artifact: Arc<Artifact>,
+        artifact: Held,
         shared: Arc<Shared>,
         find: Find,
         progress: &'f watch::Sender<Progress>,
@@ -232,7 +237,7 @@ impl<'f> Driver<'f> {
         let have = artifact.have();
         let lens: Vec<u32> = manifest.chunks.iter().map(|chunk| chunk.encoded_len).collect();
         let reused_bytes = have.ones().map(|index| u64::from(lens[index])).sum();
-        let plan = Plan::new(fetcher.config.clone(), lens, &have, rand::random(), now);
+        let plan = Plan::new(fetcher.config.clone(), lens, &have, rand::random());
         Self {
             fetcher,
             artifact,
@@ -257,7 +262,9 @@ impl<'f> Driver<'f> {
 
     fn add(&mut self, source: Source) {
         let now = Instant::now();
-        self.plan.add_holder(source.node, source.locality, now);
+        if !self.plan.add_holder(source.node, source.locality, now) {
+            return;
+        }
         if source.complete {
             self.plan.set_have(source.node, Have::All, now);
         }
@@ -306,6 +313,7 @@ impl<'f> Driver<'f> {
                     if let Some((_, handle)) = self.handles.remove(&request) {
                         handle.abort();
                     }
+                    self.plan.on_failed(request, Failure::Reset, Instant::now());
                 }
                 Action::AskHave { node } => {
                     if let Some(peer) = self.peers.get(&node) {
@@ -351,11 +359,11 @@ impl<'f> Driver<'f> {
                 self.handles.remove(&id);
                 self.plan.on_failed(id, failure, now);
             }
-            Event::Have(node, Some(answer)) => {
+            Event::Have(node, answer) => {
                 let have = if answer.have.is_full() { Have::All } else { Have::Some(answer.have) };
                 self.plan.set_have(node, have, now);
             }
-            Event::Have(node, None) => self.plan.have_failed(node, now),
+            Event::NoHave(node, failure) => self.plan.on_have_failed(node, failure, now),
         }
         Ok(())
     }
@@ -381,7 +389,7 @@ impl<'f> Driver<'f> {
         if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + FIND_EVERY) {
             let fresh = now < self.found_at + FIND_EVERY;
             match stuck {
-                Some(Stuck::NoHolder | Stuck::Incomplete) if fresh && self.handles.is_empty() => {
+                Some(_) if fresh && self.handles.is_empty() => {
                     return Err(FetchError::NoHolder(self.shared.artifact));
                 }
                 _ => self.look_again(),
@@ -401,7 +409,7 @@ impl<'f> Driver<'f> {
         self.progress.send_replace(Progress {
             bytes: progress.bytes_done,
             bytes_total: progress.bytes,
-            holders: progress.holders_active,
+            holders: u32::try_from(progress.holders_active).unwrap_or(u32::MAX),
         });
     }
 }

@@ -87,13 +87,21 @@ impl Metrics {
             received_bytes: part.bytes("transfer_received", "Chunk bytes received and verified."),
             received_chunks: part.counter("transfer_received_chunks", "Chunks received and verified."),
             duplicate_chunks: part.counter("transfer_duplicate_chunks", "Verified chunks that had arrived before."),
-            bad_chunks: part.counter("transfer_bad_chunks", "Chunks whose digest did not match: a lying or broken holder."),
-            bad_manifests: part.counter("transfer_bad_manifests", "Manifests that were malformed or refused by the policy."),
+            bad_chunks: part
+                .counter("transfer_bad_chunks", "Chunks whose digest did not match: a lying or broken holder."),
+            bad_manifests: part
+                .counter("transfer_bad_manifests", "Manifests that were malformed or refused by the policy."),
             fetches: part.family("transfer_fetches", "Fetches of artifacts by outcome."),
             fetch_seconds: part.seconds("transfer_fetch", "Time of a fetch, from plan to sealed.", 0.001, 20),
-            first_byte_seconds: part.seconds("transfer_first_byte", "Time from a request to its first byte.", 0.0001, 18),
+            first_byte_seconds: part.seconds(
+                "transfer_first_byte",
+                "Time from a request to its first byte.",
+                0.0001,
+                18,
+            ),
             connections: part.gauge("transfer_connections", "Open connections with peers, both directions."),
-            handshakes_refused: part.counter("transfer_handshakes_refused", "Connections refused at the TLS handshake."),
+            handshakes_refused: part
+                .counter("transfer_handshakes_refused", "Connections refused at the TLS handshake."),
             path: PathMetrics {
                 rtt_seconds: part.seconds("quic_rtt", "Round-trip time of a connection, once a second.", 0.00001, 20),
                 mtu_bytes: part.gauge("quic_mtu_bytes", "UDP payload size of the connection seen last."),

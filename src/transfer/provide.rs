@@ -22,7 +22,7 @@ use super::metrics::{Metrics, Outcome, OutcomeLabel};
 use super::rate::Bucket;
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
-use crate::identity::NodeId;
+use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head};
 use crate::store::{Artifact, Store};
@@ -108,6 +108,17 @@ impl Provider {
         let slots = self.config.upload_slots.max(1);
         let free = u32::try_from(self.uploads.available_permits()).unwrap_or(u32::MAX);
         (slots.saturating_sub(free), slots)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits until no upload is in progress, at most until `deadline`.
+    pub async fn idle(&self, deadline: Duration) {
+        let all = self.uploads.acquire_many(self.config.upload_slots.max(1));
+        // Those that are still at it then are cut off.
+        let _ = tokio::time::timeout(deadline, all).await;
     }
 
     /// From now on new requests are answered Draining.
@@ -236,12 +247,15 @@ impl Provider {
                 self.metrics.sent_bytes.inc_by(len as u64);
             }
         }
-        self.store.touch(&artifact.signed().id());
+        self.store.touch(artifact, UnixTime::now());
         Ok(())
     }
 
     /// Opens the next chunks on a blocking thread: their pages must be in memory before a network thread touches them.
-    fn open(&self, rest: &mut &[Chunk]) -> Option<impl Future<Output = Result<Vec<Bytes>, crate::store::StoreError>> + use<>> {
+    fn open(
+        &self,
+        rest: &mut &[Chunk],
+    ) -> Option<impl Future<Output = Result<Vec<Bytes>, crate::store::StoreError>> + use<>> {
         let mut bytes = 0;
         let count = rest
             .iter()
@@ -257,8 +271,9 @@ impl Provider {
             return None;
         }
         let (store, now) = (self.store.clone(), now.to_vec());
-        let opened =
-            tokio::task::spawn_blocking(move || now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>());
+        let opened = tokio::task::spawn_blocking(move || {
+            now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>()
+        });
         Some(async move { opened.await.unwrap_or_else(|_| Ok(Vec::new())) })
     }
 

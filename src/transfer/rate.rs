@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Refills at `rate` bytes a second and holds at most a quarter of a second's worth. Debt is allowed, so that one large
 /// chunk passes a small bucket and the next one waits longer.
 #[derive(Debug)]
-pub struct Bucket {
+pub(super) struct Bucket {
     /// Bytes a second.
     rate: f64,
     level: f64,
@@ -14,14 +14,14 @@ pub struct Bucket {
 
 impl Bucket {
     /// `rate` in bytes a second, at least 1.
-    pub fn new(rate: u64, now: Instant) -> Self {
+    pub(super) fn new(rate: u64, now: Instant) -> Self {
         // Rates beyond 2^53 bytes a second are no caps.
         let rate = rate.max(1) as f64;
         Self { rate, level: rate / 4.0, at: now }
     }
 
     /// Takes `bytes` and tells how long to wait before sending them.
-    pub fn take(&mut self, bytes: u64, now: Instant) -> Duration {
+    pub(super) fn take(&mut self, bytes: u64, now: Instant) -> Duration {
         let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
         self.level = (self.level + refill).min(self.rate / 4.0);
         self.at = now;

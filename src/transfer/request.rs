@@ -24,6 +24,9 @@ use crate::transport::{RecvStream, StreamCode, TransportError};
 /// Bytes between two reports of progress within a chunk.
 const REPORT_EVERY: usize = 256 * 1024;
 
+/// A peer that speaks another language is not asked again.
+const MALFORMED: Failure = Failure::Forbidden;
+
 /// What requests tell the driver of a fetch.
 pub(super) enum Event {
     FirstByte(RequestId),
@@ -33,7 +36,8 @@ pub(super) enum Event {
     Store(StoreError),
     Finished(RequestId),
     Failed(RequestId, Failure),
-    Have(NodeId, Option<HaveAnswer>),
+    Have(NodeId, HaveAnswer),
+    NoHave(NodeId, Failure),
 }
 
 /// What every request of a fetch shares.
@@ -70,11 +74,12 @@ impl Shared {
 
     pub(super) async fn have(self: Arc<Self>, peer: Peer) {
         let answer = self.ask(&peer, Request::Have(self.artifact)).await;
-        let have = match answer {
-            Ok((Answer::Have(have), ..)) => Some(have),
-            _ => None,
-        };
-        self.report(Event::Have(peer.node, have)).await;
+        self.report(match answer {
+            Ok((Answer::Have(have), ..)) => Event::Have(peer.node, have),
+            Ok((other, ..)) => Event::NoHave(peer.node, unexpected(&other)),
+            Err(failure) => Event::NoHave(peer.node, failure),
+        })
+        .await;
     }
 
     /// The envelope as the holder has it; nothing about it is verified.
@@ -109,9 +114,9 @@ impl Shared {
             Ok::<_, TransportError>((head, recv))
         };
         let (head, mut recv) = exchange.await.map_err(|error| failure(&error))?;
-        let mut body = vec![0; body_len(head).map_err(|_| Failure::Malformed)?];
+        let mut body = vec![0; body_len(head).map_err(|_| MALFORMED)?];
         recv.read_exact(&mut body).await.map_err(|error| failure(&error))?;
-        let answer = Answer::decode(head, &body).map_err(|_| Failure::Malformed)?;
+        let answer = Answer::decode(head, &body).map_err(|_| MALFORMED)?;
         Ok((answer, (FRAME_HEAD + body.len()) as u64, recv))
     }
 
@@ -136,12 +141,12 @@ impl Shared {
         let mut unreported = 0;
         while !landing.is_complete() {
             let Some((offset, piece)) = recv.read_piece().await.map_err(|error| failure(&error))? else {
-                return Err(Failure::Malformed);
+                return Err(MALFORMED);
             };
             unreported += piece.len();
             let Ok(complete) = landing.place(offset, &piece) else {
                 recv.stop(StreamCode::Malformed);
-                return Err(Failure::Malformed);
+                return Err(MALFORMED);
             };
             for (index, chunk, buffer) in complete {
                 self.verify(id, index, chunk, buffer, verifying);
@@ -187,7 +192,7 @@ fn unexpected(answer: &Answer) -> Failure {
         Answer::Refused(Reason::NotFound) => Failure::NotFound,
         Answer::Refused(Reason::Draining) => Failure::Draining,
         Answer::Refused(Reason::Forbidden) => Failure::Forbidden,
-        _ => Failure::Malformed,
+        _ => MALFORMED,
     }
 }
 

@@ -47,8 +47,11 @@ fn sources() -> BTreeMap<String, Vec<(PathBuf, String)>> {
             if inside.ends_with(".rs") && !["lib", "main"].contains(&module.as_str()) && !is_test {
                 let text = fs::read_to_string(&path).unwrap();
                 let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-                let code: String =
-                    code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+                let code: String = code
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("//"))
+                    .map(|line| format!("{line}\n"))
+                    .collect();
                 modules.entry(module).or_default().push((path, code));
             }
         }

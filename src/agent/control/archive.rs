@@ -9,6 +9,7 @@ use tonic::{Status, Streaming};
 
 use super::{Parts, store_status};
 use crate::artifact::{Admitted, ManifestError};
+use crate::digest::ArtifactId;
 use crate::local;
 use crate::protocol::pb::ArchiveBytes;
 use crate::store::{ArchiveError, Held, Store};
@@ -21,7 +22,7 @@ pub(super) async fn export(parts: Arc<Parts>, held: Held, out: mpsc::Sender<Resu
     let exported = tokio::task::spawn_blocking(move || {
         let mut writer = io::BufWriter::with_capacity(PIECE, Pieces(pieces));
         parts.store.export(&held.id(), &mut writer)?;
-        writer.flush().map_err(ArchiveError::from)
+        writer.flush().map_err(ArchiveError::Write)
     });
     let failed = match exported.await {
         Ok(Ok(())) => return,
@@ -36,14 +37,14 @@ pub(super) async fn import(
     store: Store,
     archive: Streaming<ArchiveBytes>,
     admit: impl Fn(Bytes) -> Result<Admitted, ManifestError> + Send + 'static,
-) -> Result<Admitted, Status> {
+) -> Result<ArtifactId, Status> {
     let runtime = tokio::runtime::Handle::current();
     let imported = tokio::task::spawn_blocking(move || {
         let mut reader = Messages { archive, piece: Bytes::new(), runtime };
         store.import(&mut reader, &admit)
     });
     match imported.await {
-        Ok(Ok(admitted)) => Ok(admitted),
+        Ok(Ok(id)) => Ok(id),
         Ok(Err(error)) => Err(archive_status(&error)),
         Err(_) => Err(Status::internal("the importing thread panicked")),
     }

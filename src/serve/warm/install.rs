@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Failure;
 use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
-use crate::install::{CacheRoot, Installation, InstallError, InstallLock, Installed, Limits, NegativeClass};
+use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
 use crate::local::Client;
 
 /// Chunks between the agent's stream and the writing threads: keeps both busy, bounds memory at 32 MiB.
