@@ -5,5 +5,6 @@ pub mod digest;
 pub mod durable;
 pub mod identity;
 pub mod lifecycle;
+pub mod metadata;
 pub mod protocol;
 pub mod telemetry;

@@ -70,8 +70,8 @@ fn golden_bytes_of_an_announcement() {
         "2a0d31302e302e302e313a34343333".to_owned(), // 5 endpoint "10.0.0.1:4433"
         "3204".to_owned() + "0801" + "1004",         // 6 load: uploads, upload_slots
         "3a06".to_owned() + "0a0172" + "12017a",     // 7 locality: region "r", zone "z"
-        "42a501".to_owned(), // 8 artifact, 165 bytes
-        "0aa001".to_owned(), // 8.1 summary, 160 bytes
+        "42a501".to_owned(),                         // 8 artifact, 165 bytes
+        "0aa001".to_owned(),                         // 8.1 summary, 160 bytes
         golden_summary(),
         "1005".to_owned(), // 8.2 chunks_held
         "4801".to_owned(), // 9 full
@@ -88,7 +88,7 @@ fn golden_bytes_of_a_lookup_reply() {
         "12e701".to_owned(), // 2 offer, 231 bytes
         "0aa001".to_owned(), // 2.1 summary, 160 bytes
         golden_summary(),
-        "1240".to_owned(), // 2.2 holder, 64 bytes
+        "1240".to_owned(),                                           // 2.2 holder, 64 bytes
         format!("0a20{key}"),                                        // 2.2.1 node
         "1212".to_owned() + &HEXLOWER.encode(b"[2001:db8::1]:4433"), // 2.2.2 endpoint
         "1a04".to_owned() + "0801" + "1004",                         // 2.2.3 load
