@@ -150,6 +150,12 @@ impl Server {
         self.addr
     }
 
+    #[cfg(test)]
+    pub(super) fn rejected_handshakes(&self) -> u64 {
+        use super::metrics::RejectLabels;
+        self.directory.metrics.rejects.get_or_create(&RejectLabels { reason: Reject::Handshake }).get()
+    }
+
     /// True if everything ended in good order before the deadline.
     pub async fn shutdown(self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
@@ -221,7 +227,6 @@ async fn handshake(gate: Gate, stream: TcpStream, addr: SocketAddr, slot: tokio:
 }
 
 async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Connection>>, drain: CancellationToken) {
-    let service = pb::metadata_server::MetadataServer::new(Service(directory)).max_decoding_message_size(MAX_MESSAGE);
     let served = tonic::transport::Server::builder()
         .timeout(REQUEST_TIMEOUT)
         .load_shed(true)
@@ -233,12 +238,21 @@ async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Co
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .max_connection_age(MAX_CONNECTION_AGE)
         .max_connection_age_grace(REQUEST_TIMEOUT)
-        .add_service(InterceptedService::new(service, require_caller))
+        .add_service(guarded(directory))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.cancelled())
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "metadata rpc ended");
     }
+}
+
+type Handlers = pb::metadata_server::MetadataServer<Service>;
+type Interceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
+
+/// The handlers, none of which a stranger reaches.
+fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Interceptor> {
+    let handlers = Handlers::new(Service(directory)).max_decoding_message_size(MAX_MESSAGE);
+    InterceptedService::new(handlers, require_caller)
 }
 
 /// Expires leases, sets gauges, writes changes; the last time when the server ends.
@@ -287,5 +301,19 @@ async fn write_changes(directory: &Directory, backend: &Arc<Backend>) {
             }
         }
         directory.metrics.store_seconds.inc_by(begin.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What stands behind the TLS gate.
+    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Interceptor> {
+        let registry = Registry::new(registry::Config::default(), ServerEpoch(1));
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
+        let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
+        guarded(Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics)))
     }
 }
