@@ -126,7 +126,7 @@ impl Announcer {
     }
 
     /// Says STALE, which is the last word; false if no server had taken it at the deadline.
-    pub async fn close(self, deadline: Duration) -> bool {
+    pub async fn close(&self, deadline: Duration) -> bool {
         self.set_state(NodeState::Stale);
         let ended = self.shared.wait(deadline, |status| status.ended).await;
         self.tasks.token().cancel();

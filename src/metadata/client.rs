@@ -18,6 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
 use tonic::{Code, Response, Status};
 
 use crate::digest::IdentityId;
@@ -35,13 +36,21 @@ type Rpc = pb::metadata_client::MetadataClient<tonic::transport::Channel>;
 /// Characters of a server's own words that we repeat.
 const MAX_WORDS: usize = 200;
 
-/// Which servers to ask, and for how long.
-#[derive(Debug, Clone)]
+/// Which servers to ask, and for how long: `[metadata]` of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
     /// In order of preference; the last one that answered is asked first.
     pub servers: Vec<ServerAddr>,
     /// For one call to one server, connecting included.
+    #[serde(with = "humantime_serde")]
     pub deadline: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
 }
 
 impl ClientConfig {

@@ -4,6 +4,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::artifact::Family;
 use crate::digest::{ArtifactId, ContentId, IdentityId, KeyId};
 use crate::identity::{NodeId, UnixTime};
@@ -94,8 +96,10 @@ impl Load {
     }
 }
 
-/// Where a node stands. An empty name means unknown, and unknown is near to nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Where a node stands, and `[locality]` of the configuration file. An empty name means unknown, and unknown is near to
+/// nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Locality {
     pub region: String,
     pub zone: String,
