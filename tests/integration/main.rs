@@ -1,3 +1,9 @@
 //! One binary for all tests that need more than one module.
 
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
+
+mod failures;
+mod harness;
 mod layers;
+mod transfer;
+mod trust;

@@ -1,0 +1,201 @@
+//! The cluster and what tests do with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use warmd::agent::{Agent, AgentConfig};
+use warmd::artifact::{Family, SourceIdentity};
+use warmd::identity::{ClusterCa, NodeConfig, Policy, PrivateKey, PublicKey, TrustConfig};
+use warmd::install::Limits;
+use warmd::local::{Client, SocketConfig};
+use warmd::metadata::{Config as ServerConfig, Server, ServerAddr};
+use warmd::serve::warm::{Job, Report, Verdict, warm};
+use warmd::transport::TransportConfig;
+
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A certificate authority, a signer, a policy, and whatever was started under them.
+pub struct Cluster {
+    pub dir: tempfile::TempDir,
+    ca: ClusterCa,
+    pub signer: PublicKey,
+    pub server: Option<Server>,
+    servers: Vec<ServerAddr>,
+}
+
+impl Cluster {
+    /// With a metadata server.
+    pub async fn start() -> Self {
+        let mut cluster = Self::without_server();
+        cluster.start_server("127.0.0.1:0".parse().unwrap()).await;
+        cluster
+    }
+
+    pub fn without_server() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = ClusterCa::create("test", &PrivateKey::generate().unwrap()).unwrap();
+        let signer = PrivateKey::generate().unwrap();
+        signer.save_new(&dir.path().join("signer.key")).unwrap();
+        let cluster = Self { dir, ca, signer: signer.public(), server: None, servers: Vec::new() };
+        cluster.write_policy(1, "");
+        cluster
+    }
+
+    pub async fn start_server(&mut self, listen: std::net::SocketAddr) {
+        let state = self.state_dir("metadata", &["localhost", "127.0.0.1"]);
+        let tls = NodeConfig::default().tls(&state).unwrap();
+        let server = Server::bind(ServerConfig::new(listen), &tls, &mut Registry::default()).await.unwrap();
+        self.servers = vec![format!("{}@127.0.0.1:{}", tls.node_id(), server.addr().port()).parse().unwrap()];
+        self.server = Some(server);
+    }
+
+    pub async fn stop_server(&mut self) -> std::net::SocketAddr {
+        let server = self.server.take().unwrap();
+        let addr = server.addr();
+        server.shutdown(Duration::from_secs(5)).await;
+        addr
+    }
+
+    /// Agents that start from now on ask this server.
+    pub fn ask(&mut self, server: ServerAddr) {
+        self.servers = vec![server];
+    }
+
+    /// A policy that trusts the cluster's signer; `more` is appended to the document.
+    pub fn write_policy(&self, version: u64, more: &str) {
+        let text = format!(
+            "version = {version}\nexpires = \"2050-01-01T00:00:00Z\"\n[[signer]]\nname = \"builder\"\nkey = \"{}\"\n\
+             families = [\"*\"]\nclass = \"host-code\"\n{more}\n",
+            self.signer
+        );
+        std::fs::write(self.policy_path(), text).unwrap();
+    }
+
+    pub fn policy_path(&self) -> PathBuf {
+        self.dir.path().join("policy.toml")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A state directory with a node key that this cluster's authority has certified.
+    pub fn state_dir(&self, name: &str, hosts: &[&str]) -> PathBuf {
+        let dir = self.path(name);
+        if !dir.exists() {
+            std::fs::create_dir(&dir).unwrap();
+            let key = PrivateKey::generate().unwrap();
+            key.save_new(&dir.join("node.key")).unwrap();
+            let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+            let pem = self.ca.issue(&key, &hosts, Duration::from_secs(86_400)).unwrap();
+            std::fs::write(dir.join("node.pem"), pem).unwrap();
+            std::fs::write(dir.join("ca.pem"), self.ca.certificate_pem()).unwrap();
+        }
+        dir
+    }
+
+    pub fn config(&self, name: &str) -> AgentConfig {
+        let state_dir = self.state_dir(name, &[]);
+        let mut config = AgentConfig {
+            signer: Some(self.path("signer.key")),
+            trust: TrustConfig { policy: Some(self.policy_path()), ..Default::default() },
+            transport: TransportConfig { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() },
+            local: SocketConfig { socket: state_dir.join("agent.sock"), ..Default::default() },
+            drain_deadline: Duration::from_secs(5),
+            state_dir,
+            ..Default::default()
+        };
+        config.store.reserve_bytes = Some(0);
+        config.metadata.servers = self.servers.clone();
+        config.metadata.deadline = Duration::from_secs(2);
+        config
+    }
+
+    pub async fn agent(&self, name: &str) -> Node {
+        self.agent_with(self.config(name)).await
+    }
+
+    pub async fn agent_with(&self, config: AgentConfig) -> Node {
+        let agent = Agent::start(config).await.unwrap();
+        let client = Client::connect(agent.socket()).await.unwrap();
+        Node { agent, client }
+    }
+
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::new(Policy::parse(&std::fs::read_to_string(self.policy_path()).unwrap()).unwrap())
+    }
+
+    /// A job of this cluster's policy, into a directory of that name.
+    pub fn job(&self, identity: SourceIdentity, into: &str) -> Job {
+        Job {
+            identity,
+            subject: None,
+            into: self.path(into),
+            policy: self.policy(),
+            budget: DEADLINE,
+            limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
+            ignore_markers: true,
+        }
+    }
+}
+
+/// An agent and a client of its local API.
+pub struct Node {
+    pub agent: Agent,
+    pub client: Client,
+}
+
+impl Node {
+    pub async fn publish(
+        &self,
+        directory: &Path,
+        identity: &SourceIdentity,
+        subject: &str,
+    ) -> anyhow::Result<Published> {
+        let facts: Vec<String> = identity.facts().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut command = vec!["publish".to_owned(), directory.to_str().unwrap().to_owned()];
+        command.extend(["--subject".to_owned(), subject.to_owned(), "--json".to_owned()]);
+        command.extend(["--socket".to_owned(), self.agent.socket().to_str().unwrap().to_owned()]);
+        command.extend(facts.into_iter().flat_map(|fact| ["--fact".to_owned(), fact]));
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(command).output().await?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    pub async fn warm(&self, job: Job) -> Report {
+        warm(&self.client, job, &|_| ()).await.unwrap()
+    }
+
+    pub async fn stop(self) {
+        self.agent.shutdown().await;
+    }
+}
+
+/// What `warmd publish --json` prints.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Published {
+    pub artifact: warmd::digest::ArtifactId,
+    pub content: String,
+    pub generation: u64,
+    pub unchanged: bool,
+    pub files: u32,
+    pub wire_bytes: u64,
+    pub new_wire_bytes: u64,
+    pub warning: Option<String>,
+}
+
+pub fn identity(facts: &[(&str, &str)]) -> SourceIdentity {
+    let facts: BTreeMap<String, String> = facts.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    SourceIdentity::new(Family::directory(), facts).unwrap()
+}
+
+/// Why nothing was installed.
+pub fn reason(report: &Report) -> String {
+    match &report.verdict {
+        Verdict::Nothing { class, detail } => format!("{class}: {detail}"),
+        other => panic!("installed: {other:?}"),
+    }
+}

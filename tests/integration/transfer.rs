@@ -1,0 +1,152 @@
+//! Publish, discover, pull, verify, install: whole agents.
+
+use std::path::Path;
+use std::time::Duration;
+
+use warmd::serve::warm::Verdict;
+
+use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::tree::{self, Tree};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_published_on_one_node_is_installed_on_another() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let files = tree::sample();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    assert_eq!((published.generation, published.files as usize), (1, files.len()));
+    let report = b.warm(cluster.job(identity.clone(), "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    assert_eq!(report.artifacts[0].wire_bytes, published.wire_bytes);
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+
+    let again = b.warm(cluster.job(identity, "cache")).await;
+    assert_eq!((again.artifacts[0].installed, again.artifacts[0].wire_bytes), (0, 0), "nothing is done twice");
+    b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_vllm_caches_come_over_byte_for_byte() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    for name in ["vllm-cpu-aot", "vllm-cpu-inductor"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let identity = identity(&[("cache", name)]);
+        let published = a.publish(&source, &identity, "").await.unwrap();
+        b.warm(cluster.job(identity, name)).await;
+        let files = tree::read(&source);
+        tree::assert_same(&tree::read(&cluster.path(name)), &files);
+        let raw: usize = files.values().map(|(_, content)| content.len()).sum();
+        assert!(published.wire_bytes * 4 < raw as u64, "{} of {raw} bytes on the wire", published.wire_bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_generation_brings_only_what_is_new_and_touches_nothing_that_is_there() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let mut files = tree::sample();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    b.warm(cluster.job(identity.clone(), "cache")).await;
+
+    let added: Tree = [("later/kernel.cubin".to_owned(), (false, tree::noise(999, 50_000)))].into();
+    tree::write(&cluster.path("source"), &added);
+    let second = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    assert_eq!((second.generation, second.new_wire_bytes), (2, 50_000));
+    let report = b.warm(cluster.job(identity.clone(), "cache")).await;
+    assert_eq!((report.artifacts[0].installed, report.artifacts[0].wire_bytes), (1, 50_000));
+    files.extend(added);
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+
+    let third = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    assert!(third.unchanged, "{third:?}");
+    assert_eq!(third.artifact, second.artifact);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_directory_has_the_same_content_id_on_every_node() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let files = tree::sample();
+    tree::write(&cluster.path("here"), &files);
+    tree::write(&cluster.path("there"), &files);
+    let here = a.publish(&cluster.path("here"), &identity(&[("n", "1")]), "").await.unwrap();
+    let there = b.publish(&cluster.path("there"), &identity(&[("n", "2")]), "").await.unwrap();
+    assert_eq!(here.content, there.content);
+    assert_ne!(here.artifact, there.artifact);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_cold_nodes_at_once_are_all_served_and_serve_each_other() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let files: Tree = (0..40u64).map(|n| (format!("f{n}"), (false, tree::noise(n, 400_000)))).collect();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let mut pullers = Vec::new();
+    for n in 0..8 {
+        pullers.push(cluster.agent(&format!("puller-{n}")).await);
+    }
+    let warming =
+        pullers.iter().enumerate().map(|(n, node)| node.warm(cluster.job(identity.clone(), &format!("cache-{n}"))));
+    for (n, report) in futures_util::future::join_all(warming).await.into_iter().enumerate() {
+        assert!(matches!(report.verdict, Verdict::Installed), "puller {n}: {report:?}");
+        tree::assert_same(&tree::read(&cluster.path(&format!("cache-{n}"))), &files);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_pod_shares_the_first_ones_attempt() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let files = tree::sample();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let ranks = (0..4).map(|_| b.warm(cluster.job(identity.clone(), "cache")));
+    let reports = futures_util::future::join_all(ranks).await;
+    let wire: u64 = reports.iter().flat_map(|report| &report.artifacts).map(|artifact| artifact.wire_bytes).sum();
+    assert_eq!(wire, published.wire_bytes, "four ranks cost one transfer");
+    assert_eq!(reports.iter().flat_map(|r| &r.artifacts).filter(|artifact| artifact.installed > 0).count(), 1);
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_it_is_told_at_once_and_remembered_for_the_other_ranks() {
+    let cluster = Cluster::start().await;
+    let b = cluster.agent("b").await;
+    let job = || warmd::serve::warm::Job { ignore_markers: false, ..cluster.job(identity(&[("torch", "9")]), "cache") };
+    assert!(reason(&b.warm(job()).await).starts_with("none-found"));
+    let second = reason(&b.warm(job()).await);
+    assert!(second.contains("remembered"), "{second}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_resumes_where_it_was() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let files: Tree = (0..30u64).map(|n| (format!("f{n}"), (false, tree::noise(n, 1_500_000)))).collect();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+
+    let config = cluster.config("b");
+    let mut slow = config.clone();
+    slow.fetch_deadline = Duration::from_millis(1);
+    let b = cluster.agent_with(slow).await;
+    let interrupted = reason(&b.warm(cluster.job(identity.clone(), "cache")).await);
+    assert!(interrupted.contains("time for the fetch is over"), "{interrupted}");
+    // Dropped without a shutdown: what a kill leaves behind.
+    drop(b);
+    let b = cluster.agent_with(config).await;
+    let report = b.warm(cluster.job(identity, "cache")).await;
+    let artifact = &report.artifacts[0];
+    assert_eq!(artifact.wire_bytes + artifact.reused_bytes, published.wire_bytes);
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+}

@@ -1,0 +1,65 @@
+//! Nothing unsigned, out of scope or revoked ever becomes visible.
+
+use warmd::identity::PrivateKey;
+
+use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::tree;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_signer_is_refused_by_the_agent_and_by_the_pod() {
+    let cluster = Cluster::start().await;
+    PrivateKey::generate().unwrap().save_new(&cluster.path("stranger.key")).unwrap();
+    let mut config = cluster.config("a");
+    config.signer = Some(cluster.path("stranger.key"));
+    let (a, b) = (cluster.agent_with(config).await, cluster.agent("b").await);
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    assert!(published.warning.unwrap().contains("would refuse"), "the publisher is told");
+    let refused = reason(&b.warm(cluster.job(identity.clone(), "cache")).await);
+    assert!(refused.starts_with("untrusted") && refused.contains("does not know"), "{refused}");
+    // The publisher's own agent hands it out, the pod refuses it all the same.
+    let refused = reason(&a.warm(cluster.job(identity, "own")).await);
+    assert!(refused.starts_with("untrusted"), "{refused}");
+    assert!(tree::read(&cluster.path("cache")).is_empty() && tree::read(&cluster.path("own")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_artifact_is_neither_installed_nor_served() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    a.stop().await;
+    cluster.write_policy(2, &format!("[revoked]\nartifacts = [\"{}\"]", published.artifact));
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let refused = reason(&b.warm(cluster.job(identity.clone(), "cache")).await);
+    assert!(!cluster.path("cache/model").exists(), "{refused}");
+    let refused = reason(&a.warm(cluster.job(identity, "own")).await);
+    assert!(refused.contains("revoked"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_policy_does_not_start_an_agent() {
+    let cluster = Cluster::start().await;
+    cluster.write_policy(5, "");
+    cluster.agent("a").await.stop().await;
+    cluster.write_policy(4, "");
+    let error = warmd::agent::Agent::start(cluster.config("a")).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("older than version 5"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_another_cluster_are_refused_by_everybody() {
+    let (here, there) = (Cluster::start().await, Cluster::start().await);
+    let a = here.agent("a").await;
+    tree::write(&here.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&here.path("source"), &identity, "").await.unwrap();
+    let mut config = there.config("intruder");
+    config.metadata.servers = here.config("x").metadata.servers;
+    let intruder = there.agent_with(config).await;
+    let refused = reason(&intruder.warm(there.job(identity, "cache")).await);
+    assert!(refused.starts_with("transient: metadata server"), "{refused}");
+}
