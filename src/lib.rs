@@ -6,4 +6,5 @@ pub mod durable;
 pub mod identity;
 pub mod lifecycle;
 pub mod protocol;
+pub mod store;
 pub mod telemetry;
