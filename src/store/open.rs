@@ -1,0 +1,272 @@
+//! Opening: the directory is ours alone, the lock is free, the rest of dead processes is cleaned, and what is there is
+//! listed.
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps};
+use tokio::sync::watch;
+
+use super::artifact::{Artifact, Role, State};
+use super::index::{ChunkFile, Index};
+use super::layout::Layout;
+use super::{Config, Metrics, Shared, Store, StoreError, chunks, space};
+use crate::artifact::{MAX_ENVELOPE, SignedManifest};
+use crate::digest::{ArtifactId, Digest};
+use crate::durable;
+use crate::identity::UnixTime;
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+impl Store {
+    /// Takes the store's lock for as long as a handle lives.
+    pub fn open(config: &Config, metrics: Metrics) -> Result<Self, StoreError> {
+        let boot = std::fs::read_to_string(BOOT_ID)
+            .map_err(|error| StoreError::io("read", Path::new(BOOT_ID), error))?
+            .trim()
+            .to_owned();
+        Self::open_on_boot(config, metrics, boot)
+    }
+
+    pub(super) fn open_on_boot(config: &Config, metrics: Metrics, boot: String) -> Result<Self, StoreError> {
+        let root = &config.directory;
+        own_directory(root)?;
+        let layout = Layout::new(root);
+        let lock = lock(&layout)?;
+        make_directories(&layout)?;
+        empty_directory(&layout.tmp())?;
+        empty_directory(&layout.trash())?;
+        let reserve = space::reserve(root, config.reserve_bytes)
+            .map_err(|error| StoreError::io("look at free space of", root, error))?;
+        let store = Self {
+            shared: Arc::new(Shared {
+                layout,
+                config: config.clone(),
+                reserve,
+                boot,
+                index: Index::new(),
+                artifacts: RwLock::default(),
+                syncing: Mutex::default(),
+                changing: Mutex::default(),
+                changes: watch::Sender::new(0),
+                sequence: AtomicU64::new(0),
+                metrics,
+                _lock: lock,
+            }),
+        };
+        store.list_chunks()?;
+        store.load_artifacts()?;
+        store.free_space()?;
+        store.changed(&store.change());
+        Ok(store)
+    }
+
+    /// In a store without chunks there is nothing to distrust.
+    fn list_chunks(&self) -> Result<(), StoreError> {
+        let trusted = self.boot_is_trusted();
+        let now = UnixTime::now();
+        for directory in self.shared.layout.chunk_directories() {
+            for (name, meta) in entries(&directory)? {
+                let path = directory.join(&name);
+                match Digest::from_str(&name) {
+                    Ok(digest) if meta.is_file() && path == self.shared.layout.chunk(&digest) => {
+                        let file = ChunkFile { len: meta.len(), verified: trusted };
+                        self.shared
+                            .index
+                            .put(&digest, file, now, || Ok(()))
+                            .map_err(|e| StoreError::io("list", &path, e))?;
+                    }
+                    _ => tracing::warn!(path = %path.display(), "not a chunk: ignored"),
+                }
+            }
+        }
+        if trusted {
+            return Ok(());
+        }
+        match self.shared.index.chunks() {
+            0 => self.record_boot(),
+            chunks => tracing::info!(chunks, "not known to be from this boot: chunks are verified before use"),
+        }
+        Ok(())
+    }
+
+    fn boot_is_trusted(&self) -> bool {
+        match durable::read_record(&self.shared.layout.boot()) {
+            Ok(recorded) => recorded.as_ref() == Some(&self.shared.boot),
+            Err(error) => {
+                tracing::warn!(%error, "no boot record: chunks are verified before use");
+                false
+            }
+        }
+    }
+
+    fn load_artifacts(&self) -> Result<(), StoreError> {
+        let layout = &self.shared.layout;
+        let pinned = ids(&layout.pins())?;
+        let published = ids(&layout.published())?;
+        for (directory, state) in [(layout.manifests(), State::Complete), (layout.partials(), State::Partial)] {
+            for (name, meta) in entries(&directory)? {
+                let path = directory.join(&name);
+                let Some(signed) = load_manifest(&path, &name) else {
+                    // A torn write, or a leftover of one: its chunks are orphans until somebody asks for it again.
+                    tracing::warn!(path = %path.display(), "not a manifest: deleted");
+                    std::fs::remove_file(&path).map_err(|error| StoreError::io("delete", &path, error))?;
+                    continue;
+                };
+                let role = if published.contains(&signed.id()) { Role::Published } else { Role::Fetched };
+                let last_used = UnixTime::from_seconds(u64::try_from(meta.mtime()).unwrap_or(0));
+                let artifact = Artifact::new(signed, role, last_used);
+                artifact.pinned.store(pinned.contains(&artifact.id()), Ordering::Release);
+                self.load_artifact(artifact, state);
+            }
+        }
+        Ok(())
+    }
+
+    fn load_artifact(&self, artifact: Artifact, state: State) {
+        // Killed between the two steps of sealing: the complete one was loaded first.
+        if self.get(&artifact.id()).is_some() {
+            return chunks::empty([self.shared.layout.partial(&artifact.id())]);
+        }
+        let artifact = self.add(artifact, UnixTime::now());
+        artifact.set_state(state);
+        self.demote(&[artifact]);
+    }
+}
+
+/// The directory is made or is ours alone: whoever can write here could change what is served after it was verified.
+fn own_directory(root: &Path) -> Result<(), StoreError> {
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
+    }
+    make_directory(root)?;
+    let meta = std::fs::symlink_metadata(root).map_err(|error| StoreError::io("look at", root, error))?;
+    let refuse = |problem, mend: String| Err(StoreError::Directory { path: root.to_owned(), problem, mend });
+    let shown = root.display();
+    if meta.is_symlink() {
+        return refuse("is a symbolic link", "name the directory that it points to".to_owned());
+    }
+    if !meta.is_dir() {
+        return refuse("is not a directory", "name another one".to_owned());
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    if meta.uid() != uid {
+        return refuse("belongs to another user", format!("run `chown -R {uid} {shown}`"));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return refuse("is open to other users", format!("run `chmod 700 {shown}`"));
+    }
+    Ok(())
+}
+
+/// The right to be the one process that uses the store.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing is not enough: a child that is being spawned has a copy of the file until it executes.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "unlock the store");
+        }
+    }
+}
+
+/// The file is never unlinked, so there is only one lock.
+fn lock(layout: &Layout) -> Result<Lock, StoreError> {
+    let path = layout.lock();
+    let failed = |error: io::Error| StoreError::io("lock", &path, error);
+    let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(no_follow)
+        .open(&path)
+        .map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // The holder may be about to write it.
+            let known = (&file).take(16).read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let pid = if known { holder.trim().to_owned() } else { "(unknown)".to_owned() };
+            return Err(StoreError::Locked { path: layout.root().to_owned(), pid });
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    let pid = format!("{}\n", std::process::id());
+    if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(pid.as_bytes())) {
+        // The lock holds without it, also on a full disk; only the message to others is poorer.
+        tracing::warn!(path = %path.display(), %error, "write process id");
+    }
+    Ok(Lock(file))
+}
+
+fn make_directories(layout: &Layout) -> Result<(), StoreError> {
+    let root = layout.root();
+    let single =
+        [layout.manifests(), layout.partials(), layout.pins(), layout.published(), layout.tmp(), layout.trash()];
+    make_directory(&root.join("chunks"))?;
+    single.into_iter().chain(layout.chunk_directories()).try_for_each(|path| make_directory(&path))
+}
+
+fn make_directory(path: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(StoreError::io("make", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// What is in `tmp` and `trash` belongs to processes that had the lock before us.
+fn empty_directory(directory: &Path) -> Result<(), StoreError> {
+    for (name, _) in entries(directory)? {
+        let path = directory.join(name);
+        std::fs::remove_file(&path).map_err(|error| StoreError::io("delete", &path, error))?;
+    }
+    Ok(())
+}
+
+fn entries(directory: &Path) -> Result<Vec<(String, std::fs::Metadata)>, StoreError> {
+    let list = || {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            // Metadata of the entry itself: links are not followed.
+            found.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?));
+        }
+        Ok(found)
+    };
+    list().map_err(|error| StoreError::io("list", directory, error))
+}
+
+fn ids(directory: &Path) -> Result<HashSet<ArtifactId>, StoreError> {
+    Ok(entries(directory)?.into_iter().filter_map(|(name, _)| name.parse().ok()).collect())
+}
+
+/// `None` unless the file holds the manifest that its name says. Who signed it was checked before it was stored.
+fn load_manifest(path: &Path, name: &str) -> Option<SignedManifest> {
+    let id = ArtifactId::from_str(name).ok()?;
+    let mut envelope = Vec::new();
+    let mut limited = File::open(path).ok()?.take(MAX_ENVELOPE as u64 + 1);
+    limited.read_to_end(&mut envelope).ok()?;
+    SignedManifest::decode_unverified(Bytes::from(envelope)).ok().filter(|signed| signed.id() == id)
+}
+
+/// Kept as the time of the manifest file. Losing it costs only a worse choice of what to evict.
+pub(super) fn set_last_used(path: &Path, at: UnixTime) {
+    let time = Timespec { tv_sec: i64::try_from(at.seconds()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    if let Err(error) = rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        tracing::debug!(path = %path.display(), %error, "note last use");
+    }
+}
