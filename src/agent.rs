@@ -262,7 +262,7 @@ impl Agent {
 
     /// Ends in order, within the drain deadline: nobody is sent here any more, no request begins, those that run finish,
     /// the lease ends for good, and the connections close.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         let deadline = tokio::time::Instant::now() + self.drain_deadline;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
         self.announcer.set_state(NodeState::Draining);
@@ -276,10 +276,19 @@ impl Agent {
         self.endpoint.close(StreamCode::Draining, left() / 2).await;
         self.serving.shutdown(left()).await;
         self.working.shutdown(left()).await;
-        if let Some(metrics) = self.metrics {
+        if let Some(metrics) = self.metrics.take() {
             metrics.shutdown(Duration::from_millis(100)).await;
         }
         tracing::info!("agent ended");
+    }
+}
+
+impl Drop for Agent {
+    /// Without a shutdown, nothing is waited for; but no task stays.
+    fn drop(&mut self) {
+        for tasks in [&self.serving, &self.working] {
+            tasks.token().cancel();
+        }
     }
 }
 

@@ -35,7 +35,8 @@
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy |
-//! | `lifecycle`, `telemetry`, `digest`, `durable` | owned tasks and signals; logs and `/metrics`; ids; small files that survive a crash |
+//! | `telemetry` | logs, `/metrics` |
+//! | `lifecycle`, `digest`, `durable` | owned tasks and signals; ids; small files that survive a crash |
 //!
 //! # Invariants
 //!
@@ -66,11 +67,11 @@
 //! 4. Meanwhile `serve::warm` has admitted the same manifest by its own policy and reads chunks from the agent as they
 //!    arrive; `install::Installation` checks and writes them, then commits entry by entry.
 
-pub mod lifecycle;
-pub mod telemetry;
-
 pub mod digest;
 pub mod durable;
+pub mod lifecycle;
+
+pub mod telemetry;
 
 pub mod identity;
 

@@ -71,6 +71,8 @@ impl Publisher {
         let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
         let Publication { directory, identity, class, subject, attributes, provenance, rules, expires } = publication;
         let before = self.store.latest(&identity.id(), &subject, &signer.public().id());
+        // Held, so that its chunks are not evicted while the next generation is built on them.
+        let before = before.and_then(|artifact| self.store.hold(&artifact.id()));
         let has_chunk = |digest: &_| self.store.has_chunk(digest);
         let base = before.as_ref().map(|artifact| Base { manifest: artifact.manifest(), has_chunk: &has_chunk });
         let put = |chunk: &crate::artifact::Chunk, encoded: &[u8]| {

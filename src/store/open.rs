@@ -70,7 +70,7 @@ impl Store {
 
     /// In a store without chunks there is nothing to distrust.
     fn list_chunks(&self) -> Result<(), StoreError> {
-        let trusted = self.boot_is_trusted();
+        let trusted = self.is_trusted();
         let now = UnixTime::now();
         for directory in self.shared.layout.chunk_directories() {
             for (name, meta) in entries(&directory)? {
@@ -97,7 +97,8 @@ impl Store {
         Ok(())
     }
 
-    fn boot_is_trusted(&self) -> bool {
+    /// Every chunk was hashed on this boot, or written on it. Otherwise [`Store::verify`] should run in the background.
+    pub fn is_trusted(&self) -> bool {
         match durable::read_record(&self.shared.layout.boot()) {
             Ok(recorded) => recorded.as_ref() == Some(&self.shared.boot),
             Err(error) => {

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use warmd::serve::warm::Verdict;
+use warmd::serve::warm::{Verdict, warm};
 
 use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::process::AgentProcess;
 use crate::harness::tree::{self, Tree};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,15 +139,15 @@ async fn a_killed_agent_resumes_where_it_was() {
 
     let config = cluster.config("b");
     let mut slow = config.clone();
-    slow.fetch_deadline = Duration::from_millis(1);
-    let b = cluster.agent_with(slow).await;
-    let interrupted = reason(&b.warm(cluster.job(identity.clone(), "cache")).await);
+    slow.fetch_deadline = Duration::from_millis(20);
+    let b = AgentProcess::start(&slow).await;
+    let interrupted = reason(&warm(&b.client, cluster.job(identity.clone(), "cache"), &|_| ()).await.unwrap());
     assert!(interrupted.contains("time for the fetch is over"), "{interrupted}");
-    // Dropped without a shutdown: what a kill leaves behind.
-    drop(b);
-    let b = cluster.agent_with(config).await;
-    let report = b.warm(cluster.job(identity, "cache")).await;
+    b.kill().await;
+    let b = AgentProcess::start(&config).await;
+    let report = warm(&b.client, cluster.job(identity, "cache"), &|_| ()).await.unwrap();
     let artifact = &report.artifacts[0];
     assert_eq!(artifact.wire_bytes + artifact.reused_bytes, published.wire_bytes);
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+    assert_eq!(b.terminate().await, Some(0));
 }
