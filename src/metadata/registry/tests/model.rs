@@ -35,10 +35,10 @@ enum Step {
         full: bool,
         late: bool,
     },
-    /// With the epoch this far behind.
+    /// With the node's epoch, or the one before or after it.
     Withdraw {
         node: u8,
-        behind: u64,
+        shift: i64,
         artifact: u8,
     },
     /// A message of an epoch that is over.
@@ -63,7 +63,7 @@ fn arb_step() -> impl Strategy<Value = Step> {
         10 => (0u8..4, prop::bool::weighted(0.1), state, artifacts, any::<bool>(), prop::bool::weighted(0.1)).prop_map(
             |(node, restart, state, artifacts, full, late)| Step::Announce { node, restart, state, artifacts, full, late }
         ),
-        3 => (0u8..4, 0u64..2, 0u8..8).prop_map(|(node, behind, artifact)| Step::Withdraw { node, behind, artifact }),
+        3 => (0u8..4, -1i64..=1, 0u8..8).prop_map(|(node, shift, artifact)| Step::Withdraw { node, shift, artifact }),
         1 => (0u8..4).prop_map(|node| Step::OldAnnounce { node }),
         3 => prop_oneof![0u64..20, Just(40u64), Just(4_000u64)].prop_map(|seconds| Step::Pass { seconds }),
         2 => Just(Step::Expire),
@@ -123,7 +123,7 @@ impl Model {
                 let (epoch, sequence) = self.agents[usize::from(*node)];
                 self.announce(&announcement(node + 1, epoch - 1, sequence + 50, NodeState::Ready));
             }
-            Step::Withdraw { node, behind, artifact } => self.withdraw(*node, *behind, *artifact),
+            Step::Withdraw { node, shift, artifact } => self.withdraw(*node, *shift, *artifact),
             Step::Pass { seconds: passed } => self.now += seconds(*passed),
             Step::Expire => {
                 self.registry.expire(self.now);
@@ -201,12 +201,12 @@ impl Model {
         })
     }
 
-    fn withdraw(&mut self, seed: u8, behind: u64, n: u8) {
+    fn withdraw(&mut self, seed: u8, shift: i64, n: u8) {
         let (epoch, sequence) = &mut self.agents[usize::from(seed)];
         *sequence += 1;
         let told = Withdrawal {
             node: node(seed + 1),
-            epoch: Epoch(*epoch - behind),
+            epoch: Epoch(epoch.saturating_add_signed(shift)),
             sequence: *sequence,
             artifact: artifact(n),
         };
