@@ -18,7 +18,9 @@ mod watch;
 
 pub use announcer::{AnnounceConfig, AnnouncedNode, Announcer, TooManyArtifacts};
 pub use backend::BackendError;
-pub use client::{Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch};
+pub use client::{
+    Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch, Words,
+};
 pub use server::{Config, Server, ServerError};
 
 #[cfg(test)]

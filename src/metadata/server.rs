@@ -310,10 +310,14 @@ pub(super) mod tests {
 
     /// What stands behind the TLS gate.
     pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Interceptor> {
+        guarded(bare_directory())
+    }
+
+    pub(in crate::metadata) fn bare_directory() -> Arc<Directory> {
         let registry = Registry::new(registry::Config::default(), ServerEpoch(1));
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        guarded(Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics)))
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics))
     }
 }

@@ -207,3 +207,24 @@ impl Metadata for Service {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::registry::tests::{announcement, node};
+    use crate::metadata::server::tests::bare_directory;
+    use crate::protocol::metadata::NodeState;
+
+    #[tokio::test]
+    async fn loopback_endpoints_are_taken_from_this_machine_only() {
+        let service = Service(bare_directory());
+        for (caller, taken) in [("127.0.0.1:5", true), ("[::ffff:127.0.0.1]:5", true), ("10.0.0.9:5", false)] {
+            let mut told = announcement(1, 1, 1 + u64::from(caller.starts_with('[')), NodeState::Ready);
+            told.endpoints = Arc::from(["127.0.0.1:9".parse().unwrap()]);
+            let mut request = Request::new(pb::AnnounceRequest::from(&told));
+            request.extensions_mut().insert(Peer { node: node(1), addr: caller.parse().unwrap() });
+            let code = service.announce(request).await.err().map(|status| status.code());
+            assert_eq!(code, (!taken).then_some(tonic::Code::InvalidArgument), "{caller}");
+        }
+    }
+}

@@ -68,7 +68,7 @@ impl Registry {
         self.check_room(told, known)?;
         let slot = known.unwrap_or_else(|| self.add_node(told));
         let replaced = self.nodes.get(slot).is_some_and(|node| node.epoch < told.epoch);
-        if replaced || told.state != NodeState::Ready {
+        if told.state != NodeState::Ready {
             self.hide(slot);
         }
         if replaced || told.full || told.state == NodeState::Stale {

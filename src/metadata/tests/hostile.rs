@@ -95,7 +95,7 @@ async fn no_handler_runs_without_a_known_caller() {
     let mut once = Some(TokioIo::new(a));
     let connect = tower::service_fn(move |_: Uri| {
         let io = once.take();
-        async move { io.ok_or(std::io::Error::from(std::io::ErrorKind::NotConnected)) }
+        async move { io.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
     });
     let channel = Url::from_static("http://x").connect_with_connector_lazy(connect);
     for method in methods() {

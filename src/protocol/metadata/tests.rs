@@ -162,7 +162,8 @@ fn closeness_needs_every_wider_place_to_be_the_same_and_known() {
 #[test]
 fn every_broken_field_of_an_announcement_is_named() {
     let good = || pb::AnnounceRequest::from(&announcement());
-    let broken: [(&str, fn(&mut pb::AnnounceRequest)); 13] = [
+    type Break = fn(&mut pb::AnnounceRequest);
+    let broken: [(&str, Break); 13] = [
         ("node", |a| a.node = Bytes::new()),
         ("node", |a| a.node = Bytes::from_static(&[0; 32])),
         ("node", |a| a.node = Bytes::from_static(b"short")),

@@ -1,3 +1,5 @@
+//! The words of the conversation between nodes and metadata server.
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
