@@ -59,11 +59,13 @@ pub fn read_record(path: &Path) -> io::Result<Option<String>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{} is torn or damaged", path.display())))
 }
 
-fn frame_record(text: &str) -> String {
+/// The bytes of a record that holds `text`, for those who write through a directory handle.
+pub fn frame_record(text: &str) -> String {
     format!("{:08x} {text}\n", crc32c::crc32c(text.as_bytes()))
 }
 
-fn parse_record(framed: &str) -> Option<String> {
+/// The text of a record; `None` if it is torn or damaged.
+pub fn parse_record(framed: &str) -> Option<String> {
     let (crc, rest) = framed.split_once(' ')?;
     let text = rest.strip_suffix('\n')?;
     (crc.len() == 8 && u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(text.as_bytes())).then(|| text.to_owned())

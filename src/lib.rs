@@ -4,6 +4,7 @@ pub mod artifact;
 pub mod digest;
 pub mod durable;
 pub mod identity;
+pub mod install;
 pub mod lifecycle;
 pub mod protocol;
 pub mod telemetry;
