@@ -48,7 +48,7 @@ const GOLDEN_INSTALLED: &str = concat!(
     "\n"
 );
 const GOLDEN_NEGATIVE: &str = concat!(
-    r#"00000000 {"state":"negative","class":"no-space","until":"2027-01-15T08:00:00Z","#,
+    r#"4adc8717 {"state":"negative","class":"no-space","until":"2027-01-15T08:00:00Z","#,
     r#""detail":"no room","attempts":3,"policy_version":7}"#,
     "\n"
 );
