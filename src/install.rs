@@ -41,7 +41,8 @@ pub use verify::{Report, verify_installed};
 pub enum InstallError {
     #[error("cache root: `{path}` {problem}", path = path.display())]
     Root { path: PathBuf, problem: RootProblem },
-    #[error("no room in `{path}`: {wanted} bytes and the reserve do not fit", path = path.display())]
+    /// `wanted` is 0 where the disk itself said that it is full.
+    #[error("no room in `{path}` for {wanted} more bytes beside the reserve", path = path.display())]
     NoSpace { path: PathBuf, wanted: u64 },
     #[error("`{path}` is on another file system than the cache root: entries cannot be moved there in one step", path = path.display())]
     OtherFileSystem { path: PathBuf },
