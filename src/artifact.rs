@@ -32,7 +32,7 @@ pub use manifest::{
 };
 pub use path::{PathError, RelPath};
 pub use source::{Family, SourceIdentity, SourceIdentityError};
-pub use stream::{FileHasher, Span};
+pub use stream::{FileHasher, Span, piece_value};
 
 /// Largest chunk, decoded and encoded, in bytes.
 pub const MAX_CHUNK: usize = 4 * 1024 * 1024;

@@ -70,7 +70,7 @@ impl FileHasher {
 }
 
 /// The chaining value of one piece of a file that has more than one. `offset` is a multiple of [`MAX_CHUNK`].
-pub(super) fn piece_value(offset: u64, bytes: &[u8]) -> ChainingValue {
+pub fn piece_value(offset: u64, bytes: &[u8]) -> ChainingValue {
     let mut hasher = Hasher::new();
     hasher.set_input_offset(offset).update(bytes);
     hasher.finalize_non_root()
