@@ -7,3 +7,4 @@ pub mod identity;
 pub mod lifecycle;
 pub mod protocol;
 pub mod telemetry;
+pub mod transfer;

@@ -1,0 +1,387 @@
+//! The fetch plan: which chunk to ask of which holder, when to stop waiting, when to give up.
+//!
+//! Pure: no I/O, `now` comes in, randomness from a seed. The driver calls [`Plan::next`] until it says `None` after every
+//! event and at [`Plan::next_deadline`], does what it says, and reports what happened.
+//!
+//! Order of preference: due bitmaps; the rarest wanted chunks at the better of two random holders with room; chunks in
+//! flight at a holder that an idle one would beat clearly. Requests are small beside what is left, so work stays shared.
+//!
+//! Cost: each event is O(holders + requests in flight); choosing the chunks of one request reads at most one bit a chunk
+//! and rarity; only a new bitmap and the loss of a holder cost one step for each chunk that changes.
+
+mod choose;
+mod chunks;
+mod config;
+mod holder;
+mod rate;
+mod request;
+mod set;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::artifact::Bitmap;
+use crate::identity::NodeId;
+
+use chunks::Chunks;
+pub use config::{Action, ChunkOutcome, Failure, Gone, Have, Locality, PlanConfig, Progress, RequestId, Stuck};
+use holder::{HaveState, Holder};
+use request::Request;
+
+/// Most holders that a plan uses at a time.
+pub const MAX_HOLDERS: usize = 64;
+
+/// The fetch of one artifact's missing chunks.
+pub struct Plan {
+    config: PlanConfig,
+    chunks: Chunks,
+    largest_chunk: u64,
+    /// A holder keeps its place; the place of one that is gone may be given to another.
+    holders: Vec<Holder>,
+    /// Liars and refusers, remembered after their place was given away.
+    banned: BTreeSet<NodeId>,
+    requests: BTreeMap<RequestId, Request>,
+    /// Cancelled, not yet reported as ended.
+    cancelled: BTreeMap<RequestId, NodeId>,
+    in_flight: u64,
+    last_request: u64,
+    actions: VecDeque<Action>,
+    /// When stealing is worth another look; `None` while it is at any time.
+    steal_at: Option<Instant>,
+    rng: SmallRng,
+}
+
+impl Plan {
+    /// `chunk_lens` are encoded bytes, in the order of the manifest; `have` is where an earlier fetch stopped. The seed
+    /// must differ between nodes: it spreads their choices.
+    pub fn new(config: PlanConfig, chunk_lens: Vec<u32>, have: &Bitmap, seed: u64) -> Self {
+        Self {
+            config,
+            largest_chunk: chunk_lens.iter().copied().max().map_or(0, u64::from),
+            chunks: Chunks::new(chunk_lens, have),
+            holders: Vec::new(),
+            banned: BTreeSet::new(),
+            requests: BTreeMap::new(),
+            cancelled: BTreeMap::new(),
+            in_flight: 0,
+            last_request: 0,
+            actions: VecDeque::new(),
+            steal_at: None,
+            rng: SmallRng::seed_from_u64(seed),
+        }
+    }
+
+    /// A holder that was gone for a reason that may have passed is back. False if there is no place for it, or if it lied
+    /// or refused before.
+    pub fn add_holder(&mut self, node: NodeId, locality: Locality, now: Instant) -> bool {
+        if self.banned.contains(&node) {
+            return false;
+        }
+        if let Some(slot) = self.slot(node) {
+            let holder = &mut self.holders[slot];
+            holder.locality = locality;
+            if !holder.is_live() {
+                holder.revive(now);
+            }
+            return true;
+        }
+        let holder = Holder::new(node, locality, &self.config, now);
+        if self.holders.len() < MAX_HOLDERS {
+            self.holders.push(holder);
+            return true;
+        }
+        let free = self.holders.iter_mut().find(|holder| !holder.is_live() && holder.requests == 0);
+        free.map(|place| *place = holder).is_some()
+    }
+
+    /// An answer to [`Action::AskHave`], or news that came by itself. A bitmap of the wrong length is a failure of the
+    /// holder.
+    pub fn set_have(&mut self, node: NodeId, have: Have, now: Instant) {
+        let Some(slot) = self.slot(node).filter(|slot| self.holders[*slot].is_live()) else { return };
+        self.steal_at = None;
+        match have {
+            Have::Some(bits) if bits.len() != self.chunks.count() => self.have_failed(slot, Failure::Reset, now),
+            Have::Some(bits) if !bits.is_full() => {
+                let grew = self.chunks.set_part(slot, &bits);
+                self.holders[slot].have_known(grew, &self.config, now);
+            }
+            Have::All | Have::Some(_) => {
+                self.chunks.set_all(slot);
+                self.holders[slot].have = HaveState::All;
+            }
+        }
+    }
+
+    /// Only for an [`Action::AskHave`].
+    pub fn on_have_failed(&mut self, node: NodeId, failure: Failure, now: Instant) {
+        if let Some(slot) = self.slot(node).filter(|slot| self.holders[*slot].is_live()) {
+            self.have_failed(slot, failure, now);
+        }
+    }
+
+    /// The next thing to do; to be called until it says `None`.
+    pub fn next(&mut self, now: Instant) -> Option<Action> {
+        if self.actions.is_empty() && !self.is_complete() {
+            self.expire(now);
+        }
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        if self.is_complete() {
+            return None;
+        }
+        self.ask_have(now).or_else(|| self.request(now)).or_else(|| self.steal(now))
+    }
+
+    /// When [`next`](Self::next) must be called even if nothing happens. `None` when that would change nothing: the plan
+    /// is complete, or [`is_stuck`](Self::is_stuck).
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.is_complete() {
+            return None;
+        }
+        let requests = self.requests.values().map(|request| request.deadline(&self.config));
+        let holders = (0..self.holders.len()).filter_map(|slot| self.holder_deadline(slot));
+        requests.chain(holders).chain(self.steal_at).min()
+    }
+
+    /// The answer to a request began to arrive.
+    pub fn on_first_byte(&mut self, request: RequestId, now: Instant) {
+        if let Some(open) = self.requests.get_mut(&request)
+            && let Some(took) = open.begin(now)
+        {
+            self.holders[open.slot].first_byte(took);
+        }
+    }
+
+    /// Part of a chunk arrived; optional, but slow chunks look like stalled ones without it.
+    pub fn on_bytes(&mut self, request: RequestId, bytes: u64, now: Instant) {
+        self.on_first_byte(request, now);
+        if let Some(open) = self.requests.get_mut(&request) {
+            let new = open.arrive(bytes, &self.config, now);
+            self.holders[open.slot].rate.add(new, now);
+        }
+    }
+
+    /// A chunk arrived and is verified, no matter whether its request still runs.
+    pub fn on_chunk(&mut self, request: RequestId, index: u32, now: Instant) -> ChunkOutcome {
+        self.on_first_byte(request, now);
+        let len = u64::from(self.chunks.len_of(index));
+        if let Some(open) = self.requests.get_mut(&request) {
+            let new = open.verify(len, &self.config, now);
+            self.holders[open.slot].rate.add(new, now);
+        }
+        let new = self.chunks.finish(index);
+        self.unload(request, index);
+        if new && self.chunks.copies(index) > 0 {
+            self.drop_losers(index, now);
+        }
+        if new { ChunkOutcome::New } else { ChunkOutcome::Duplicate }
+    }
+
+    /// A chunk arrived and its digest is wrong: the holder is out for good.
+    pub fn on_bad_chunk(&mut self, request: RequestId, _index: u32, now: Instant) {
+        let node = match self.requests.get(&request) {
+            Some(open) => Some(self.holders[open.slot].node),
+            None => self.cancelled.get(&request).copied(),
+        };
+        let Some(node) = node else { return };
+        self.banned.insert(node);
+        if let Some(slot) = self.slot(node) {
+            self.lose(slot, Gone::Bad, now);
+        }
+    }
+
+    /// The request ended early; what did not arrive of it is wanted again.
+    pub fn on_failed(&mut self, request: RequestId, failure: Failure, now: Instant) {
+        self.cancelled.remove(&request);
+        if let Some(closed) = self.close(request, now) {
+            self.fail(closed.slot, failure, now);
+        }
+    }
+
+    /// The request ended by itself, after all its chunks were reported. Chunks that it did not bring count as a reset.
+    pub fn on_finished(&mut self, request: RequestId, now: Instant) {
+        self.cancelled.remove(&request);
+        let Some(closed) = self.close(request, now) else { return };
+        match closed.left.is_empty() {
+            true => self.holders[closed.slot].succeed(&self.config, now),
+            false => self.fail(closed.slot, Failure::Reset, now),
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.chunks.is_complete()
+    }
+
+    /// Whether the known holders cannot bring what is missing; the caller finds others or gives up.
+    pub fn is_stuck(&self, now: Instant) -> Option<Stuck> {
+        if self.is_complete() || (!self.requests.is_empty() && self.chunks.wanted() == 0) {
+            return None;
+        }
+        if self.holders.is_empty() {
+            return Some(Stuck::NoHolders);
+        }
+        let mut live = self.holders.iter().filter(|holder| holder.is_live()).peekable();
+        if live.peek().is_none() {
+            let for_good = |holder: &Holder| matches!(holder.gone, Some(Gone::Bad | Gone::Forbidden));
+            return Some(if self.holders.iter().all(for_good) { Stuck::Refused } else { Stuck::Unreachable });
+        }
+        let chunks = self.chunks.wanted_of_nobody();
+        let hopeless = |holder: &Holder| holder.have != HaveState::All && now >= holder.grew_at + self.config.growth;
+        (chunks > 0 && live.all(hopeless)).then_some(Stuck::NotHeld { chunks })
+    }
+
+    /// Why a holder is not asked any more.
+    pub fn gone(&self, node: NodeId) -> Option<Gone> {
+        self.slot(node).and_then(|slot| self.holders[slot].gone)
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress {
+            chunks_done: self.chunks.done(),
+            chunks: self.chunks.count(),
+            bytes_done: self.chunks.bytes_done(),
+            bytes: self.chunks.bytes(),
+            holders_active: self.holders.iter().filter(|holder| holder.requests > 0).count(),
+        }
+    }
+}
+
+/// What events do to holders and requests.
+impl Plan {
+    fn slot(&self, node: NodeId) -> Option<usize> {
+        self.holders.iter().position(|holder| holder.node == node)
+    }
+
+    fn holder_deadline(&self, slot: usize) -> Option<Instant> {
+        let holder = &self.holders[slot];
+        let asked = match holder.have {
+            HaveState::Asked(at) if holder.is_live() => Some(at + self.config.first_byte),
+            _ => None,
+        };
+        let due = holder.have_due(self.chunks.offered(slot) > 0, &self.config);
+        let rest = holder.rest_until.filter(|_| holder.is_live());
+        asked.into_iter().chain(due).chain(rest).min()
+    }
+
+    /// Ends rests and waits that are over.
+    fn expire(&mut self, now: Instant) {
+        for slot in 0..self.holders.len() {
+            let holder = &mut self.holders[slot];
+            holder.rest_until = holder.rest_until.filter(|until| now < *until);
+            if let HaveState::Asked(at) = holder.have
+                && holder.is_live()
+                && now >= at + self.config.first_byte
+            {
+                self.have_failed(slot, Failure::TimedOut, now);
+            }
+        }
+        let late = |request: &Request| now >= request.deadline(&self.config);
+        let late: Vec<RequestId> = self.requests.iter().filter(|(_, open)| late(open)).map(|(id, _)| *id).collect();
+        for request in late {
+            if let Some(closed) = self.cancel(request, now)
+                && !closed.left.is_empty()
+            {
+                self.fail(closed.slot, Failure::TimedOut, now);
+            }
+        }
+    }
+
+    fn have_failed(&mut self, slot: usize, failure: Failure, now: Instant) {
+        self.fail(slot, failure, now);
+        let holder = &mut self.holders[slot];
+        holder.have = HaveState::Due(holder.rest_until.unwrap_or(now + self.config.have_age));
+    }
+
+    fn fail(&mut self, slot: usize, failure: Failure, now: Instant) {
+        let holder = &mut self.holders[slot];
+        match failure {
+            Failure::Busy { retry_after } => holder.busy(retry_after, self.rng.random_range(0.0..1.0), now),
+            Failure::NotFound => self.lose(slot, Gone::NotFound, now),
+            Failure::Draining => self.lose(slot, Gone::Draining, now),
+            Failure::Forbidden => self.lose(slot, Gone::Forbidden, now),
+            Failure::Reset | Failure::Disconnected | Failure::TimedOut => {
+                if holder.fail(now) {
+                    self.lose(slot, Gone::Unreachable, now);
+                }
+            }
+        }
+    }
+
+    /// Requests of a liar are stopped; those of the others may still end well.
+    fn lose(&mut self, slot: usize, gone: Gone, now: Instant) {
+        let holder = &mut self.holders[slot];
+        if matches!(holder.gone, Some(Gone::Bad | Gone::Forbidden)) {
+            return;
+        }
+        holder.gone = Some(gone);
+        if matches!(gone, Gone::Bad | Gone::Forbidden) {
+            self.banned.insert(holder.node);
+        }
+        self.chunks.set_none(slot);
+        if gone == Gone::Bad {
+            let of_slot = |(id, open): (&RequestId, &Request)| (open.slot == slot).then_some(*id);
+            let requests: Vec<RequestId> = self.requests.iter().filter_map(of_slot).collect();
+            requests.into_iter().for_each(|request| drop(self.cancel(request, now)));
+        }
+    }
+
+    fn open(&mut self, slot: usize, indices: Vec<u32>, now: Instant) -> Action {
+        self.last_request += 1;
+        let request = RequestId(self.last_request);
+        let bytes = indices.iter().map(|index| u64::from(self.chunks.len_of(*index))).sum();
+        self.in_flight += bytes;
+        self.holders[slot].start(bytes, now);
+        self.requests.insert(request, Request::new(slot, indices.clone(), bytes, now));
+        Action::Request { request, node: self.holders[slot].node, indices }
+    }
+
+    /// Takes the request out of the plan; chunks that are in no other request are wanted again.
+    fn close(&mut self, request: RequestId, now: Instant) -> Option<Request> {
+        let closed = self.requests.remove(&request)?;
+        self.in_flight -= closed.bytes_left;
+        self.holders[closed.slot].stop(closed.bytes_left, now);
+        closed.left.iter().for_each(|index| self.chunks.release(*index));
+        self.steal_at = None;
+        Some(closed)
+    }
+
+    fn cancel(&mut self, request: RequestId, now: Instant) -> Option<Request> {
+        let closed = self.close(request, now)?;
+        let node = self.holders[closed.slot].node;
+        self.cancelled.insert(request, node);
+        self.actions.push_back(Action::Cancel { request, node });
+        Some(closed)
+    }
+
+    /// The request need not bring the chunk any more.
+    fn unload(&mut self, request: RequestId, index: u32) {
+        let len = self.chunks.len_of(index);
+        if let Some(open) = self.requests.get_mut(&request)
+            && open.remove(index, len)
+        {
+            self.in_flight -= u64::from(len);
+            self.holders[open.slot].in_flight -= u64::from(len);
+            self.chunks.release(index);
+        }
+    }
+
+    /// Other requests for a chunk that arrived; those that have nothing else to bring are stopped.
+    fn drop_losers(&mut self, index: u32, now: Instant) {
+        let losers: Vec<RequestId> =
+            self.requests.iter().filter(|(_, open)| open.left.contains(&index)).map(|(id, _)| *id).collect();
+        for request in losers {
+            self.unload(request, index);
+            if self.requests.get(&request).is_some_and(|open| open.left.is_empty()) {
+                self.cancel(request, now);
+            }
+        }
+    }
+}
