@@ -32,7 +32,7 @@ use crate::identity::NodeId;
 
 use chunks::Chunks;
 pub use config::{Action, ChunkOutcome, Failure, Gone, Have, Locality, PlanConfig, Progress, RequestId, Stuck};
-use holder::{HaveState, Holder};
+use holder::{HaveState, Holder, MAX_REST};
 use request::Request;
 
 /// Most holders that a plan uses at a time.
@@ -156,7 +156,7 @@ impl Plan {
         if let Some(open) = self.requests.get_mut(&request)
             && let Some(took) = open.begin(now)
         {
-            self.holders[open.slot].first_byte(took);
+            self.holders[open.slot].first_byte(took, now);
         }
     }
 
@@ -165,7 +165,7 @@ impl Plan {
         self.on_first_byte(request, now);
         if let Some(open) = self.requests.get_mut(&request) {
             let new = open.arrive(bytes, &self.config, now);
-            self.holders[open.slot].rate.add(new, now);
+            self.holders[open.slot].arrive(new, now);
         }
     }
 
@@ -175,7 +175,8 @@ impl Plan {
         let len = u64::from(self.chunks.len_of(index));
         if let Some(open) = self.requests.get_mut(&request) {
             let new = open.verify(len, &self.config, now);
-            self.holders[open.slot].rate.add(new, now);
+            self.holders[open.slot].arrive(new, now);
+            self.holders[open.slot].verify(len);
         }
         let new = self.chunks.finish(index);
         self.unload(request, index);
@@ -295,9 +296,15 @@ impl Plan {
     }
 
     fn have_failed(&mut self, slot: usize, failure: Failure, now: Instant) {
-        self.fail(slot, failure, now);
-        let holder = &mut self.holders[slot];
-        holder.have = HaveState::Due(holder.rest_until.unwrap_or(now + self.config.have_age));
+        let again = match failure {
+            // It may be too busy to tell and still serve.
+            Failure::Busy { retry_after } => now + retry_after.clamp(self.config.have_retry, MAX_REST),
+            _ => {
+                self.fail(slot, failure, now);
+                self.holders[slot].rest_until.unwrap_or(now + self.config.have_age)
+            }
+        };
+        self.holders[slot].have = HaveState::Due(again);
     }
 
     fn fail(&mut self, slot: usize, failure: Failure, now: Instant) {
@@ -347,7 +354,7 @@ impl Plan {
     fn close(&mut self, request: RequestId, now: Instant) -> Option<Request> {
         let closed = self.requests.remove(&request)?;
         self.in_flight -= closed.bytes_left;
-        self.holders[closed.slot].stop(closed.bytes_left, now);
+        self.holders[closed.slot].stop(closed.bytes_left, closed.arriving(), now);
         closed.left.iter().for_each(|index| self.chunks.release(*index));
         self.steal_at = None;
         Some(closed)

@@ -15,7 +15,7 @@ const USUAL_RATE: f64 = 100e6;
 const SLOW: f64 = 8.0;
 
 /// As `PlanConfig::steal_ratio`, when every missing chunk is in flight.
-const ENDGAME_RATIO: f64 = 1.5;
+const ENDGAME_RATIO: f64 = 2.0;
 
 /// The delay after which an idle holder looks for something to steal again.
 const STEAL_AGAIN: Duration = Duration::from_millis(5);
@@ -28,7 +28,6 @@ struct Paces {
     fastest: Option<f64>,
     usual: f64,
     sum: f64,
-    live: usize,
     /// Bytes in flight at slow and untried holders.
     slow_in_flight: u64,
 }
@@ -89,17 +88,16 @@ impl Plan {
             fastest,
             usual,
             sum: live().map(|holder| holder.rate.at(now).unwrap_or(usual)).sum::<f64>().max(1.0),
-            live: live().count(),
             slow_in_flight: live().filter(|h| slow(h.rate.at(now))).map(|holder| holder.in_flight).sum(),
         }
     }
 
-    /// Bytes of the next request to the holder: what its pace allows, but no more than a third of its part of the memory
+    /// Bytes of the next request to the holder: what its pace allows, but no more than a sixth of its part of the memory
     /// and half of its part of what is wanted.
     fn batch(&self, slot: usize, paces: &Paces, now: Instant) -> u64 {
         let holder = &self.holders[slot];
         let part = holder.rate.at(now).unwrap_or(paces.usual) / paces.sum;
-        let memory = self.config.max_in_flight_bytes as f64 * part / 3.0;
+        let memory = self.config.max_in_flight_bytes as f64 * part / 6.0;
         let wanted = self.chunks.bytes_wanted() as f64 * part / 2.0;
         holder.batch(&self.config, now).min((memory.min(wanted) as u64).max(MIN_BATCH))
     }
@@ -110,10 +108,6 @@ impl Plan {
             return false;
         }
         let rate = holder.rate.at(now);
-        // One request is enough to learn the pace of a holder, unless there is nobody else.
-        if rate.is_none() && holder.requests > 0 && paces.live > 1 {
-            return false;
-        }
         let need = batch.max(self.largest_chunk);
         let slow = paces.fastest.is_some_and(|fastest| rate.is_none_or(|rate| rate * SLOW < fastest));
         if slow && paces.slow_in_flight > 0 && paces.slow_in_flight + need > self.config.max_in_flight_bytes / 4 {

@@ -14,7 +14,7 @@ const MAX_FAILURES: u32 = 4;
 const FIRST_REST: Duration = Duration::from_millis(100);
 
 /// A holder may not send us away for longer than this.
-const MAX_REST: Duration = Duration::from_secs(5);
+pub(super) const MAX_REST: Duration = Duration::from_secs(5);
 
 /// First request to a holder of unknown pace, bytes.
 const FIRST_BATCH: u64 = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) const MIN_BATCH: u64 = 64 << 10;
 /// A holder that took more than it had slots for is tried with one more after this time.
 const SLOT_RETRY: Duration = Duration::from_secs(1);
 
-const MAX_HAVE_RETRY: Duration = Duration::from_secs(1);
+const MAX_HAVE_RETRY: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct Holder {
@@ -41,6 +41,8 @@ pub(super) struct Holder {
     latency: Option<Duration>,
     /// Bytes and requests in flight.
     pub(super) in_flight: u64,
+    /// The part of it that has arrived in chunks that are not complete or not verified yet.
+    arriving: u64,
     pub(super) requests: u32,
     max_requests: u32,
     busy_at: Option<Instant>,
@@ -70,6 +72,7 @@ impl Holder {
             rate: Rate::new(),
             latency: None,
             in_flight: 0,
+            arriving: 0,
             requests: 0,
             max_requests: config.max_streams_per_holder,
             busy_at: None,
@@ -127,16 +130,28 @@ impl Holder {
         self.requests += 1;
     }
 
-    pub(super) fn stop(&mut self, bytes: u64, now: Instant) {
+    /// `arriving` bytes of the request came for nothing.
+    pub(super) fn stop(&mut self, bytes: u64, arriving: u64, now: Instant) {
         self.in_flight -= bytes;
+        self.arriving -= arriving;
         self.requests -= 1;
         if self.requests == 0 {
             self.rate.stop(now);
         }
     }
 
+    pub(super) fn arrive(&mut self, bytes: u64, now: Instant) {
+        self.arriving += bytes;
+        self.rate.add(bytes, now);
+    }
+
+    pub(super) fn verify(&mut self, bytes: u64) {
+        self.arriving -= bytes;
+    }
+
     /// Falls at once and rises slowly, so that the wait behind our own requests hardly counts.
-    pub(super) fn first_byte(&mut self, took: Duration) {
+    pub(super) fn first_byte(&mut self, took: Duration, now: Instant) {
+        self.rate.begin(now);
         self.latency = Some(match self.latency {
             Some(latency) if latency < took => latency + (took - latency) / 64,
             _ => took,
@@ -156,13 +171,18 @@ impl Holder {
         bytes.min(config.max_request_bytes)
     }
 
-    /// Whether one more request keeps the pipe full: two requests, and more while bandwidth times delay is larger.
+    /// Whether one more request keeps the pipe full: what is asked for lasts two batches and the delay of the next
+    /// request. Asking no earlier leaves the choice of chunks to a time at which more is known about the others. A holder
+    /// of unknown pace gets one request.
     pub(super) fn has_room(&self, batch: u64, config: &PlanConfig, now: Instant) -> bool {
         if self.requests >= self.max_requests.min(config.max_streams_per_holder) {
             return false;
         }
-        let delay = self.rate.at(now).map_or(0.0, |rate| rate * self.latency()) as u64;
-        self.requests < 2 || self.in_flight + batch <= 2 * batch + delay
+        let Some(rate) = self.rate.at(now) else { return self.requests == 0 };
+        let ahead = self.in_flight.saturating_sub(self.arriving);
+        let delay = 2.0 * rate * self.latency();
+        self.requests == 0
+            || ahead + batch <= 2 * batch + delay as u64 && ahead as f64 <= rate * config.batch.as_secs_f64() + delay
     }
 
     /// Expected time for `bytes` more, weighted by where it is and how it behaved; lower is better.

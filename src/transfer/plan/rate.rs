@@ -8,6 +8,9 @@ const HALF_WEIGHT: f64 = 0.1;
 /// A measurement is folded into the average no more often than this.
 const WINDOW: Duration = Duration::from_millis(10);
 
+/// Less time than this says nothing about a pace, seconds.
+const SHORTEST: f64 = 0.001;
+
 /// Moving average of bytes per second over the time in which something was asked for. Silence counts as it passes, so a
 /// holder that stalls gets slower without an event.
 #[derive(Debug)]
@@ -37,6 +40,13 @@ impl Rate {
         self.since = None;
     }
 
+    /// The first byte came: how long it took is no part of the pace.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if self.average.is_none() && self.bytes == 0 {
+            self.since = self.since.map(|_| now);
+        }
+    }
+
     pub(super) fn add(&mut self, bytes: u64, now: Instant) {
         self.bytes += bytes;
         if self.since.is_some_and(|since| now.saturating_duration_since(since) >= WINDOW) {
@@ -49,7 +59,7 @@ impl Rate {
     pub(super) fn at(&self, now: Instant) -> Option<f64> {
         let Some(since) = self.since else { return self.average };
         let elapsed = now.saturating_duration_since(since).as_secs_f64();
-        let measured = self.bytes as f64 / elapsed.max(1e-6);
+        let measured = self.bytes as f64 / elapsed.max(SHORTEST);
         match self.average {
             Some(average) => {
                 let weight = elapsed / (elapsed + HALF_WEIGHT);

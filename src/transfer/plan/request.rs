@@ -73,6 +73,11 @@ impl Request {
         new
     }
 
+    /// Bytes that arrived in chunks not reported whole.
+    pub(super) fn arriving(&self) -> u64 {
+        self.counted - self.verified
+    }
+
     pub(super) fn deadline(&self, config: &PlanConfig) -> Instant {
         let next = match self.began {
             true => self.window + config.progress,

@@ -17,7 +17,7 @@ use super::{Fault, Outcome, Setup};
 const SEGMENT: f64 = 256.0 * 1024.0;
 
 /// Bytes of one stream that may be under way.
-const WINDOW: u64 = 4 << 20;
+const WINDOW: u64 = 16 << 20;
 
 /// Simulated time after which a run is over in any case.
 const END: Duration = Duration::from_secs(600);
