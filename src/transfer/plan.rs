@@ -50,9 +50,11 @@ pub struct Plan {
     requests: BTreeMap<RequestId, Request>,
     /// Cancelled, not yet reported as ended.
     cancelled: BTreeMap<RequestId, NodeId>,
+    /// No request is late before this.
+    late_at: Option<Instant>,
     in_flight: u64,
     last_request: u64,
-    actions: VecDeque<Action>,
+    to_cancel: VecDeque<(RequestId, NodeId)>,
     /// When stealing is worth another look; `None` while it is at any time.
     steal_at: Option<Instant>,
     rng: SmallRng,
@@ -70,9 +72,10 @@ impl Plan {
             banned: BTreeSet::new(),
             requests: BTreeMap::new(),
             cancelled: BTreeMap::new(),
+            late_at: None,
             in_flight: 0,
             last_request: 0,
-            actions: VecDeque::new(),
+            to_cancel: VecDeque::new(),
             steal_at: None,
             rng: SmallRng::seed_from_u64(seed),
         }
@@ -128,11 +131,14 @@ impl Plan {
 
     /// The next thing to do; to be called until it says `None`.
     pub fn next(&mut self, now: Instant) -> Option<Action> {
-        if self.actions.is_empty() && !self.is_complete() {
+        if self.to_cancel.is_empty() && !self.is_complete() {
             self.expire(now);
         }
-        if let Some(action) = self.actions.pop_front() {
-            return Some(action);
+        while let Some((request, node)) = self.to_cancel.pop_front() {
+            // It may have ended by itself in the meantime.
+            if self.cancelled.contains_key(&request) {
+                return Some(Action::Cancel { request, node });
+            }
         }
         if self.is_complete() {
             return None;
@@ -284,6 +290,9 @@ impl Plan {
                 self.have_failed(slot, Failure::TimedOut, now);
             }
         }
+        if self.late_at.is_none_or(|at| now < at) {
+            return;
+        }
         let late = |request: &Request| now >= request.deadline(&self.config);
         let late: Vec<RequestId> = self.requests.iter().filter(|(_, open)| late(open)).map(|(id, _)| *id).collect();
         for request in late {
@@ -293,6 +302,7 @@ impl Plan {
                 self.fail(closed.slot, Failure::TimedOut, now);
             }
         }
+        self.late_at = self.requests.values().map(|request| request.deadline(&self.config)).min();
     }
 
     fn have_failed(&mut self, slot: usize, failure: Failure, now: Instant) {
@@ -345,6 +355,8 @@ impl Plan {
         let request = RequestId(self.last_request);
         let bytes = indices.iter().map(|index| u64::from(self.chunks.len_of(*index))).sum();
         self.in_flight += bytes;
+        let late_at = now + self.config.first_byte.min(self.config.progress).min(self.config.total);
+        self.late_at = Some(self.late_at.map_or(late_at, |at| at.min(late_at)));
         self.holders[slot].start(bytes, now);
         self.requests.insert(request, Request::new(slot, indices.clone(), bytes, now));
         Action::Request { request, node: self.holders[slot].node, indices }
@@ -364,7 +376,7 @@ impl Plan {
         let closed = self.close(request, now)?;
         let node = self.holders[closed.slot].node;
         self.cancelled.insert(request, node);
-        self.actions.push_back(Action::Cancel { request, node });
+        self.to_cancel.push_back((request, node));
         Some(closed)
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-use super::holder::{HaveState, MIN_BATCH};
+use super::holder::{HaveState, Holder, MIN_BATCH};
 use super::request::Request;
 use super::{Action, MAX_HOLDERS, Plan};
 
@@ -25,11 +25,22 @@ const MAX_COPIES: u8 = 3;
 
 /// The paces of all live holders, bytes per second.
 struct Paces {
+    of: [Option<f64>; MAX_HOLDERS],
     fastest: Option<f64>,
     usual: f64,
     sum: f64,
     /// Bytes in flight at slow and untried holders.
     slow_in_flight: u64,
+}
+
+impl Paces {
+    fn guess(&self, slot: usize) -> f64 {
+        self.of[slot].unwrap_or(self.usual).max(1.0)
+    }
+
+    fn is_slow(&self, slot: usize) -> bool {
+        self.fastest.is_some_and(|fastest| self.of[slot].is_none_or(|rate| rate * SLOW < fastest))
+    }
 }
 
 impl Plan {
@@ -46,14 +57,14 @@ impl Plan {
 
     /// Asks the better of two random holders for its rarest wanted chunks.
     pub(super) fn request(&mut self, now: Instant) -> Option<Action> {
-        if self.chunks.wanted() == 0 {
+        if self.chunks.wanted() == 0 || !self.has_memory(self.largest_chunk) {
             return None;
         }
         let paces = self.paces(now);
         let mut open = [0; MAX_HOLDERS];
         let mut count = 0;
         for slot in 0..self.holders.len() {
-            if self.chunks.offered(slot) > 0 && self.admits(slot, self.batch(slot, &paces, now), &paces, now) {
+            if self.chunks.offered(slot) > 0 && self.admits(slot, &paces, now) {
                 open[count] = slot;
                 count += 1;
             }
@@ -61,65 +72,75 @@ impl Plan {
         let slot = match &open[..count] {
             [] => return None,
             [only] => *only,
-            open => self.better_of_two(open, &paces, now),
+            open => self.better_of_two(open, &paces),
         };
-        let batch = self.batch(slot, &paces, now);
+        let batch = self.batch(slot, &paces);
         let start = self.rng.random_range(0..self.chunks.count() as u32);
         let indices = self.chunks.take(slot, start, self.config.max_request_chunks, batch);
         Some(self.open(slot, indices, now))
     }
 
-    fn better_of_two(&mut self, open: &[usize], paces: &Paces, now: Instant) -> usize {
+    fn better_of_two(&mut self, open: &[usize], paces: &Paces) -> usize {
         let first = self.rng.random_range(0..open.len());
         let second = (first + self.rng.random_range(1..open.len())) % open.len();
-        let score = |slot: usize| self.holders[slot].score(self.batch(slot, paces, now), paces.usual, now);
+        let score = |slot: usize| self.holders[slot].score(self.batch(slot, paces), paces.guess(slot));
         let (first, second) = (open[first], open[second]);
         if score(first) <= score(second) { first } else { second }
     }
 
     fn paces(&self, now: Instant) -> Paces {
-        let live = || self.holders.iter().filter(|holder| holder.is_live());
-        let known = || live().filter_map(|holder| holder.rate.at(now));
-        let fastest = known().reduce(f64::max);
-        let (measured, total) = known().fold((0, 0.0), |(count, sum), rate| (count + 1, sum + rate));
-        let usual = if measured > 0 { total / f64::from(measured) } else { USUAL_RATE };
-        let slow = |rate: Option<f64>| fastest.is_some_and(|fastest| rate.is_none_or(|rate| rate * SLOW < fastest));
-        Paces {
-            fastest,
-            usual,
-            sum: live().map(|holder| holder.rate.at(now).unwrap_or(usual)).sum::<f64>().max(1.0),
-            slow_in_flight: live().filter(|h| slow(h.rate.at(now))).map(|holder| holder.in_flight).sum(),
+        let live = || self.holders.iter().enumerate().filter(|(_, holder)| holder.is_live());
+        let mut of = [None; MAX_HOLDERS];
+        live().for_each(|(slot, holder)| of[slot] = holder.rate.at(now));
+        let known = || of.iter().flatten();
+        let usual = match known().count() {
+            0 => USUAL_RATE,
+            count => known().sum::<f64>() / count as f64,
+        };
+        let fastest = known().copied().reduce(f64::max);
+        let mut paces = Paces { of, fastest, usual, sum: 0.0, slow_in_flight: 0 };
+        for (slot, holder) in live() {
+            paces.sum += paces.guess(slot);
+            paces.slow_in_flight += if paces.is_slow(slot) { holder.in_flight } else { 0 };
         }
+        paces
     }
 
     /// Bytes of the next request to the holder: what its pace allows, but no more than a sixth of its part of the memory
     /// and half of its part of what is wanted.
-    fn batch(&self, slot: usize, paces: &Paces, now: Instant) -> u64 {
-        let holder = &self.holders[slot];
-        let part = holder.rate.at(now).unwrap_or(paces.usual) / paces.sum;
+    fn batch(&self, slot: usize, paces: &Paces) -> u64 {
+        let part = paces.guess(slot) / paces.sum.max(1.0);
         let memory = self.config.max_in_flight_bytes as f64 * part / 6.0;
         let wanted = self.chunks.bytes_wanted() as f64 * part / 2.0;
-        holder.batch(&self.config, now).min((memory.min(wanted) as u64).max(MIN_BATCH))
+        let most = (memory.min(wanted) as u64).max(MIN_BATCH);
+        Holder::batch(&self.config, paces.of[slot]).min(most)
     }
 
-    fn admits(&self, slot: usize, batch: u64, paces: &Paces, now: Instant) -> bool {
+    fn has_memory(&self, bytes: u64) -> bool {
+        self.in_flight == 0 || self.in_flight + bytes <= self.config.max_in_flight_bytes
+    }
+
+    /// Whether the holder may be asked for one more batch now.
+    fn admits(&self, slot: usize, paces: &Paces, now: Instant) -> bool {
         let holder = &self.holders[slot];
-        if !holder.is_live() || holder.is_resting(now) || !holder.has_room(batch, &self.config, now) {
+        if !holder.is_live() || holder.is_resting(now) {
             return false;
         }
-        let rate = holder.rate.at(now);
+        let batch = self.batch(slot, paces);
         let need = batch.max(self.largest_chunk);
-        let slow = paces.fastest.is_some_and(|fastest| rate.is_none_or(|rate| rate * SLOW < fastest));
-        if slow && paces.slow_in_flight > 0 && paces.slow_in_flight + need > self.config.max_in_flight_bytes / 4 {
-            return false;
-        }
-        self.in_flight == 0 || self.in_flight + need <= self.config.max_in_flight_bytes
+        let share = self.config.max_in_flight_bytes / 4;
+        let hogs = paces.is_slow(slot) && paces.slow_in_flight > 0 && paces.slow_in_flight + need > share;
+        !hogs && self.has_memory(need) && holder.has_room(batch, &self.config, paces.of[slot])
     }
 
     /// Duplicates the last chunks of a request at a holder that is idle and expected to bring them much earlier. The slow
     /// one goes on from the front, they meet, and the loser is stopped.
     pub(super) fn steal(&mut self, now: Instant) -> Option<Action> {
-        if self.steal_at.is_some_and(|at| now < at) || self.requests.is_empty() {
+        if self.steal_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        self.steal_at = None;
+        if self.requests.is_empty() || !self.has_memory(self.largest_chunk) {
             return None;
         }
         let paces = self.paces(now);
@@ -127,12 +148,11 @@ impl Plan {
         let mut best: Option<(f64, usize, Vec<u32>)> = None;
         let mut idle = false;
         for slot in 0..self.holders.len() {
-            let batch = self.batch(slot, &paces, now);
-            if self.chunks.offered(slot) > 0 || !self.admits(slot, batch, &paces, now) {
+            if self.chunks.offered(slot) > 0 || !self.admits(slot, &paces, now) {
                 continue;
             }
             idle = true;
-            if let Some((gain, indices)) = self.best_victim(slot, batch, &paces, now)
+            if let Some((gain, indices)) = self.best_victim(slot, &paces, now)
                 && gain > best.as_ref().map_or(ratio, |(gain, ..)| *gain)
             {
                 best = Some((gain, slot, indices));
@@ -147,13 +167,13 @@ impl Plan {
     }
 
     /// The chunks that the idle holder `slot` would gain most on, and how many times faster it would be.
-    fn best_victim(&self, slot: usize, batch: u64, paces: &Paces, now: Instant) -> Option<(f64, Vec<u32>)> {
+    fn best_victim(&self, slot: usize, paces: &Paces, now: Instant) -> Option<(f64, Vec<u32>)> {
         let mut best: Option<(f64, &Request, u32)> = None;
         for request in self.requests.values().filter(|request| request.slot != slot) {
             let theirs = self.eta(request, paces, now);
             let Some(index) = self.victim(request, slot) else { continue };
             let bytes = self.holders[slot].in_flight + u64::from(self.chunks.len_of(index));
-            let ours = self.holders[slot].latency() + bytes as f64 / self.pace(slot, paces, now);
+            let ours = self.holders[slot].latency() + bytes as f64 / paces.guess(slot);
             let theirs = match self.chunks.copies(index) {
                 1 => theirs,
                 _ => self.carriers(index).map(|carrier| self.eta(carrier, paces, now)).fold(theirs, f64::min),
@@ -165,8 +185,8 @@ impl Plan {
         let (gain, request, last) = best?;
         let mut indices = vec![last];
         let mut bytes = u64::from(self.chunks.len_of(last));
-        let part = self.pace(slot, paces, now) / (self.pace(slot, paces, now) + self.pace(request.slot, paces, now));
-        let most = ((request.bytes_left as f64 * part) as u64).min(batch);
+        let part = paces.guess(slot) / (paces.guess(slot) + paces.guess(request.slot));
+        let most = ((request.bytes_left as f64 * part) as u64).min(self.batch(slot, paces));
         for index in request.left.iter().rev().copied().filter(|index| *index != last) {
             bytes += u64::from(self.chunks.len_of(index));
             if bytes > most || indices.len() == self.config.max_request_chunks {
@@ -193,15 +213,11 @@ impl Plan {
         self.requests.values().filter(move |request| request.left.contains(&index))
     }
 
-    fn pace(&self, slot: usize, paces: &Paces, now: Instant) -> f64 {
-        self.holders[slot].rate.at(now).unwrap_or(paces.usual).max(1.0)
-    }
-
     /// Seconds until the last chunk of the request is expected. A holder that sent nothing yet is expected to need as long
     /// again as it already took.
     fn eta(&self, request: &Request, paces: &Paces, now: Instant) -> f64 {
         let holder = &self.holders[request.slot];
-        match holder.rate.at(now) {
+        match paces.of[request.slot] {
             Some(rate) => holder.in_flight as f64 / rate.max(1.0),
             None => (holder.in_flight as f64 / paces.usual).max(request.age(now).as_secs_f64()),
         }

@@ -25,6 +25,9 @@ pub(super) const MIN_BATCH: u64 = 64 << 10;
 /// A holder that took more than it had slots for is tried with one more after this time.
 const SLOT_RETRY: Duration = Duration::from_secs(1);
 
+/// We may be late by this, seconds, and the pipe still must not run dry.
+const HICCUP: f64 = 0.005;
+
 const MAX_HAVE_RETRY: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
@@ -98,16 +101,13 @@ impl Holder {
         self.grew_at = now;
     }
 
-    /// Failures of requests that were in flight together count once. True if the holder is given up.
+    /// Failures of requests that were in flight together count once. True if that was one too many.
     pub(super) fn fail(&mut self, now: Instant) -> bool {
         if !self.is_resting(now) {
             self.failures += 1;
             self.rest_until = Some(now + FIRST_REST * (1 << self.failures.min(MAX_FAILURES)) / 2);
         }
-        if self.failures >= MAX_FAILURES {
-            self.gone = Some(Gone::Unreachable);
-        }
-        self.gone.is_some()
+        self.failures >= MAX_FAILURES
     }
 
     /// `jitter` is from 0 to 1: those that were sent away together must not come back together.
@@ -162,37 +162,33 @@ impl Holder {
         self.latency.map_or(0.001, |latency| latency.as_secs_f64())
     }
 
-    /// What one request should ask for, bytes.
-    pub(super) fn batch(&self, config: &PlanConfig, now: Instant) -> u64 {
-        let bytes = match self.rate.at(now) {
-            Some(rate) => ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH),
-            None => FIRST_BATCH,
-        };
+    /// What one request should ask for at a pace, bytes.
+    pub(super) fn batch(config: &PlanConfig, rate: Option<f64>) -> u64 {
+        let bytes = rate.map_or(FIRST_BATCH, |rate| ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH));
         bytes.min(config.max_request_bytes)
     }
 
-    /// Whether one more request keeps the pipe full: what is asked for lasts two batches and the delay of the next
-    /// request. Asking no earlier leaves the choice of chunks to a time at which more is known about the others. A holder
-    /// of unknown pace gets one request.
-    pub(super) fn has_room(&self, batch: u64, config: &PlanConfig, now: Instant) -> bool {
+    /// Whether one more request keeps the pipe full: what is asked for lasts one batch, or a hiccup of ours, and the delay
+    /// of the next request. Asking no earlier leaves the choice of chunks to a time at which more is known about the
+    /// others. A holder of unknown pace gets one request.
+    pub(super) fn has_room(&self, batch: u64, config: &PlanConfig, rate: Option<f64>) -> bool {
         if self.requests >= self.max_requests.min(config.max_streams_per_holder) {
             return false;
         }
-        let Some(rate) = self.rate.at(now) else { return self.requests == 0 };
-        let ahead = self.in_flight.saturating_sub(self.arriving);
-        let delay = 2.0 * rate * self.latency();
-        self.requests == 0
-            || ahead + batch <= 2 * batch + delay as u64 && ahead as f64 <= rate * config.batch.as_secs_f64() + delay
+        let Some(rate) = rate else { return self.requests == 0 };
+        let ahead = self.in_flight.saturating_sub(self.arriving) as f64;
+        let lasts = |time: f64| rate * (time + 2.0 * self.latency());
+        let enough = (batch as f64 + lasts(0.0)).max(lasts(HICCUP)).min(lasts(config.batch.as_secs_f64()));
+        self.requests == 0 || ahead <= enough
     }
 
     /// Expected time for `bytes` more, weighted by where it is and how it behaved; lower is better.
-    pub(super) fn score(&self, bytes: u64, usual_rate: f64, now: Instant) -> f64 {
+    pub(super) fn score(&self, bytes: u64, rate: f64) -> f64 {
         let distance = match self.locality {
             Locality::SameRack => 1.0,
             Locality::SameZone => 1.25,
             Locality::Other => 2.0,
         };
-        let rate = self.rate.at(now).unwrap_or(usual_rate).max(1.0);
         (self.in_flight + bytes) as f64 / rate * distance * f64::from(1 + self.failures)
     }
 
