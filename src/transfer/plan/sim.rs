@@ -4,6 +4,7 @@
 //! when too much of it is under way. Holders have upload slots and say Busy beyond them. No clock, no threads: a seed gives
 //! the same run each time.
 
+mod wire;
 mod world;
 
 use std::time::Duration;

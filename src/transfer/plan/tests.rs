@@ -3,6 +3,7 @@
 mod decisions;
 mod fleet;
 mod histories;
+mod troubles;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -25,6 +26,8 @@ fn bitmap(len: usize, set: impl IntoIterator<Item = u32>) -> Bitmap {
     set.into_iter().for_each(|index| bits.set(index as usize, true));
     bits
 }
+
+const MIB: u32 = 1 << 20;
 
 /// A request as the driver sees it: what it still has to bring.
 #[derive(Debug, Clone)]
@@ -161,6 +164,10 @@ impl Driver {
         Some(outcome)
     }
 
+    fn bring(&mut self, request: RequestId) {
+        self.deliver(request);
+    }
+
     fn fail(&mut self, request: RequestId, failure: Failure) {
         if let Some(open) = self.open.remove(&request) {
             if failure == Failure::Forbidden {
@@ -173,7 +180,7 @@ impl Driver {
     fn lie(&mut self, request: RequestId) {
         if let Some(open) = self.open.get(&request).cloned() {
             self.barred.insert(open.node);
-            self.plan.on_bad_chunk(request, open.left[0], self.now);
+            self.plan.on_bad_chunk(request, self.now);
         }
     }
 
@@ -194,8 +201,23 @@ impl Driver {
                 false => self.pass(5),
             }
             let open: Vec<RequestId> = self.open.keys().copied().collect();
-            open.into_iter().for_each(|request| drop(self.deliver(request)));
+            open.into_iter().for_each(|request| self.bring(request));
         }
         panic!("not complete: {:?}, stuck: {:?}", self.plan.progress(), self.plan.is_stuck(self.now));
     }
+}
+
+/// Node 0 got a request and is silent since then; node 1 has brought everything else and has nothing to do.
+fn silent_and_idle() -> (Driver, RequestId) {
+    let mut driver = Driver::of(8, MIB);
+    driver.holder(0, 0..4);
+    let slow = driver.drain()[0].0;
+    let kept = driver.open[&slow].left.len();
+    driver.holder(1, 0..8);
+    while driver.done.len() < 8 - kept {
+        driver.drain();
+        let fast = driver.open.iter().find(|(_, open)| open.node == node(1)).map(|(request, _)| *request);
+        driver.bring(fast.expect("the fast one is asked"));
+    }
+    (driver, slow)
 }

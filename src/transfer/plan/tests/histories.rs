@@ -76,7 +76,7 @@ fn take(driver: &mut Driver, step: Step) {
         }
         Step::Have { .. } | Step::HaveAll { .. } | Step::HaveFails { .. } => (),
         Step::Pass { ms } => driver.pass(ms),
-        Step::Deliver { which } => drop(nth(driver, which).and_then(|request| driver.deliver(request))),
+        Step::Deliver { which } => nth(driver, which).into_iter().for_each(|request| driver.bring(request)),
         Step::Trickle { which, bytes } => {
             nth(driver, which).into_iter().for_each(|request| driver.plan.on_bytes(request, bytes, driver.now));
         }
