@@ -167,7 +167,8 @@ impl Plan {
         }
     }
 
-    /// Part of a chunk arrived; optional, but slow chunks look like stalled ones without it.
+    /// Part of a chunk arrived. To be reported every 256 KiB or so: without it slow chunks look like stalled ones, and the
+    /// next request is not sent before the last chunk of the one before is here.
     pub fn on_bytes(&mut self, request: RequestId, bytes: u64, now: Instant) {
         self.on_first_byte(request, now);
         if let Some(open) = self.requests.get_mut(&request) {

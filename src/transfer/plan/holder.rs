@@ -105,7 +105,7 @@ impl Holder {
     pub(super) fn fail(&mut self, now: Instant) -> bool {
         if !self.is_resting(now) {
             self.failures += 1;
-            self.rest_until = Some(now + FIRST_REST * (1 << self.failures.min(MAX_FAILURES)) / 2);
+            self.rest_until = Some(now + FIRST_REST * (1 << (self.failures.min(MAX_FAILURES) - 1)));
         }
         self.failures >= MAX_FAILURES
     }
