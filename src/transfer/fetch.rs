@@ -345,7 +345,7 @@ impl<'f> Driver<'f> {
                 let holder = self.handles.get(&id).map(|(node, _)| node.short());
                 tracing::warn!(artifact = %self.shared.artifact.short(), index, ?holder, "chunk does not match its digest: holder dropped");
                 self.fetcher.metrics.bad_chunks.inc();
-                self.plan.on_bad_chunk(id, index, now);
+                self.plan.on_bad_chunk(id, now);
             }
             Event::Store(error) => return Err(error.into()),
             Event::Finished(id) => {
