@@ -1,12 +1,13 @@
 //! iroh-blobs as its own sendme program uses it: import a tree as a collection, fetch it over one connection, export the files.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use iroh::endpoint::{QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::presets;
 use iroh::protocol::Router;
 use iroh::{Endpoint, EndpointAddr, RelayMode, TransportAddr};
 use iroh_blobs::api::Store;
@@ -14,56 +15,28 @@ use iroh_blobs::api::blobs::{AddPathOptions, ExportMode, ExportOptions, ImportMo
 use iroh_blobs::format::collection::Collection;
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::ticket::BlobTicket;
-use iroh_blobs::{ALPN, BlobFormat, BlobsProtocol};
+use iroh_blobs::{ALPN, BlobFormat, BlobsProtocol, Hash};
 use serde_json::json;
 
 use crate::report;
 
-#[derive(clap::Args, Clone)]
-pub struct Tuning {
-    /// Copy on import and export, which is what sendme does on export; else reference or move where the store can.
-    #[arg(long)]
-    copy: bool,
-    /// The library's own transport settings instead of those that our bare quinn uses.
-    #[arg(long)]
-    stock: bool,
-    /// Files that are imported or exported at a time.
-    #[arg(long, default_value_t = 8)]
-    parallel: usize,
+/// Larger flow control windows than the library's own end its connection here: "too many gaps in stream buffer".
+async fn endpoint() -> Result<Endpoint> {
+    let builder = Endpoint::builder(presets::Minimal).relay_mode(RelayMode::Disabled);
+    Ok(builder.clear_ip_transports().bind_addr("127.0.0.1:0")?.bind().await?)
 }
 
-impl Tuning {
-    async fn endpoint(&self) -> Result<Endpoint> {
-        let mut builder = Endpoint::builder(presets::Minimal).relay_mode(RelayMode::Disabled);
-        if !self.stock {
-            let window = VarInt::from_u32(16 << 20);
-            let transport = QuicTransportConfig::builder()
-                .stream_receive_window(window)
-                .receive_window(VarInt::from_u32(64 << 20))
-                .send_window(64 << 20)
-                .build();
-            builder = builder.transport_config(transport);
-        }
-        Ok(builder.clear_ip_transports().bind_addr("127.0.0.1:0")?.bind().await?)
-    }
+/// Files that are imported or exported at a time.
+const PARALLEL: usize = 8;
 
-    fn import_mode(&self) -> ImportMode {
-        if self.copy { ImportMode::Copy } else { ImportMode::TryReference }
-    }
-
-    fn export_mode(&self) -> ExportMode {
-        if self.copy { ExportMode::Copy } else { ExportMode::TryReference }
-    }
-}
-
-pub async fn provide(dir: &Path, store: &Path, ready: &Path, tuning: &Tuning) -> Result<()> {
+pub async fn provide(dir: &Path, store: &Path, ready: &Path) -> Result<()> {
     let begin = Instant::now();
     let store = FsStore::load(store).await?;
-    let (collection, bytes) = import(&store, &dir.canonicalize()?, tuning).await?;
+    let (collection, bytes) = import(&store, &dir.canonicalize()?).await?;
     let files = collection.len();
     let tag = collection.store(&store).await?;
     let seconds = begin.elapsed().as_secs_f64();
-    let endpoint = tuning.endpoint().await?;
+    let endpoint = endpoint().await?;
     let router = Router::builder(endpoint).accept(ALPN, BlobsProtocol::new(&store, None)).spawn();
     let endpoint = router.endpoint();
     let addrs = endpoint.bound_sockets().into_iter().map(TransportAddr::Ip);
@@ -73,17 +46,17 @@ pub async fn provide(dir: &Path, store: &Path, ready: &Path, tuning: &Tuning) ->
     std::future::pending().await
 }
 
-async fn import(store: &Store, root: &Path, tuning: &Tuning) -> Result<(Collection, u64)> {
+async fn import(store: &Store, root: &Path) -> Result<(Collection, u64)> {
     let mut files = Vec::new();
     list(root, &mut files)?;
     let bytes = files.iter().map(|(_, size)| size).sum();
     let mut imported: Vec<_> = stream::iter(files)
         .map(|(path, _)| async move {
             let name = path.strip_prefix(root)?.to_str().context("a name that is not UTF-8")?.to_owned();
-            let options = AddPathOptions { path, mode: tuning.import_mode(), format: BlobFormat::Raw };
+            let options = AddPathOptions { path, mode: ImportMode::TryReference, format: BlobFormat::Raw };
             anyhow::Ok((name, store.blobs().add_path_with_opts(options).temp_tag().await?))
         })
-        .buffer_unordered(tuning.parallel)
+        .buffer_unordered(PARALLEL)
         .try_collect()
         .await?;
     imported.sort_by(|a, b| a.0.cmp(&b.0));
@@ -105,31 +78,35 @@ fn list(dir: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
     Ok(())
 }
 
-pub async fn fetch(ticket: &Path, into: &Path, store: &Path, tuning: &Tuning) -> Result<()> {
+pub async fn fetch(ticket: &Path, into: &Path, store: &Path) -> Result<()> {
     let begin = Instant::now();
     let ticket: BlobTicket = fs::read_to_string(ticket)?.parse()?;
     let store = FsStore::load(store).await?;
-    let endpoint = tuning.endpoint().await?;
+    let endpoint = endpoint().await?;
     let connection = endpoint.connect(ticket.addr().clone(), ALPN).await?;
     let local = store.remote().local(ticket.hash_and_format()).await?;
     let stats = store.remote().execute_get(connection, local.missing()).complete().await?;
     let fetched = begin.elapsed().as_secs_f64();
 
     let collection = Collection::load(ticket.hash(), &*store).await?;
-    let mut made = std::collections::HashSet::new();
-    for (name, _) in collection.iter() {
+    let mut made = HashSet::new();
+    let mut names: HashMap<Hash, usize> = HashMap::new();
+    for (name, hash) in collection.iter() {
         let parent = into.join(name).parent().context("a name without a directory")?.to_owned();
         if made.insert(parent.clone()) {
             fs::create_dir_all(parent)?;
         }
+        *names.entry(*hash).or_default() += 1;
     }
-    let store = &store;
+    let (store, names) = (&store, &names);
     let bytes: u64 = stream::iter(collection.iter().cloned().collect::<Vec<_>>())
         .map(|(name, hash)| async move {
-            let options = ExportOptions { hash, target: into.join(name), mode: tuning.export_mode() };
+            // A blob moves out of the store once only.
+            let mode = if names[&hash] == 1 { ExportMode::TryReference } else { ExportMode::Copy };
+            let options = ExportOptions { hash, target: into.join(name), mode };
             anyhow::Ok(store.blobs().export_with_opts(options).finish().await?)
         })
-        .buffer_unordered(tuning.parallel)
+        .buffer_unordered(PARALLEL)
         .try_fold(0, |sum, bytes| async move { Ok(sum + bytes) })
         .await?;
     let seconds = begin.elapsed().as_secs_f64();

@@ -63,8 +63,6 @@ enum Command {
         store: PathBuf,
         #[arg(long)]
         ready: PathBuf,
-        #[command(flatten)]
-        tuning: iroh_blobs_peer::Tuning,
     },
     /// Fetch a ticket into an iroh-blobs store and export the tree.
     IrohFetch {
@@ -72,8 +70,6 @@ enum Command {
         into: PathBuf,
         #[arg(long)]
         store: PathBuf,
-        #[command(flatten)]
-        tuning: iroh_blobs_peer::Tuning,
     },
 }
 
@@ -84,11 +80,11 @@ fn main() -> Result<()> {
         Command::Send { addr, file, tls } => tcp::send(addr, &file, tls.as_deref()),
         Command::QuicServe { file, ready, tuning } => tuning.runtime()?.block_on(quic::serve(&file, &ready, &tuning)),
         Command::QuicGet { addr, file, tuning } => tuning.runtime()?.block_on(quic::get(addr, &file, &tuning)),
-        Command::IrohProvide { dir, store, ready, tuning } => {
-            runtime()?.block_on(iroh_blobs_peer::provide(&dir, &store, &ready, &tuning))
+        Command::IrohProvide { dir, store, ready } => {
+            runtime()?.block_on(iroh_blobs_peer::provide(&dir, &store, &ready))
         }
-        Command::IrohFetch { ticket, into, store, tuning } => {
-            runtime()?.block_on(iroh_blobs_peer::fetch(&ticket, &into, &store, &tuning))
+        Command::IrohFetch { ticket, into, store } => {
+            runtime()?.block_on(iroh_blobs_peer::fetch(&ticket, &into, &store))
         }
     }
 }

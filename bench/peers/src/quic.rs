@@ -153,7 +153,8 @@ pub async fn get(addr: SocketAddr, file: &Path, tuning: &Tuning) -> Result<()> {
     }
     let seconds = begin.elapsed().as_secs_f64();
     let received: Vec<_> = connections.iter().map(|(_, connection)| connection.stats().udp_rx).collect();
-    let (datagrams, wire): (u64, u64) = (received.iter().map(|rx| rx.datagrams).sum(), received.iter().map(|rx| rx.bytes).sum());
+    let (datagrams, wire): (u64, u64) =
+        (received.iter().map(|rx| rx.datagrams).sum(), received.iter().map(|rx| rx.bytes).sum());
     report::print(
         json!({ "seconds": seconds, "bytes": size, "wire_bytes": wire, "datagram_bytes": wire as f64 / datagrams as f64 }),
         false,

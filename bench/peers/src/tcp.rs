@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +22,7 @@ pub fn receive(file: &Path, ready: &Path, tls: Option<&Path>) -> Result<()> {
     report::ready(ready, &listener.local_addr()?.to_string())?;
     let stdout = file == Path::new("-");
     let mut out: Box<dyn Write> = if stdout {
-        Box::new(io::stdout())
+        Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?))
     } else {
         Box::new(File::create(file).with_context(|| format!("create {}", file.display()))?)
     };
@@ -62,8 +63,7 @@ pub fn send(addr: SocketAddr, file: &Path, tls: Option<&Path>) -> Result<()> {
     socket.set_nodelay(true)?;
     socket2::SockRef::from(&socket).set_send_buffer_size(SOCKET_BUFFER)?;
     let from = if file == Path::new("-") {
-        // A pipe of 64 KiB would be the narrowest place of the comparison.
-        File::from(std::os::fd::OwnedFd::from(std::os::fd::AsFd::as_fd(&io::stdin()).try_clone_to_owned()?))
+        File::from(io::stdin().as_fd().try_clone_to_owned()?)
     } else {
         File::open(file).with_context(|| format!("open {}", file.display()))?
     };
