@@ -121,8 +121,9 @@ impl Report {
             "\n### {section}\n\n| row | median s | best s | x fastest | MB/s | wire MB | CPU s/GiB | more |\n|---|---|---|---|---|---|---|---|\n"
         );
         for row in &rows {
-            let or_dash =
-                |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+            let or_dash = |value: Option<f64>, digits: usize| {
+                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+            };
             let per_gib = row.cpu_seconds().map(|seconds| seconds / row.bytes() as f64 * GIB as f64);
             let more: Vec<String> = row.values().iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
             table += &format!(
