@@ -13,7 +13,9 @@ const MAX_RECORD: u64 = 64 * 1024 * 1024;
 
 /// Replaces `path` with `bytes` in one step; after it returns, the new content survives a power cut.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // The parent of a bare file name is empty, which no call opens.
+    let directory = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
@@ -59,11 +61,13 @@ pub fn read_record(path: &Path) -> io::Result<Option<String>> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{} is torn or damaged", path.display())))
 }
 
-fn frame_record(text: &str) -> String {
+/// The bytes of a record that holds `text`, for those who write through a directory handle.
+pub fn frame_record(text: &str) -> String {
     format!("{:08x} {text}\n", crc32c::crc32c(text.as_bytes()))
 }
 
-fn parse_record(framed: &str) -> Option<String> {
+/// The text of a record; `None` if it is torn or damaged.
+pub fn parse_record(framed: &str) -> Option<String> {
     let (crc, rest) = framed.split_once(' ')?;
     let text = rest.strip_suffix('\n')?;
     (crc.len() == 8 && u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(text.as_bytes())).then(|| text.to_owned())

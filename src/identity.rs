@@ -8,6 +8,7 @@
 //! then the body is parsed, then [`Policy::admit`] (family, class, facts, namespace, time).
 
 mod cert;
+mod config;
 mod envelope;
 mod key;
 mod policy;
@@ -15,6 +16,7 @@ mod time;
 mod tls;
 
 pub use cert::{CertError, ClusterCa, NodeCertificate};
+pub use config::{NodeConfig, TrustConfig};
 pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
 pub use policy::{

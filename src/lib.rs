@@ -1,9 +1,96 @@
-//! warmd keeps vLLM nodes warm. (The map of the code; see the design.)
+//! The map of warmd's code.
+//!
+//! warmd keeps vLLM nodes warm. A node that has compiled signs what it has; every other node with the same source identity
+//! pulls it over QUIC from as many holders as there are, verifies it, and installs it before its engine starts.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | agent | the node daemon: store, peer endpoint, announcements, local API |
+//! | metadata server | soft-state directory of who holds what; gives hints, never trust |
+//! | family | a kind of cache: `vllm-aot`, `triton`, `lora`, `directory`, ... |
+//! | source identity | the facts that decide whether a family's entries can be reused; its digest is the lookup key |
+//! | artifact | a signed, immutable set of files of one family and identity |
+//! | manifest | the signed description of an artifact |
+//! | entry | what is installed by one rename |
+//! | chunk | up to 4 MiB of an artifact's content stream, named by the BLAKE3 of its encoded bytes |
+//! | holder | a node that has chunks of an artifact and serves them, whoever signed it |
+//! | signer | a key whose manifests the trust policy accepts, within a scope |
+//! | cache root | the directory that entries are installed into, by the pod that owns it |
+//!
+//! # Layers
+//!
+//! A module uses only rows below its own; modules of one row do not use each other. `tests/integration/layers.rs` holds
+//! the same table and fails when the code says otherwise.
+//!
+//! | row | what is there |
+//! | --- | --- |
+//! | `cli` | one file a subcommand; results to standard output |
+//! | `config` | reads a role's file and the environment; every part owns its section |
+//! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
+//! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
+//! | `store`, `transport` | chunks and artifacts on disk; QUIC (the only place that names quinn) |
+//! | `caches` | which files of a directory make an artifact, captured consistently |
+//! | `protocol` | what goes over wires; generated types stop here |
+//! | `artifact` | digests, content stream, chunks, manifest |
+//! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy |
+//! | `lifecycle`, `telemetry`, `digest`, `durable` | owned tasks and signals; logs and `/metrics`; ids; small files that survive a crash |
+//!
+//! # Invariants
+//!
+//! - Nothing becomes visible under a cache root before its signer was accepted by the policy for this family, identity and
+//!   class, and its bytes matched (`identity::Policy`, `artifact::Admitted`, `install`). There is no unsigned mode.
+//! - What is visible is whole; what exists is never replaced (`install::Installation::commit`).
+//! - What servers, holders and the directory say is a hint: it can cost time, never correctness.
+//! - Everything that waits has a deadline, everything that queues a bound, and a number from outside is checked before
+//!   anything is allocated by it.
+//! - Every task belongs to a `lifecycle::Tasks`. Work that blocks is off the runtime's threads.
+//! - The pure parts take time as a parameter and do no I/O: `artifact` (but for the files handed to it), `transfer::plan`,
+//!   `metadata::registry`, `store::evict`. The hard tests live there.
+//!
+//! # A directory is published
+//!
+//! 1. `cli::publish` asks the agent over its socket (`local`, `agent::control`).
+//! 2. `caches::snapshot` walks the directory and has `artifact::build` read, hash, pack and compress it on all cores;
+//!    chunks of the generation before are kept where they are still in use.
+//! 3. `agent::publish` signs the manifest and puts it into the `store`; `agent::holdings` sees the change and
+//!    `metadata::Announcer` tells the server.
+//!
+//! # A cache root is warmed
+//!
+//! 1. `serve::warm` opens the `install::CacheRoot`, takes its lock, looks at the marker, and asks the agent.
+//! 2. `agent::fetching` looks the identity up (`metadata::Client`), gets a manifest from a holder, and admits it.
+//! 3. `transfer::Fetcher` does what `transfer::plan` says: requests over `transport`, chunks verified and put into the
+//!    `store`, where `transfer::Provider` serves them onward at once.
+//! 4. Meanwhile `serve::warm` has admitted the same manifest by its own policy and reads chunks from the agent as they
+//!    arrive; `install::Installation` checks and writes them, then commits entry by entry.
 
-pub mod artifact;
+pub mod lifecycle;
+pub mod telemetry;
+
 pub mod digest;
 pub mod durable;
+
 pub mod identity;
-pub mod lifecycle;
+
+pub mod artifact;
+
 pub mod protocol;
-pub mod telemetry;
+
+pub mod caches;
+
+pub mod store;
+pub mod transport;
+
+pub mod install;
+pub mod local;
+pub mod metadata;
+pub mod transfer;
+
+pub mod agent;
+pub mod serve;
+
+pub mod config;
+
+pub mod cli;

@@ -4,6 +4,7 @@
 //! generated types.
 
 pub mod metadata;
+pub mod peer;
 
 /// Generated from `proto/{peer,metadata,agent}.proto`.
 #[expect(unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated code")]

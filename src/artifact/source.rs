@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -29,7 +30,7 @@ pub enum SourceIdentityError {
 
 /// A kind of cache or artifact, such as `vllm-aot` or `lora`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Family(Box<str>);
+pub struct Family(Arc<str>);
 
 impl Family {
     /// Anything else that the user names: installed as it is, in class host-code.

@@ -1,5 +1,7 @@
 //! Log output: text or JSON on standard error, never on standard output, which belongs to results.
 
+use std::io::IsTerminal;
+
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
@@ -30,7 +32,8 @@ impl Default for LogConfig {
 /// Sets up logging for the process; a second call does nothing. Fails on a filter that does not parse.
 pub fn init(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(&config.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // A second subscriber in one process (tests) is refused; the first one stays.
     let _ = match config.format {
         LogFormat::Text => builder.try_init(),

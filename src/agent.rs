@@ -1,0 +1,327 @@
+//! The node daemon: store, peer endpoint, announcements, local API. All wiring is in [`Agent::start`], bottom up; the
+//! order of the end is in [`Agent::shutdown`].
+
+mod control;
+mod convert;
+mod epoch;
+mod fetching;
+mod holdings;
+mod publish;
+mod trust;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+
+use self::control::{Control, Parts};
+use self::fetching::Fetching;
+use self::holdings::Holdings;
+use self::publish::Publisher;
+use self::trust::Trust;
+use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
+use crate::lifecycle::Tasks;
+use crate::local::{self, SocketConfig, SocketError};
+use crate::metadata::{
+    AnnounceConfig, AnnouncedNode, Announcer, Client, ClientConfig, ClientError, ClientMetrics, ServerAddr,
+};
+use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
+use crate::store::{Store, StoreError};
+use crate::telemetry::{LogConfig, MetricsServer};
+use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
+use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
+
+/// The configuration file of `warmd agent`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Keys, the store and what the node remembers live here unless told otherwise.
+    pub state_dir: PathBuf,
+    /// Key that signs what this node publishes. Absent: the node publishes nothing.
+    pub signer: Option<PathBuf>,
+    /// Addresses under which peers reach this node. Absent: the address of the route to the metadata server.
+    pub advertise: Vec<SocketAddr>,
+    /// Time from SIGTERM to the end, whatever is still going on.
+    #[serde(with = "humantime_serde")]
+    pub drain_deadline: Duration,
+    /// A fetch that takes longer is given up; what arrived is kept.
+    #[serde(with = "humantime_serde")]
+    pub fetch_deadline: Duration,
+    pub node: NodeConfig,
+    pub trust: TrustConfig,
+    pub store: StoreSection,
+    pub transport: TransportConfig,
+    pub provide: ProvideConfig,
+    pub metadata: ClientConfig,
+    pub locality: Locality,
+    pub local: SocketConfig,
+    pub metrics: MetricsSection,
+    pub log: LogConfig,
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// Absent: `store` in the state directory.
+    pub directory: Option<PathBuf>,
+    /// Most bytes of chunks. Absent: only the disk bounds it.
+    pub max_bytes: Option<u64>,
+    /// Bytes that stay free on the file system. Absent: 5 GiB or 5 % of it, whichever is smaller.
+    pub reserve_bytes: Option<u64>,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Address of the plain HTTP server of `/metrics` and `/healthz`. Absent: none.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/warmd"),
+            signer: None,
+            advertise: Vec::new(),
+            drain_deadline: Duration::from_secs(20),
+            fetch_deadline: Duration::from_secs(600),
+            node: NodeConfig::default(),
+            trust: TrustConfig::default(),
+            store: StoreSection::default(),
+            transport: TransportConfig::default(),
+            provide: ProvideConfig::default(),
+            metadata: ClientConfig::default(),
+            locality: Locality::default(),
+            local: SocketConfig::default(),
+            metrics: MetricsSection::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl AgentConfig {
+    fn store_config(&self) -> crate::store::Config {
+        let directory = self.store.directory.clone().unwrap_or_else(|| self.state_dir.join("store"));
+        crate::store::Config {
+            max_bytes: self.store.max_bytes,
+            reserve_bytes: self.store.reserve_bytes,
+            ..crate::store::Config::new(directory)
+        }
+    }
+}
+
+/// How long the end waits for a metadata server to take its last word; the lease runs out by itself.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// The agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("signer: {0}")]
+    Signer(#[source] KeyError),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Metadata(#[from] ClientError),
+    #[error("no address to announce: set `advertise` to the addresses under which peers reach this node")]
+    NoAddress,
+    #[error("serve metrics on {addr}")]
+    Metrics { addr: SocketAddr, source: std::io::Error },
+    #[error("remember the agent's epoch in {path}", path = path.display())]
+    Epoch { path: PathBuf, source: std::io::Error },
+    #[error("the thread that opens the store panicked")]
+    Thread,
+}
+
+/// A running agent.
+pub struct Agent {
+    node: NodeId,
+    addr: SocketAddr,
+    socket: PathBuf,
+    metrics: Option<MetricsServer>,
+    drain_deadline: Duration,
+    provider: Arc<Provider>,
+    endpoint: Arc<Endpoint>,
+    announcer: Arc<Announcer>,
+    local: Tasks,
+    serving: Arc<Tasks>,
+    working: Arc<Tasks>,
+}
+
+impl Agent {
+    /// Builds the parts from the bottom up; returns once the node is reachable.
+    pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
+        let mut registry = Registry::default();
+        let tls = config.node.tls(&config.state_dir)?;
+        let node = tls.node_id();
+        let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
+        let trust = Trust::load(config.trust.clone(), &config.state_dir)?;
+
+        let (store_config, store_metrics) = (config.store_config(), crate::store::Metrics::register(&mut registry));
+        let opened = tokio::task::spawn_blocking(move || Store::open(&store_config, store_metrics)).await;
+        let store = opened.map_err(|_| AgentError::Thread)??;
+
+        let endpoint = Arc::new(Endpoint::bind(&config.transport, &tls)?);
+        let transfer_metrics = crate::transfer::Metrics::register(&mut registry);
+        let serving = Arc::new(Tasks::new());
+        let working = Arc::new(Tasks::new());
+        let provider =
+            Provider::new(store.clone(), config.provide.clone(), trust.may_serve(), transfer_metrics.clone());
+        serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
+        let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
+        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);
+
+        let client = Client::new(config.metadata.clone(), &tls, ClientMetrics::register(&mut registry))?;
+        let endpoints = advertised(&config, endpoint.local_addr())?;
+        let announcer = Arc::new(Announcer::spawn(
+            client.clone(),
+            AnnouncedNode {
+                node,
+                epoch: epoch::next(&config.state_dir)?,
+                endpoints: endpoints.into(),
+                locality: Arc::new(config.locality.clone()),
+            },
+            AnnounceConfig::default(),
+            &working,
+        ));
+        let holdings = Holdings::new(store.clone(), announcer.clone(), provider.clone());
+        working.spawn("announce holdings", holdings.clone().run());
+        working.spawn("reload policy", trust.clone().watch());
+        verify_after_reboot(&working, &store);
+
+        let fetching = Fetching::new(fetcher, store.clone(), client, trust.clone(), node, &config, working.clone());
+        let publisher = Publisher::new(store.clone(), signer, trust.clone());
+        let mut listener = local::Listener::bind(&config.local).await?;
+        let socket = listener.path().to_owned();
+        let service = Control::new(Parts {
+            node,
+            addr: endpoint.local_addr(),
+            store,
+            trust,
+            announcer: announcer.clone(),
+            servers: config.metadata.servers.clone(),
+            provider: provider.clone(),
+            holdings,
+            fetching,
+            publisher,
+            tasks: working.clone(),
+        });
+        let local = Tasks::new();
+        let (incoming, stop) = (listener.incoming(), local.token().clone());
+        local.spawn_finishing("local API", async move {
+            // The listener removes its socket file when the server has ended.
+            let _listener = listener;
+            let served =
+                local::server().add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!(%error, "local API ended");
+            }
+        });
+        let metrics = match config.metrics.listen {
+            Some(addr) => Some(
+                MetricsServer::bind(addr, Arc::new(registry))
+                    .await
+                    .map_err(|source| AgentError::Metrics { addr, source })?,
+            ),
+            None => None,
+        };
+        announcer.set_state(NodeState::Ready);
+        let addr = endpoint.local_addr();
+        tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
+        let drain_deadline = config.drain_deadline;
+        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, announcer, local, serving, working })
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::addr)
+    }
+
+    /// Ends in order, within the drain deadline: nobody is sent here any more, no request begins, those that run finish,
+    /// the lease ends for good, and the connections close.
+    pub async fn shutdown(self) {
+        let deadline = tokio::time::Instant::now() + self.drain_deadline;
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.announcer.set_state(NodeState::Draining);
+        self.provider.drain();
+        if !self.local.shutdown(left() / 2).await {
+            tracing::warn!("local callers did not end in time");
+        }
+        self.provider.idle(left() / 2).await;
+        // The last message of this epoch.
+        self.announcer.close((left() / 2).min(LAST_WORD)).await;
+        self.endpoint.close(StreamCode::Draining, left() / 2).await;
+        self.serving.shutdown(left()).await;
+        self.working.shutdown(left()).await;
+        if let Some(metrics) = self.metrics {
+            metrics.shutdown(Duration::from_millis(100)).await;
+        }
+        tracing::info!("agent ended");
+    }
+}
+
+/// What peers dial: as configured, or the bound address, or the address of the route towards the metadata server.
+fn advertised(config: &AgentConfig, bound: SocketAddr) -> Result<Vec<Advertised>, AgentError> {
+    let mut addrs = config.advertise.clone();
+    if addrs.is_empty() && !bound.ip().is_unspecified() {
+        addrs.push(bound);
+    }
+    if addrs.is_empty() {
+        let route = config.metadata.servers.iter().find_map(route_to);
+        addrs.extend(route.map(|ip| SocketAddr::new(ip, bound.port())));
+    }
+    let advertised: Vec<Advertised> = addrs.into_iter().filter_map(|addr| Advertised::new(addr).ok()).collect();
+    if advertised.is_empty() { Err(AgentError::NoAddress) } else { Ok(advertised) }
+}
+
+/// This node's address on the way to a server. Nothing is sent.
+fn route_to(server: &ServerAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
+    socket.connect((server.host(), server.port())).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
+}
+
+/// After a reboot the store hashes every chunk once; until then each is hashed when it is read.
+fn verify_after_reboot(tasks: &Tasks, store: &Store) {
+    if store.is_trusted() {
+        return;
+    }
+    let (store, stop) = (store.clone(), tasks.token().clone());
+    tasks.spawn("verify store", async move {
+        tracing::info!("first start on this boot: verifying the store in the background");
+        let mut go_on = move |_| match stop.is_cancelled() {
+            true => std::ops::ControlFlow::Break(()),
+            false => std::ops::ControlFlow::Continue(()),
+        };
+        match tokio::task::spawn_blocking(move || store.verify(None, &mut go_on)).await {
+            Ok(Ok(report)) => {
+                tracing::info!(chunks = report.checked_chunks, corrupt = report.corrupt.len(), "store verified")
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "verify store"),
+            Err(_) => {}
+        }
+    });
+}

@@ -1,0 +1,388 @@
+//! The handlers of the local API: convert, call, convert.
+
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use super::fetching::{Failed, Fetching, Flight, Wanted};
+use super::holdings::Holdings;
+use super::publish::{PublishError, Publisher};
+use super::trust::Trust;
+use crate::artifact::SignedManifest;
+use crate::digest::IdentityId;
+use crate::identity::{NodeId, UnixTime};
+use crate::lifecycle::Tasks;
+use crate::local;
+use crate::metadata::{Announcer, ServerAddr};
+use crate::protocol::pb;
+use crate::protocol::pb::agent_server::{Agent, AgentServer};
+use crate::store::{Held, Store, StoreError};
+use crate::transfer::Provider;
+
+mod archive;
+
+/// Messages between a handler and its caller's connection.
+const QUEUE: usize = 16;
+
+/// Chunks of one `ReadChunks` on their way to the caller: at most 16 MiB.
+const CHUNKS_QUEUED: usize = 4;
+
+const MAX_PAGE: usize = 1000;
+
+/// How long a publish waits for a metadata server to know of it.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
+
+type Events<T> = ReceiverStream<Result<T, Status>>;
+
+pub(super) struct Control(Arc<Parts>);
+
+/// What the handlers use.
+pub(super) struct Parts {
+    pub(super) node: NodeId,
+    pub(super) addr: SocketAddr,
+    pub(super) store: Store,
+    pub(super) trust: Arc<Trust>,
+    pub(super) announcer: Arc<Announcer>,
+    pub(super) servers: Vec<ServerAddr>,
+    pub(super) provider: Arc<Provider>,
+    pub(super) holdings: Arc<Holdings>,
+    pub(super) fetching: Arc<Fetching>,
+    pub(super) publisher: Publisher,
+    pub(super) tasks: Arc<Tasks>,
+}
+
+impl Control {
+    pub(super) fn new(parts: Parts) -> AgentServer<Self> {
+        AgentServer::new(Self(Arc::new(parts)))
+            .max_decoding_message_size(local::max_message())
+            .max_encoding_message_size(local::max_message())
+    }
+
+    /// Runs a handler's work as a task of the agent; it ends when the caller goes away, at the next thing it tells.
+    fn stream<T, W, F>(&self, name: &'static str, queue: usize, work: W) -> Response<Events<T>>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Parts>, mpsc::Sender<Result<T, Status>>) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (events, receiver) = mpsc::channel(queue);
+        self.0.tasks.spawn(name, work(self.0.clone(), events));
+        Response::new(ReceiverStream::new(receiver))
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Control {
+    type PublishStream = Events<pb::PublishEvent>;
+    type WarmStream = Events<pb::WarmEvent>;
+    type ReadChunksStream = Events<pb::ChunkData>;
+    type VerifyStream = Events<pb::VerifyEvent>;
+    type ExportStream = Events<pb::ArchiveBytes>;
+
+    async fn publish(&self, request: Request<pb::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
+        may_read(&request)?;
+        let publication = convert::publication(request.into_inner())?;
+        Ok(self.stream("publish", QUEUE, move |parts, events| async move {
+            let (worker, publishing) = (events.clone(), parts.clone());
+            let published = tokio::task::spawn_blocking(move || {
+                let read = AtomicU64::new(0);
+                let progress = |bytes| {
+                    let read = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                    // A full queue drops a report of progress, nothing else.
+                    let _ = worker.try_send(Ok(convert::reading(read, 0)));
+                };
+                publishing.publisher.publish(publication, &progress)
+            });
+            let event = match published.await {
+                Ok(Ok(published)) => {
+                    // Who asks right afterwards finds it.
+                    parts.holdings.settle(ANNOUNCE_TIMEOUT).await;
+                    Ok(convert::published(published))
+                }
+                Ok(Err(error)) => Err(publish_status(&error)),
+                Err(_) => Err(Status::internal("the publishing thread panicked")),
+            };
+            // The caller is gone: the artifact is published all the same.
+            let _ = events.send(event).await;
+        }))
+    }
+
+    async fn warm(&self, request: Request<pb::WarmRequest>) -> Result<Response<Self::WarmStream>, Status> {
+        let request = request.into_inner();
+        let identity = IdentityId::try_from(&request.identity[..])
+            .map_err(|_| Status::invalid_argument("`identity` is not 32 bytes"))?;
+        let subject = (!request.any_subject).then_some(request.subject);
+        Ok(self.stream("warm", QUEUE, move |parts, events| async move {
+            let told = match parts.fetching.look(identity, subject.as_deref()).await {
+                Ok(wanted) => warm_all(&parts, wanted, &events).await,
+                Err(failed) => events.send(Ok(convert::failed(None, failed))).await.map_err(drop),
+            };
+            if told.is_err() {
+                tracing::debug!("caller of Warm went away; fetches go on");
+            }
+        }))
+    }
+
+    async fn read_chunks(
+        &self,
+        request: Request<pb::ReadChunksRequest>,
+    ) -> Result<Response<Self::ReadChunksStream>, Status> {
+        let request = request.into_inner();
+        let id = convert::artifact_id(&request.artifact_id)?;
+        let held = self.0.store.hold(&id).ok_or_else(|| no_artifact(&id))?;
+        let chunks = held.manifest().chunks.len();
+        if request.indices.iter().any(|index| *index as usize >= chunks) || request.indices.len() > chunks {
+            return Err(Status::invalid_argument("`indices` names a chunk that the artifact does not have"));
+        }
+        Ok(self.stream("read chunks", CHUNKS_QUEUED, move |parts, chunks| async move {
+            if let Err(status) = send_chunks(&parts.store, &held, request.indices, &chunks).await {
+                // The caller is gone.
+                let _ = chunks.send(Err(status)).await;
+            }
+        }))
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+        let parts = &self.0;
+        let store = parts.store.clone();
+        let space = tokio::task::spawn_blocking(move || (store.list().len(), store.usage(), store.free_space())).await;
+        let (artifacts, store_bytes, free) = space.map_err(|_| Status::internal("the store's thread panicked"))?;
+        let policy = parts.trust.policy();
+        let transfers = parts.fetching.flights().into_iter().map(|(id, progress)| pb::TransferStatus {
+            artifact_id: Bytes::copy_from_slice(id.as_bytes()),
+            bytes: progress.bytes,
+            bytes_total: progress.bytes_total,
+            holders: progress.holders,
+        });
+        Ok(Response::new(pb::StatusReply {
+            node: parts.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: if parts.provider.is_draining() { "draining" } else { "ready" }.to_owned(),
+            endpoints: vec![parts.addr.to_string()],
+            metadata_server: parts.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            metadata_connected: parts.announcer.is_connected(),
+            artifacts: u32::try_from(artifacts).unwrap_or(u32::MAX),
+            store_bytes,
+            disk_free_bytes: free.map_err(|error| store_status(&error))?,
+            policy_version: policy.as_ref().map_or(0, |policy| policy.version),
+            policy_state: parts.trust.state().to_owned(),
+            signers: policy.iter().flat_map(|policy| &policy.signers).map(|signer| signer.name.clone()).collect(),
+            transfers: transfers.collect(),
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<pb::ListArtifactsRequest>,
+    ) -> Result<Response<pb::ListArtifactsReply>, Status> {
+        let request = request.into_inner();
+        let size = if request.page_size == 0 { 100 } else { (request.page_size as usize).min(MAX_PAGE) };
+        let after = match request.page_token.is_empty() {
+            true => None,
+            false => Some(convert::artifact_id(&request.page_token)?),
+        };
+        // In order of ids, so the last id of a page is the token of the next.
+        let mut rest = self.0.store.list();
+        rest.retain(|artifact| after.is_none_or(|after| artifact.id() > after));
+        let more = rest.len() > size;
+        rest.truncate(size);
+        let last = rest.last().map(|artifact| Bytes::copy_from_slice(artifact.id().as_bytes()));
+        let artifacts = rest.iter().map(|artifact| convert::info(artifact)).collect();
+        let next_page_token = last.filter(|_| more).unwrap_or_default();
+        Ok(Response::new(pb::ListArtifactsReply { artifacts, next_page_token }))
+    }
+
+    async fn inspect(&self, request: Request<pb::InspectRequest>) -> Result<Response<pb::InspectReply>, Status> {
+        let id = convert::artifact_id(&request.into_inner().artifact_id)?;
+        let artifact = self.0.store.get(&id).ok_or_else(|| no_artifact(&id))?;
+        let envelope = artifact.signed().envelope().clone();
+        Ok(Response::new(pb::InspectReply { envelope, info: Some(convert::info(&artifact)) }))
+    }
+
+    async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictReply>, Status> {
+        let id = convert::artifact_id(&request.into_inner().artifact_id)?;
+        self.0.announcer.drop_artifact(id);
+        let store = self.0.store.clone();
+        let removed = tokio::task::spawn_blocking(move || store.remove(&id)).await;
+        let removed = removed.map_err(|_| Status::internal("the store's thread panicked"))?;
+        Ok(Response::new(pb::EvictReply { freed_bytes: removed.map_err(|error| store_status(&error))? }))
+    }
+
+    async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let id = request.into_inner().artifact_id;
+        let id = if id.is_empty() { None } else { Some(convert::artifact_id(&id)?) };
+        Ok(self.stream("verify", QUEUE, move |parts, events| async move {
+            let worker = events.clone();
+            let total = parts.store.usage();
+            let verified = tokio::task::spawn_blocking(move || {
+                let mut bytes = 0;
+                let mut progress = |more| {
+                    bytes += more;
+                    let _ = worker.try_send(Ok(convert::hashed(bytes, total)));
+                    if worker.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                };
+                parts.store.verify(id.as_ref(), &mut progress)
+            });
+            let event = match verified.await {
+                Ok(Ok(report)) => Ok(convert::report(&report)),
+                Ok(Err(error)) => Err(store_status(&error)),
+                Err(_) => Err(Status::internal("the verifying thread panicked")),
+            };
+            // The caller is gone.
+            let _ = events.send(event).await;
+        }))
+    }
+
+    async fn gc(&self, _: Request<pb::GcRequest>) -> Result<Response<pb::GcReply>, Status> {
+        let store = self.0.store.clone();
+        let swept = tokio::task::spawn_blocking(move || store.gc(UnixTime::now())).await;
+        let swept = swept.map_err(|_| Status::internal("the store's thread panicked"))?;
+        Ok(Response::new(convert::swept(&swept.map_err(|error| store_status(&error))?)))
+    }
+
+    async fn export(&self, request: Request<pb::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let id = convert::artifact_id(&request.into_inner().artifact_id)?;
+        let held = self.0.store.hold(&id).ok_or_else(|| no_artifact(&id))?;
+        Ok(self.stream("export", QUEUE, move |parts, bytes| archive::export(parts, held, bytes)))
+    }
+
+    async fn import(&self, request: Request<Streaming<pb::ArchiveBytes>>) -> Result<Response<pb::ImportReply>, Status> {
+        let policy = self.0.trust.policy().ok_or_else(|| {
+            Status::failed_precondition("this agent has no trust policy (`trust.policy`): it imports nothing")
+        })?;
+        let admit = move |envelope| SignedManifest::admit(envelope, &policy, UnixTime::now());
+        let id = archive::import(self.0.store.clone(), request.into_inner(), admit).await?;
+        let artifact = self.0.store.get(&id).ok_or_else(|| no_artifact(&id))?;
+        Ok(Response::new(pb::ImportReply { info: Some(convert::info(&artifact)) }))
+    }
+}
+
+/// The agent may read more than its callers: a caller publishes only directories of its own.
+fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
+    use std::os::unix::fs::MetadataExt;
+    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    let caller =
+        caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
+    if caller == 0 || caller == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let directory = &request.get_ref().directory;
+    let owner = std::fs::symlink_metadata(directory).map(|meta| meta.uid());
+    match owner {
+        Ok(owner) if owner == caller => Ok(()),
+        _ => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
+    }
+}
+
+/// Brings every subject, side by side, and tells how each goes. Fails when the caller has gone.
+async fn warm_all(
+    parts: &Arc<Parts>,
+    wanted: Vec<Wanted>,
+    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
+) -> Result<(), ()> {
+    events.send(Ok(convert::offer(&wanted))).await.map_err(drop)?;
+    if wanted.is_empty() {
+        let none = Failed { class: "none-found", detail: "no node has published this identity".to_owned() };
+        return events.send(Ok(convert::failed(None, none))).await.map_err(drop);
+    }
+    let each = wanted.into_iter().map(|wanted| warm_one(parts, wanted, events));
+    futures_util::future::try_join_all(each).await.map(drop)
+}
+
+async fn warm_one(
+    parts: &Arc<Parts>,
+    wanted: Wanted,
+    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
+) -> Result<(), ()> {
+    let tell = |event| async { events.send(Ok(event)).await.map_err(drop) };
+    let coming = match parts.fetching.bring(wanted).await {
+        Ok(coming) => coming,
+        Err(failed) => return tell(convert::failed(None, failed)).await,
+    };
+    let id = coming.admitted.id();
+    let mut flight = coming.flight;
+    parts.fetching.wait_until_begun(&id, &mut flight).await;
+    tell(convert::manifest(&coming.admitted)).await?;
+    loop {
+        let now = flight.borrow_and_update().clone();
+        match now {
+            Flight::Running(progress) => tell(convert::progress(progress)).await?,
+            Flight::Landed(fetched) => return tell(convert::landed(id, fetched)).await,
+            Flight::Failed(failed) => return tell(convert::failed(Some(id), failed)).await,
+        }
+        if flight.changed().await.is_err() {
+            let ended = Failed { class: "transient", detail: "the agent is ending".to_owned() };
+            return tell(convert::failed(Some(id), ended)).await;
+        }
+    }
+}
+
+/// Sends each chunk as soon as it is here.
+async fn send_chunks(
+    store: &Store,
+    held: &Held,
+    indices: Vec<u32>,
+    out: &mpsc::Sender<Result<pb::ChunkData, Status>>,
+) -> Result<(), Status> {
+    let mut progress = held.subscribe();
+    let mut waiting = indices;
+    while !waiting.is_empty() {
+        progress.borrow_and_update();
+        let (here, later): (Vec<u32>, Vec<u32>) = waiting.into_iter().partition(|index| held.has(*index as usize));
+        waiting = later;
+        for index in here {
+            let chunk = held.manifest().chunks[index as usize];
+            let store = store.clone();
+            let read = tokio::task::spawn_blocking(move || store.read_chunk(&chunk)).await;
+            let data = read.map_err(|_| Status::internal("the store's thread panicked"))?;
+            let data = data.map_err(|error| store_status(&error))?;
+            if out.send(Ok(pb::ChunkData { index, data })).await.is_err() {
+                return Ok(());
+            }
+        }
+        if !waiting.is_empty() {
+            tokio::select! {
+                changed = progress.changed() => {
+                    changed.map_err(|_| Status::aborted("the artifact was removed"))?;
+                }
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn no_artifact(id: &crate::digest::ArtifactId) -> Status {
+    Status::not_found(format!("artifact {id} is not on this node (see `warmd ls`)"))
+}
+
+fn publish_status(error: &PublishError) -> Status {
+    let message = local::chain(error);
+    match error {
+        PublishError::NoSigner => Status::failed_precondition(message),
+        PublishError::Snapshot(_) | PublishError::Manifest(_) => Status::invalid_argument(message),
+        PublishError::Store(error) => store_status(error),
+    }
+}
+
+fn store_status(error: &StoreError) -> Status {
+    let message = local::chain(error);
+    match error {
+        StoreError::NoSpace { .. } | StoreError::OverLimit { .. } => Status::resource_exhausted(message),
+        StoreError::NoArtifact(_) | StoreError::Missing(_) => Status::not_found(message),
+        StoreError::Pinned(_) | StoreError::InUse(_) | StoreError::Incomplete { .. } => {
+            Status::failed_precondition(message)
+        }
+        StoreError::Damaged(_) => Status::data_loss(message),
+        StoreError::Directory { .. } | StoreError::Locked { .. } | StoreError::Io { .. } => Status::internal(message),
+    }
+}

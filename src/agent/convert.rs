@@ -1,0 +1,180 @@
+//! Messages of the local API, checked on receipt and made on sending.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::Status;
+
+use super::fetching::{Failed, Wanted};
+use super::publish::{Publication, Published};
+use crate::artifact::{Admitted, Provenance, SourceIdentity};
+use crate::caches::{ScanRules, Special};
+use crate::digest::ArtifactId;
+use crate::identity::{TrustClass, UnixTime};
+use crate::protocol::pb;
+use crate::store::{Artifact, Report, Swept};
+use crate::transfer::{Fetched, Progress};
+
+pub(super) fn artifact_id(bytes: &[u8]) -> Result<ArtifactId, Status> {
+    ArtifactId::try_from(bytes).map_err(|_| Status::invalid_argument("`artifact_id` is not 32 bytes"))
+}
+
+fn id_bytes(id: &ArtifactId) -> Bytes {
+    Bytes::copy_from_slice(id.as_bytes())
+}
+
+pub(super) fn publication(request: pb::PublishRequest) -> Result<Publication, Status> {
+    let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
+    let directory = PathBuf::from(&request.directory);
+    if !directory.is_absolute() {
+        return Err(Status::invalid_argument("the directory must be an absolute path"));
+    }
+    let family = request.family.parse().map_err(|error| invalid(&error))?;
+    let facts: BTreeMap<String, String> = request.facts.into_iter().collect();
+    let identity = SourceIdentity::new(family, facts).map_err(|error| invalid(&error))?;
+    let class: TrustClass = request.trust_class.parse().map_err(|error: String| invalid(&error))?;
+    let expires = (request.expires_in_s > 0).then(|| UnixTime::now().after(Duration::from_secs(request.expires_in_s)));
+    Ok(Publication {
+        directory,
+        identity,
+        class,
+        subject: request.subject,
+        attributes: request.attributes.into_iter().collect(),
+        provenance: Provenance {
+            image_digest: request.image_digest,
+            engine_version: request.engine_version,
+            builder: format!("warmd {}", env!("CARGO_PKG_VERSION")),
+        },
+        rules: ScanRules {
+            entry_depth: (request.entry_depth as usize).max(1),
+            keep_mtime: request.keep_mtime,
+            special: if request.skip_special { Special::Skip } else { Special::Refuse },
+        },
+        expires,
+    })
+}
+
+pub(super) fn published(published: Published) -> pb::PublishEvent {
+    /// More names than this help nobody.
+    const MAX_SKIPPED: usize = 100;
+    let mut skipped = published.skipped;
+    skipped.truncate(MAX_SKIPPED);
+    let event = pb::publish_event::Event::Published(pb::Published {
+        artifact_id: id_bytes(&published.artifact),
+        content_id: Bytes::copy_from_slice(published.content.as_bytes()),
+        identity: Bytes::copy_from_slice(published.identity.as_bytes()),
+        generation: published.generation,
+        files: count(published.files),
+        size: published.size,
+        wire_size: published.wire_size,
+        new_wire_size: published.new_wire_size,
+        unchanged: published.unchanged,
+        skipped,
+        warning: published.warning.unwrap_or_default(),
+    });
+    pb::PublishEvent { event: Some(event) }
+}
+
+pub(super) fn reading(bytes: u64, bytes_total: u64) -> pb::PublishEvent {
+    let progress = pb::Progress { phase: "read".to_owned(), bytes, bytes_total, files: 0, holders: 0 };
+    pb::PublishEvent { event: Some(pb::publish_event::Event::Progress(progress)) }
+}
+
+pub(super) fn offer(wanted: &[Wanted]) -> pb::WarmEvent {
+    let holders = wanted.iter().map(Wanted::holders).max().unwrap_or(0);
+    warm(pb::warm_event::Event::Offer(pb::WarmOffer { artifacts: count(wanted.len()), holders: count(holders) }))
+}
+
+pub(super) fn manifest(admitted: &Admitted) -> pb::WarmEvent {
+    warm(pb::warm_event::Event::Manifest(pb::WarmManifest {
+        artifact_id: id_bytes(&admitted.id()),
+        envelope: admitted.envelope().clone(),
+    }))
+}
+
+pub(super) fn progress(progress: Progress) -> pb::WarmEvent {
+    warm(pb::warm_event::Event::Progress(pb::Progress {
+        phase: "fetch".to_owned(),
+        bytes: progress.bytes,
+        bytes_total: progress.bytes_total,
+        files: 0,
+        holders: progress.holders,
+    }))
+}
+
+pub(super) fn landed(id: ArtifactId, fetched: Fetched) -> pb::WarmEvent {
+    warm(pb::warm_event::Event::Done(pb::WarmDone {
+        artifact_id: id_bytes(&id),
+        wire_bytes: fetched.wire_bytes,
+        reused_bytes: fetched.reused_bytes,
+        holders: fetched.holders,
+        failure: String::new(),
+        failure_class: String::new(),
+    }))
+}
+
+/// Of one artifact, or of the whole attempt.
+pub(super) fn failed(id: Option<ArtifactId>, failed: Failed) -> pb::WarmEvent {
+    warm(pb::warm_event::Event::Done(pb::WarmDone {
+        artifact_id: id.map(|id| id_bytes(&id)).unwrap_or_default(),
+        failure: failed.detail,
+        failure_class: failed.class.to_owned(),
+        ..Default::default()
+    }))
+}
+
+fn warm(event: pb::warm_event::Event) -> pb::WarmEvent {
+    pb::WarmEvent { event: Some(event) }
+}
+
+pub(super) fn info(artifact: &Artifact) -> pb::ArtifactInfo {
+    let manifest = artifact.manifest();
+    pb::ArtifactInfo {
+        artifact_id: id_bytes(&artifact.id()),
+        content_id: Bytes::copy_from_slice(manifest.content_id().as_bytes()),
+        identity: Bytes::copy_from_slice(artifact.identity().as_bytes()),
+        family: manifest.identity.family().to_string(),
+        subject: manifest.subject.clone(),
+        generation: manifest.generation,
+        created_s: manifest.created.seconds(),
+        size: manifest.size(),
+        wire_size: manifest.wire_size(),
+        files: count(manifest.files.len()),
+        chunks_held: count(artifact.progress().chunks),
+        chunks: count(manifest.chunks.len()),
+        signer: Bytes::copy_from_slice(artifact.signed().signer().as_bytes()),
+        pinned: artifact.is_pinned(),
+    }
+}
+
+pub(super) fn report(report: &Report) -> pb::VerifyEvent {
+    let digests = |all: &[crate::digest::Digest]| all.iter().map(|d| Bytes::copy_from_slice(d.as_bytes())).collect();
+    let event = pb::verify_event::Event::Report(pb::VerifyReport {
+        checked_chunks: report.checked_chunks,
+        checked_bytes: report.checked_bytes,
+        corrupt: digests(&report.corrupt),
+        missing: digests(&report.missing),
+        incomplete_artifacts: report.incomplete.iter().map(|(id, _)| id_bytes(id)).collect(),
+    });
+    pb::VerifyEvent { event: Some(event) }
+}
+
+pub(super) fn hashed(bytes: u64, bytes_total: u64) -> pb::VerifyEvent {
+    let progress = pb::Progress { phase: "verify".to_owned(), bytes, bytes_total, files: 0, holders: 0 };
+    pb::VerifyEvent { event: Some(pb::verify_event::Event::Progress(progress)) }
+}
+
+pub(super) fn swept(swept: &Swept) -> pb::GcReply {
+    pb::GcReply {
+        orphan_chunks: swept.orphans,
+        abandoned: swept.abandoned.iter().map(id_bytes).collect(),
+        evicted: swept.evicted.iter().map(id_bytes).collect(),
+        freed_bytes: swept.freed_bytes,
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

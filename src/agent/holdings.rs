@@ -1,0 +1,95 @@
+//! Tells the metadata server what the store holds: compares the store with what was told, and tells the difference.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::digest::ArtifactId;
+use crate::metadata::Announcer;
+use crate::protocol::metadata::{Held, Load, Summary};
+use crate::store::{Artifact, State, Store};
+use crate::transfer::Provider;
+
+/// While something is being fetched, what is already here is told this often.
+const WHILE_FETCHING: Duration = Duration::from_millis(500);
+
+/// Otherwise the store tells of its changes; this catches what it might not.
+const WHEN_QUIET: Duration = Duration::from_secs(10);
+
+pub(super) struct Holdings {
+    store: Store,
+    announcer: Arc<Announcer>,
+    provider: Arc<Provider>,
+    /// Chunks held of each artifact, as told.
+    told: Mutex<HashMap<ArtifactId, u32>>,
+}
+
+impl Holdings {
+    pub(super) fn new(store: Store, announcer: Arc<Announcer>, provider: Arc<Provider>) -> Arc<Self> {
+        Arc::new(Self { store, announcer, provider, told: Mutex::default() })
+    }
+
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut changes = self.store.subscribe();
+        loop {
+            let fetching = self.tell();
+            let pause = if fetching { WHILE_FETCHING } else { WHEN_QUIET };
+            if let Ok(Err(_)) = tokio::time::timeout(pause, changes.changed()).await {
+                return;
+            }
+        }
+    }
+
+    /// Tells at once what there is to tell, and waits until a server has taken it.
+    pub(super) async fn settle(&self, deadline: Duration) {
+        self.tell();
+        if !self.announcer.settled(deadline).await {
+            tracing::warn!("no metadata server took the announcement yet; it is sent again until one does");
+        }
+    }
+
+    /// True while an artifact is partial.
+    fn tell(&self) -> bool {
+        let (uploads, upload_slots) = self.provider.load();
+        self.announcer.set_load(Load { uploads, upload_slots });
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone: HashMap<ArtifactId, u32> = std::mem::take(&mut *told);
+        let mut fetching = false;
+        for artifact in self.store.list() {
+            fetching |= artifact.state() == State::Partial;
+            let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
+            if held == 0 && artifact.state() == State::Partial {
+                continue;
+            }
+            let before = gone.remove(&artifact.id());
+            told.insert(artifact.id(), held);
+            if before != Some(held) {
+                let told = self.announcer.hold(Held { artifact: Arc::new(summary(&artifact)), chunks_held: held });
+                if let Err(error) = told {
+                    tracing::warn!(artifact = %artifact.id(), %error, "not announced");
+                }
+            }
+        }
+        gone.into_keys().for_each(|id| self.announcer.drop_artifact(id));
+        fetching
+    }
+}
+
+pub(super) fn summary(artifact: &Artifact) -> Summary {
+    let manifest = artifact.manifest();
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    Summary {
+        artifact: artifact.id(),
+        identity: artifact.identity(),
+        content: manifest.content_id(),
+        family: manifest.identity.family().clone(),
+        subject: manifest.subject.as_str().into(),
+        generation: manifest.generation,
+        created: manifest.created,
+        size: manifest.size(),
+        wire_size: manifest.wire_size(),
+        files: count(manifest.files.len()),
+        chunks: count(manifest.chunks.len()),
+        signer: artifact.signed().signer(),
+    }
+}

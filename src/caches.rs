@@ -1,0 +1,81 @@
+//! What caches are on disk: which files of a directory belong to an artifact, and which of them are installed as one.
+//!
+//! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
+//! looks the same after the reading as before. A tree that keeps changing is an error, never a torn artifact.
+
+mod scan;
+
+pub use scan::{Found, ScanError, ScanRules, Special, scan};
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::artifact::{Base, BuildError, Built, Outputs, RelPath, build};
+
+/// Readings of a tree that keeps changing before [`snapshot`] gives up, and the pause between them, doubled each time.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A directory could not be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error("{directory}: still changing after {ATTEMPTS} readings ({changed}); publish when nothing writes to it", directory = .directory.display())]
+    Unstable { directory: std::path::PathBuf, changed: String },
+}
+
+/// A captured directory.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub built: Built,
+    /// Sorted; each is installed by one rename.
+    pub entries: Vec<RelPath>,
+    /// What was left out, with the reason.
+    pub skipped: Vec<String>,
+}
+
+/// Captures `directory`. Blocking: for threads that may wait. Chunks may reach `outputs` that the result does not use, if
+/// the tree changed in the meantime.
+pub fn snapshot(
+    directory: &Path,
+    rules: &ScanRules,
+    base: Option<&Base<'_>>,
+    outputs: &Outputs<'_>,
+) -> Result<Snapshot, SnapshotError> {
+    let mut changed = String::new();
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            std::thread::sleep(PAUSE * 2u32.pow(attempt - 1));
+        }
+        let before = scan(directory, rules)?;
+        let built = match build(&before.files, base, outputs) {
+            Ok(built) => built,
+            Err(BuildError::Changed(path)) => {
+                changed = format!("last: `{path}`");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let after = scan(directory, rules)?;
+        if let Some(path) = first_difference(&before, &after) {
+            changed = format!("last: `{path}`");
+            continue;
+        }
+        return Ok(Snapshot { built, entries: before.entries, skipped: before.skipped });
+    }
+    Err(SnapshotError::Unstable { directory: directory.to_owned(), changed })
+}
+
+fn first_difference<'f>(before: &'f Found, after: &'f Found) -> Option<&'f RelPath> {
+    let differ = before.files.iter().zip(&after.files).find(|(a, b)| a.path != b.path || a.stamp != b.stamp);
+    let longer = if before.files.len() > after.files.len() { before } else { after };
+    differ
+        .map(|(a, b)| if a.path <= b.path { &a.path } else { &b.path })
+        .or_else(|| longer.files.get(before.files.len().min(after.files.len())).map(|file| &file.path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! The command line: one file a subcommand. Results go to standard output, everything else to standard error.
+
+mod agent;
+mod artifacts;
+mod config;
+mod keys;
+mod metadata;
+mod output;
+mod policy;
+mod publish;
+mod quickstart;
+mod sample;
+mod warm;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::local;
+use crate::telemetry::{LogConfig, LogFormat};
+
+/// Keeps vLLM nodes warm: signed compiled caches and adapters, from peer to peer.
+#[derive(Debug, Parser)]
+#[command(name = "warmd", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log level or filter: error, warn, info, debug, or `warmd=debug,quinn=warn`
+    #[arg(long, global = true, env = "WARMD_LOG_LEVEL", value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything on this machine: a metadata server, two agents, and a real transfer of the directories you name
+    Quickstart(quickstart::Quickstart),
+    /// The node daemon
+    Agent(agent::Agent),
+    /// The metadata server: who holds what
+    Metadata(metadata::Metadata),
+    /// Sign a directory and offer it to the fleet
+    Publish(publish::Publish),
+    /// Bring the artifacts of an identity into a cache root
+    Warm(warm::Warm),
+    /// This node's agent: state, store, transfers
+    Status(artifacts::Status),
+    /// Artifacts of this node
+    Ls(artifacts::Ls),
+    /// One artifact's manifest
+    Inspect(artifacts::Inspect),
+    /// Hash what is stored, or what is installed in a cache root
+    Verify(artifacts::Verify),
+    /// Remove what nothing refers to and what is over the limits
+    Gc(artifacts::Gc),
+    /// Remove an artifact from this node
+    Evict(artifacts::Evict),
+    /// Write an artifact as a tar archive
+    Export(artifacts::Export),
+    /// Read an artifact from a tar archive, verified like a transfer from a peer
+    Import(artifacts::Import),
+    /// Keys and certificates of the cluster, nodes and signers
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// The trust policy: whose artifacts may be installed
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    /// Configuration files
+    #[command(subcommand)]
+    Config(config::Config),
+}
+
+/// Where the agent listens.
+#[derive(Debug, Args)]
+struct Socket {
+    /// Unix socket of the agent
+    #[arg(long, env = "WARMD_SOCKET", default_value = "/run/warmd/agent.sock", value_name = "PATH")]
+    socket: PathBuf,
+}
+
+impl Socket {
+    async fn connect(&self) -> anyhow::Result<local::Client> {
+        Ok(local::Client::connect(&self.socket).await?)
+    }
+}
+
+/// Runs one subcommand to its end.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let level = cli.log_level;
+    match cli.command {
+        Command::Agent(command) => command.run(level),
+        Command::Metadata(command) => command.run(level),
+        other => {
+            // Short commands speak through their results; logs are for those who ask.
+            let config = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
+            crate::telemetry::init(&config).context("--log-level")?;
+            runtime()?.block_on(short(other))
+        }
+    }
+}
+
+async fn short(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Quickstart(command) => command.run().await,
+        Command::Publish(command) => command.run().await,
+        Command::Warm(command) => command.run().await,
+        Command::Status(command) => command.run().await,
+        Command::Ls(command) => command.run().await,
+        Command::Inspect(command) => command.run().await,
+        Command::Verify(command) => command.run().await,
+        Command::Gc(command) => command.run().await,
+        Command::Evict(command) => command.run().await,
+        Command::Export(command) => command.run().await,
+        Command::Import(command) => command.run().await,
+        Command::Keys(command) => command.run(),
+        Command::Policy(command) => command.run().await,
+        Command::Config(command) => command.run(),
+        Command::Agent(_) | Command::Metadata(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")
+}
+
+/// An error and its causes, one sentence a line, on standard error.
+pub fn report(error: &anyhow::Error) {
+    let mut text = format!("warmd: {error}");
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Transparent wrappers repeat the text of what they wrap.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    // Nowhere is left to report a failure of this write to.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

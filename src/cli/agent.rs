@@ -1,0 +1,85 @@
+//! `warmd agent`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::agent::{Agent as Daemon, AgentConfig};
+use crate::{config, lifecycle, telemetry};
+
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    #[command(flatten)]
+    pub(super) options: Options,
+}
+
+/// The file and what overrides it; everything else is set in the file or by `WARMD_SECTION_KEY`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Configuration file (TOML); see `warmd config example agent`
+    #[arg(long, env = "WARMD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keys, store and memory of the node [state_dir]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// UDP address that peers reach this node at [transport.listen]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Metadata server, `HOST:PORT` or `NODE_ID@HOST:PORT`; may be repeated [metadata.servers]
+    #[arg(long, value_name = "SERVER")]
+    metadata: Vec<String>,
+    /// Unix socket of the local API [local.socket]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Trust policy [trust.policy]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Private key that signs what this node publishes [signer]
+    #[arg(long, value_name = "FILE")]
+    signer: Option<PathBuf>,
+    /// Address of /metrics [metrics.listen]
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
+}
+
+impl Options {
+    pub(super) fn load(&self) -> anyhow::Result<AgentConfig> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quoted(&path.display().to_string()));
+        let servers = (!self.metadata.is_empty())
+            .then(|| format!("[{}]", self.metadata.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", ")));
+        let flags = [
+            ("WARMD_STATE_DIR", path(&self.state_dir)),
+            ("WARMD_TRANSPORT_LISTEN", self.listen.as_deref().map(quoted)),
+            ("WARMD_METADATA_SERVERS", servers),
+            ("WARMD_LOCAL_SOCKET", path(&self.socket)),
+            ("WARMD_TRUST_POLICY", path(&self.policy)),
+            ("WARMD_SIGNER", path(&self.signer)),
+            ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
+    }
+}
+
+/// As a TOML string.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+impl Agent {
+    pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
+        let mut config = self.options.load()?;
+        if let Some(level) = level {
+            config.log.level = level;
+        }
+        telemetry::init(&config.log).context("log.level")?;
+        super::runtime()?.block_on(async {
+            let agent = Daemon::start(config).await?;
+            lifecycle::terminated().await.context("wait for signals")?;
+            agent.shutdown().await;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}

@@ -1,0 +1,548 @@
+//! `warmd status | ls | inspect | verify | gc | evict | export | import`: what operators do with a node's artifacts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use data_encoding::HEXLOWER;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Socket, output};
+use crate::artifact::SignedManifest;
+use crate::digest::{ArtifactId, Digest};
+use crate::identity::UnixTime;
+use crate::install::{CacheRoot, verify_installed};
+use crate::local::{Client, ClientError};
+use crate::protocol::pb::{self, ListArtifactsRequest, verify_event};
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Serialize)]
+struct StatusReport {
+    node: String,
+    version: String,
+    state: String,
+    endpoints: Vec<String>,
+    metadata_server: String,
+    metadata_connected: bool,
+    artifacts: u32,
+    store_bytes: u64,
+    disk_free_bytes: u64,
+    policy: String,
+    policy_version: u64,
+    signers: Vec<String>,
+    transfers: Vec<Transfer>,
+}
+
+#[derive(Serialize)]
+struct Transfer {
+    artifact: ArtifactId,
+    bytes: u64,
+    bytes_total: u64,
+    holders: u32,
+}
+
+impl Status {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let status = self.socket.connect().await?.status().await?;
+        let transfer = |transfer: &pb::TransferStatus| {
+            let artifact = ArtifactId::try_from(&transfer.artifact_id[..])?;
+            let pb::TransferStatus { bytes, bytes_total, holders, .. } = *transfer;
+            anyhow::Ok(Transfer { artifact, bytes, bytes_total, holders })
+        };
+        let report = StatusReport {
+            transfers: status.transfers.iter().map(transfer).collect::<Result<_, _>>()?,
+            node: status.node,
+            version: status.version,
+            state: status.state,
+            endpoints: status.endpoints,
+            metadata_server: status.metadata_server,
+            metadata_connected: status.metadata_connected,
+            artifacts: status.artifacts,
+            store_bytes: status.store_bytes,
+            disk_free_bytes: status.disk_free_bytes,
+            policy: status.policy_state,
+            policy_version: status.policy_version,
+            signers: status.signers,
+        };
+        if self.json {
+            output::json(&report)?
+        } else {
+            report.show()?
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl StatusReport {
+    fn show(&self) -> anyhow::Result<()> {
+        let metadata = match (self.metadata_server.as_str(), self.metadata_connected) {
+            ("", _) => "none configured".to_owned(),
+            (server, true) => format!("{server}, connected"),
+            (server, false) => format!("{server}, NOT connected"),
+        };
+        let policy = match self.policy.as_str() {
+            "ok" => format!("version {}, signers: {}", self.policy_version, self.signers.join(", ")),
+            "expired" => format!("version {} has EXPIRED: nothing is fetched", self.policy_version),
+            _ => "none: nothing is fetched".to_owned(),
+        };
+        let store = format!(
+            "{} artifacts, {}; {} free on the disk",
+            self.artifacts,
+            output::bytes(self.store_bytes),
+            output::bytes(self.disk_free_bytes)
+        );
+        let rows = [
+            ("node", format!("{} ({}, warmd {})", self.node, self.state, self.version)),
+            ("address", self.endpoints.join(", ")),
+            ("metadata", metadata),
+            ("policy", policy),
+            ("store", store),
+        ];
+        let mut rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        for transfer in &self.transfers {
+            let done = format!("{} of {}", output::bytes(transfer.bytes), output::bytes(transfer.bytes_total));
+            let text = format!("{}: {done} from {} holders", transfer.artifact.short(), transfer.holders);
+            rows.push(vec!["fetching".to_owned(), text]);
+        }
+        output::table(&rows)
+    }
+}
+
+/// An artifact in a listing.
+#[derive(Serialize)]
+struct Info {
+    artifact: ArtifactId,
+    family: String,
+    subject: String,
+    generation: u64,
+    created: UnixTime,
+    files: u32,
+    bytes: u64,
+    wire_bytes: u64,
+    chunks_held: u32,
+    chunks: u32,
+    identity: String,
+    content: String,
+    signer: String,
+    pinned: bool,
+}
+
+impl TryFrom<&pb::ArtifactInfo> for Info {
+    type Error = anyhow::Error;
+    fn try_from(info: &pb::ArtifactInfo) -> anyhow::Result<Self> {
+        Ok(Self {
+            artifact: ArtifactId::try_from(&info.artifact_id[..])?,
+            family: info.family.clone(),
+            subject: info.subject.clone(),
+            generation: info.generation,
+            created: UnixTime::from_seconds(info.created_s),
+            files: info.files,
+            bytes: info.size,
+            wire_bytes: info.wire_size,
+            chunks_held: info.chunks_held,
+            chunks: info.chunks,
+            identity: HEXLOWER.encode(&info.identity),
+            content: HEXLOWER.encode(&info.content_id),
+            signer: HEXLOWER.encode(&info.signer),
+            pinned: info.pinned,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Ls {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let all = list(&self.socket.connect().await?).await?;
+        if self.json {
+            output::json(&all)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let head = ["ARTIFACT", "FAMILY", "SUBJECT", "GEN", "CREATED", "FILES", "SIZE", "WIRE", "HAVE"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for info in &all {
+            let have = match info.chunks_held == info.chunks {
+                true => "all".to_owned(),
+                false => format!("{}/{}", info.chunks_held, info.chunks),
+            };
+            rows.push(vec![
+                info.artifact.to_string(),
+                info.family.clone(),
+                if info.subject.is_empty() { "-".to_owned() } else { info.subject.clone() },
+                info.generation.to_string(),
+                info.created.to_string(),
+                info.files.to_string(),
+                output::bytes(info.bytes),
+                output::bytes(info.wire_bytes),
+                have,
+            ]);
+        }
+        output::table(&rows)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn list(client: &Client) -> anyhow::Result<Vec<Info>> {
+    let mut all = Vec::new();
+    let mut page_token = bytes::Bytes::new();
+    loop {
+        let page = client.list(ListArtifactsRequest { page_token, page_size: 1000 }).await?;
+        for info in &page.artifacts {
+            all.push(Info::try_from(info)?);
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(all);
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Inspect {
+    artifact: ArtifactId,
+    /// List every file
+    #[arg(long)]
+    files: bool,
+    /// Print JSON, files included
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    #[serde(flatten)]
+    info: Info,
+    class: String,
+    facts: std::collections::BTreeMap<String, String>,
+    attributes: std::collections::BTreeMap<String, String>,
+    expires: Option<UnixTime>,
+    image_digest: String,
+    engine_version: String,
+    builder: String,
+    entries: Vec<String>,
+    file_list: Vec<FileInfo>,
+}
+
+#[derive(Serialize)]
+struct FileInfo {
+    path: String,
+    bytes: u64,
+    executable: bool,
+    digest: Digest,
+}
+
+impl Inspect {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let reply = self.socket.connect().await?.inspect(self.artifact).await?;
+        let signed = SignedManifest::decode_unverified(reply.envelope)?;
+        let info = reply.info.as_ref().context("the agent left out what it knows of the artifact")?;
+        let inspection = inspection(&signed, Info::try_from(info)?);
+        if self.json {
+            output::json(&inspection)?
+        } else {
+            inspection.show(self.files)?
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn inspection(signed: &SignedManifest, info: Info) -> Inspection {
+    let manifest = signed.manifest();
+    let file = |file: &crate::artifact::File| FileInfo {
+        path: file.path.to_string(),
+        bytes: file.size,
+        executable: file.executable,
+        digest: file.digest,
+    };
+    Inspection {
+        info,
+        class: manifest.class.to_string(),
+        facts: manifest.identity.facts().clone(),
+        attributes: manifest.attributes.clone(),
+        expires: manifest.expires,
+        image_digest: manifest.provenance.image_digest.clone(),
+        engine_version: manifest.provenance.engine_version.clone(),
+        builder: manifest.provenance.builder.clone(),
+        entries: manifest.entries.iter().map(ToString::to_string).collect(),
+        file_list: manifest.files.iter().map(file).collect(),
+    }
+}
+
+impl Inspection {
+    fn show(&self, files: bool) -> anyhow::Result<()> {
+        let info = &self.info;
+        let chunks = format!("{} of {} chunks here", info.chunks_held, info.chunks);
+        let size = format!(
+            "{} files, {}; {} on the wire",
+            info.files,
+            output::bytes(info.bytes),
+            output::bytes(info.wire_bytes)
+        );
+        let expires = self.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string());
+        let mut rows = vec![
+            ("artifact", info.artifact.to_string()),
+            ("content", info.content.clone()),
+            ("identity", info.identity.clone()),
+            ("family", format!("{} ({})", info.family, self.class)),
+            ("subject", info.subject.clone()),
+            ("generation", info.generation.to_string()),
+            ("created", info.created.to_string()),
+            ("expires", expires),
+            ("signer", info.signer.clone()),
+            ("builder", self.builder.clone()),
+            ("image", self.image_digest.clone()),
+            ("engine", self.engine_version.clone()),
+            ("size", size),
+            ("chunks", chunks),
+            ("entries", self.entries.len().to_string()),
+        ];
+        rows.retain(|(_, value)| !value.is_empty());
+        let facts = self.facts.iter().map(|(name, value)| ("fact", format!("{name} = {value}")));
+        let attributes = self.attributes.iter().map(|(name, value)| ("attribute", format!("{name} = {value}")));
+        let rows = rows.into_iter().chain(facts).chain(attributes);
+        output::table(&rows.map(|(name, value)| vec![name.to_owned(), value]).collect::<Vec<_>>())?;
+        if files {
+            let row = |file: &FileInfo| {
+                let mode = if file.executable { "0755" } else { "0644" };
+                vec![file.digest.short(), mode.to_owned(), file.bytes.to_string(), file.path.clone()]
+            };
+            output::table(&self.file_list.iter().map(row).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// One artifact; absent: the whole store
+    artifact: Option<ArtifactId>,
+    /// Compare what is installed in this cache root with the artifact instead of hashing the store
+    #[arg(long, requires = "artifact", value_name = "DIR")]
+    installed: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Serialize)]
+struct VerifyReport {
+    whole: bool,
+    checked_chunks: u64,
+    checked_bytes: u64,
+    corrupt: Vec<Digest>,
+    missing: Vec<Digest>,
+    incomplete: Vec<ArtifactId>,
+}
+
+impl Verify {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let client = self.socket.connect().await?;
+        if let (Some(id), Some(root)) = (self.artifact, &self.installed) {
+            let envelope = client.inspect(id).await?.envelope;
+            return installed(envelope, root.clone(), self.json).await;
+        }
+        let report = stored(&client, self.artifact).await?;
+        if self.json {
+            output::json(&report)?;
+        } else {
+            let checked = format!("{} chunks, {}", report.checked_chunks, output::bytes(report.checked_bytes));
+            match report.whole {
+                true => output::line(format!("whole: {checked}"))?,
+                false => output::line(format!(
+                    "DAMAGED: {checked}: {} corrupt (deleted), {} missing; incomplete now: {}",
+                    report.corrupt.len(),
+                    report.missing.len(),
+                    report.incomplete.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                ))?,
+            }
+        }
+        Ok(if report.whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+async fn stored(client: &Client, id: Option<ArtifactId>) -> anyhow::Result<VerifyReport> {
+    let progress = output::Progress::new("verifying");
+    let mut events = client.verify(id).await?;
+    while let Some(event) = events.message().await.map_err(ClientError::from)? {
+        match event.event {
+            Some(verify_event::Event::Progress(now)) => progress.bytes("verifying", now.bytes, now.bytes_total),
+            Some(verify_event::Event::Report(report)) => {
+                let digests =
+                    |all: &[bytes::Bytes]| all.iter().map(|d| Digest::try_from(&d[..])).collect::<Result<_, _>>();
+                let incomplete = report.incomplete_artifacts.iter().map(|id| ArtifactId::try_from(&id[..]));
+                return Ok(VerifyReport {
+                    whole: report.corrupt.is_empty() && report.missing.is_empty(),
+                    checked_chunks: report.checked_chunks,
+                    checked_bytes: report.checked_bytes,
+                    corrupt: digests(&report.corrupt)?,
+                    missing: digests(&report.missing)?,
+                    incomplete: incomplete.collect::<Result<_, _>>()?,
+                });
+            }
+            None => {}
+        }
+    }
+    anyhow::bail!("the agent ended the call without a result")
+}
+
+async fn installed(envelope: bytes::Bytes, root: PathBuf, json: bool) -> anyhow::Result<ExitCode> {
+    let report = tokio::task::spawn_blocking(move || {
+        let signed = SignedManifest::decode_unverified(envelope)?;
+        anyhow::Ok(verify_installed(&CacheRoot::open(&root)?, signed.manifest())?)
+    })
+    .await??;
+    let whole = report.is_whole();
+    if json {
+        let paths = |paths: &[crate::artifact::RelPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (missing, different) = (paths(&report.missing), paths(&report.different));
+        let (files, bytes) = (report.files, report.bytes);
+        output::json(
+            &serde_json::json!({ "whole": whole, "files": files, "bytes": bytes, "missing": missing, "different": different }),
+        )?;
+    } else if whole {
+        output::line("whole: every file is as it was signed")?;
+    } else {
+        for path in &report.missing {
+            output::line(format!("missing: {path}"))?;
+        }
+        for path in &report.different {
+            output::line(format!("DIFFERENT: {path}"))?;
+        }
+    }
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Gc {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Gc {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let swept = self.socket.connect().await?.gc().await?;
+        output::line(format!(
+            "freed {}: {} chunks of no artifact, {} abandoned and {} evicted artifacts",
+            output::bytes(swept.freed_bytes),
+            swept.orphan_chunks,
+            swept.abandoned.len(),
+            swept.evicted.len()
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Evict {
+    artifact: ArtifactId,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Evict {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let freed = self.socket.connect().await?.evict(self.artifact).await?;
+        output::line(format!("freed {}", output::bytes(freed)))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    artifact: ArtifactId,
+    /// File to write; `-` for standard output
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Export {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let client = self.socket.connect().await?;
+        let mut pieces = client.export(self.artifact).await?;
+        let progress = output::Progress::new("exporting");
+        let mut out: Box<dyn tokio::io::AsyncWrite + Unpin> = match self.out.as_os_str() == "-" {
+            true => Box::new(tokio::io::stdout()),
+            false => Box::new(
+                tokio::fs::File::create(&self.out).await.with_context(|| format!("write {}", self.out.display()))?,
+            ),
+        };
+        let mut bytes = 0;
+        while let Some(piece) = pieces.message().await.map_err(ClientError::from)? {
+            out.write_all(&piece.data).await.context("write archive")?;
+            bytes += piece.data.len() as u64;
+            progress.bytes("exporting", bytes, 0);
+        }
+        out.flush().await.context("write archive")?;
+        drop(progress);
+        output::note(format!("exported {}", output::bytes(bytes)));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// File to read; `-` for standard input
+    file: PathBuf,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Import {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let client = self.socket.connect().await?;
+        let file: Box<dyn tokio::io::AsyncRead + Send + Unpin> = match self.file.as_os_str() == "-" {
+            true => Box::new(tokio::io::stdin()),
+            false => Box::new(
+                tokio::fs::File::open(&self.file).await.with_context(|| format!("read {}", self.file.display()))?,
+            ),
+        };
+        let (pieces, receiver) = tokio::sync::mpsc::channel(16);
+        let sending = send(file, pieces);
+        let importing = client.import(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        let (sent, imported) = tokio::join!(sending, importing);
+        // The agent's answer says more than the broken stream that follows from it.
+        let imported = imported?;
+        sent?;
+        let info = Info::try_from(imported.info.as_ref().context("the agent left out what it imported")?)?;
+        output::line(info.artifact.to_string())?;
+        output::note(format!("imported {} files, {}", info.files, output::bytes(info.bytes)));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn send(
+    mut file: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
+    pieces: tokio::sync::mpsc::Sender<pb::ArchiveBytes>,
+) -> anyhow::Result<()> {
+    loop {
+        let mut data = bytes::BytesMut::with_capacity(256 * 1024);
+        let read = file.read_buf(&mut data).await.context("read archive")?;
+        // The agent has had enough and says why.
+        if read == 0 || pieces.send(pb::ArchiveBytes { data: data.freeze() }).await.is_err() {
+            return Ok(());
+        }
+    }
+}

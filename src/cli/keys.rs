@@ -1,0 +1,122 @@
+//! `warmd keys`: the cluster's authority, node keys with certificates, signer keys.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Subcommand;
+
+use super::output;
+use crate::identity::{ClusterCa, PrivateKey};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Keys {
+    /// Make a cluster's authority: ca.key (keep it where nodes are admitted) and ca.pem
+    Cluster {
+        /// Directory to make it in; created if it is not there
+        dir: PathBuf,
+        /// Name of the cluster, for people
+        #[arg(long, default_value = "default")]
+        name: String,
+    },
+    /// Make a node's key and certificate: node.key, node.pem and a copy of ca.pem, as a state directory needs them
+    Node {
+        /// The node's state directory; created if it is not there
+        dir: PathBuf,
+        /// Directory of `warmd keys cluster`
+        #[arg(long)]
+        cluster: PathBuf,
+        /// Host name or address under which clients reach it (metadata servers need one); may be repeated
+        #[arg(long = "name", value_name = "HOST")]
+        names: Vec<String>,
+        /// How long the certificate is valid
+        #[arg(long, default_value = "10y", value_parser = humantime::parse_duration)]
+        valid_for: Duration,
+    },
+    /// Make a key that signs artifacts or policies
+    Signer {
+        /// File to write
+        file: PathBuf,
+    },
+    /// Print the public key of private key files: node ids, signer keys and policy roots
+    Show {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+impl Keys {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Cluster { dir, name } => {
+                cluster(&dir, &name)?;
+                output::line(dir.join("ca.pem").display().to_string())?;
+                output::note(format!(
+                    "Next: a node's key with `warmd keys node STATE_DIR --cluster {}`.",
+                    dir.display()
+                ));
+            }
+            Self::Node { dir, cluster, names, valid_for } => {
+                output::line(node(&dir, &cluster, &names, valid_for)?)?;
+            }
+            Self::Signer { file } => {
+                let key = PrivateKey::generate()?;
+                key.save_new(&file)?;
+                output::line(key.public().to_string())?;
+                output::note(format!(
+                    "Next: let nodes trust it, for example with `warmd policy init policy.toml --signer NAME={}`.",
+                    key.public()
+                ));
+            }
+            Self::Show { files } => {
+                for file in files {
+                    output::line(PrivateKey::load(&file)?.public().to_string())?;
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Makes `ca.key` and `ca.pem`.
+pub(super) fn cluster(dir: &Path, name: &str) -> anyhow::Result<()> {
+    make_dir(dir)?;
+    let key = PrivateKey::generate()?;
+    key.save_new(&dir.join("ca.key"))?;
+    let ca = ClusterCa::create(name, &key)?;
+    write_new(&dir.join("ca.pem"), ca.certificate_pem())
+}
+
+/// Makes a node's files; its id.
+pub(super) fn node(dir: &Path, cluster: &Path, names: &[String], valid_for: Duration) -> anyhow::Result<String> {
+    let ca = ClusterCa::load(&cluster.join("ca.pem"), &cluster.join("ca.key"))?;
+    make_dir(dir)?;
+    let key_path = dir.join("node.key");
+    // With an existing key only the certificate is made anew: that is how it is renewed.
+    let key = if key_path.exists() {
+        PrivateKey::load(&key_path)?
+    } else {
+        let key = PrivateKey::generate()?;
+        key.save_new(&key_path)?;
+        key
+    };
+    let certificate = ca.issue(&key, names, valid_for)?;
+    crate::durable::replace(&dir.join("node.pem"), certificate.as_bytes(), 0o644).context("write node.pem")?;
+    crate::durable::replace(&dir.join("ca.pem"), ca.certificate_pem().as_bytes(), 0o644).context("write ca.pem")?;
+    Ok(key.node_id().to_string())
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("make directory {}", dir.display()))
+}
+
+fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(!path.exists(), "{} exists already: remove it to make a new one", path.display());
+    crate::durable::replace(path, text.as_bytes(), 0o644).with_context(|| format!("write {}", path.display()))
+}

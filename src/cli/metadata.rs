@@ -1,0 +1,71 @@
+//! `warmd metadata`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use prometheus_client::registry::Registry;
+
+use super::agent::quoted;
+use crate::config::{self, MetadataConfig};
+use crate::lifecycle;
+use crate::metadata::Server;
+use crate::telemetry::{self, MetricsServer};
+
+#[derive(Debug, Args)]
+pub(super) struct Metadata {
+    /// Configuration file (TOML); see `warmd config example metadata`
+    #[arg(long, env = "WARMD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keys of the server and its database [state_dir]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// TCP address to serve on [server.listen]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Address of /metrics [metrics.listen]
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
+}
+
+impl Metadata {
+    fn load(&self) -> anyhow::Result<MetadataConfig> {
+        let flags = [
+            ("WARMD_STATE_DIR", self.state_dir.as_ref().map(|path| quoted(&path.display().to_string()))),
+            ("WARMD_SERVER_LISTEN", self.listen.as_deref().map(quoted)),
+            ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
+    }
+
+    pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
+        let mut config = self.load()?;
+        if let Some(level) = level {
+            config.log.level = level;
+        }
+        telemetry::init(&config.log).context("log.level")?;
+        super::runtime()?.block_on(serve(config))
+    }
+}
+
+async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
+    let mut registry = Registry::default();
+    let tls = config.node.tls(&config.state_dir)?;
+    let server = Server::bind(config.server_config(), &tls, &mut registry).await?;
+    let metrics = match config.metrics.listen {
+        Some(addr) => Some(
+            MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?,
+        ),
+        None => None,
+    };
+    tracing::info!(addr = %server.addr(), "metadata server ready");
+    lifecycle::terminated().await.context("wait for signals")?;
+    server.shutdown(config.drain_deadline).await;
+    if let Some(metrics) = metrics {
+        metrics.shutdown(std::time::Duration::from_millis(100)).await;
+    }
+    Ok(ExitCode::SUCCESS)
+}

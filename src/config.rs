@@ -1,0 +1,255 @@
+//! One TOML file a role, overridden by the environment. Every part owns its section; here they are read and merged.
+//!
+//! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections. A value is read as TOML, or
+//! as plain text if that fails. Unknown keys are refused with the place where they were found.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::agent::MetricsSection;
+use crate::identity::NodeConfig;
+use crate::metadata;
+use crate::metadata::registry::Config as Limits;
+
+use crate::telemetry::LogConfig;
+
+const PREFIX: &str = "WARMD_";
+
+/// A larger file is no configuration.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Environment names that belong to something else than the file.
+const NOT_CONFIG: [&str; 2] = ["WARMD_CONFIG", "WARMD_SOCKET"];
+
+/// The configuration cannot be used. `Display` names the file or variable and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {path}", path = path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is larger than a configuration can be", path = .0.display())]
+    TooLarge(PathBuf),
+    #[error("{path}: {source}", path = path.display())]
+    Syntax { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{origin}: {source}")]
+    Content { origin: String, source: Box<toml::de::Error> },
+    #[error("{name}: `{section}` is not a section", name = name)]
+    NoSection { name: String, section: String },
+}
+
+/// The configuration file of `warmd metadata`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetadataConfig {
+    /// Keys and the server's database live here unless told otherwise.
+    pub state_dir: PathBuf,
+    /// Time from SIGTERM to the end, whatever is still going on.
+    #[serde(with = "humantime_serde")]
+    pub drain_deadline: Duration,
+    pub node: NodeConfig,
+    pub server: ServerSection,
+    pub metrics: MetricsSection,
+    pub log: LogConfig,
+}
+
+impl Default for MetadataConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/warmd-metadata"),
+            drain_deadline: Duration::from_secs(10),
+            node: NodeConfig::default(),
+            server: ServerSection::default(),
+            metrics: MetricsSection::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl MetadataConfig {
+    pub fn server_config(&self) -> metadata::Config {
+        let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections } = self.server.clone();
+        let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
+        let data = Some(data.unwrap_or_else(|| self.state_dir.clone()));
+        metadata::Config { data, registry, max_connections, ..metadata::Config::new(listen) }
+    }
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSection {
+    /// TCP address that agents reach the server at.
+    pub listen: SocketAddr,
+    /// Directory of the database that bridges a restart. Absent: the state directory.
+    pub data: Option<PathBuf>,
+    /// How often nodes renew their leases.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// How long a node is offered without renewing.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long a node that is gone is remembered.
+    #[serde(with = "humantime_serde")]
+    pub forget: Duration,
+    pub max_nodes: usize,
+    pub max_connections: usize,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        let limits = Limits::default();
+        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4781));
+        let max_connections = metadata::Config::new(listen).max_connections;
+        let Limits { heartbeat, lease, forget, max_nodes, .. } = limits;
+        Self { listen, data: None, heartbeat, lease, forget, max_nodes, max_connections }
+    }
+}
+
+/// The environment, with command line flags in its form over it.
+pub fn overridden(
+    env: impl IntoIterator<Item = (String, String)>,
+    flags: impl IntoIterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    env.into_iter().chain(flags).collect()
+}
+
+/// Reads `path` (none: all defaults) and applies `env`.
+pub fn load<T: DeserializeOwned + Serialize + Default>(
+    path: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<T, ConfigError> {
+    let mut table = path.map(read).transpose()?.unwrap_or_default();
+    let file = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
+    // First the file alone, so that a mistake is reported where it is.
+    let _: T = parse(table.clone(), &file)?;
+    let sections = sections_of::<T>();
+    let mut variables: Vec<(String, String)> =
+        env.into_iter().filter(|(name, _)| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name.as_str())).collect();
+    variables.sort();
+    for (name, value) in &variables {
+        set(&mut table, &sections, name, value)?;
+    }
+    let origin = match variables.is_empty() {
+        true => file,
+        false => {
+            let names: Vec<&str> = variables.iter().map(|(name, _)| name.as_str()).collect();
+            format!("{file} with {}", names.join(", "))
+        }
+    };
+    parse(table, &origin)
+}
+
+/// The configuration as a file with every key; what `warmd config show` prints.
+pub fn render<T: Serialize>(config: &T) -> String {
+    toml::to_string_pretty(config).unwrap_or_else(|error| format!("# {error}\n"))
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    if path.metadata().map_err(failed)?.len() > MAX_FILE {
+        return Err(ConfigError::TooLarge(path.to_owned()));
+    }
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    text.parse().map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn parse<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T, ConfigError> {
+    Value::Table(table)
+        .try_into()
+        .map_err(|source| ConfigError::Content { origin: origin.to_owned(), source: Box::new(source) })
+}
+
+/// Names of the tables in the default configuration.
+fn sections_of<T: Serialize + Default>() -> Vec<String> {
+    match Value::try_from(T::default()) {
+        Ok(Value::Table(table)) => table.into_iter().filter(|(_, v)| v.is_table()).map(|(name, _)| name).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn set(table: &mut Table, sections: &[String], name: &str, text: &str) -> Result<(), ConfigError> {
+    let key = name[PREFIX.len()..].to_lowercase();
+    // A key of its own may begin like a section: the longest section name wins.
+    let section =
+        sections.iter().filter(|section| key.starts_with(&format!("{section}_"))).max_by_key(|section| section.len());
+    let value = parse_value(text);
+    match section {
+        Some(section) => {
+            let inner = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else {
+                return Err(ConfigError::NoSection { name: name.to_owned(), section: section.clone() });
+            };
+            inner.insert(key[section.len() + 1..].to_owned(), value);
+        }
+        None => {
+            table.insert(key, value);
+        }
+    }
+    Ok(())
+}
+
+fn parse_value(text: &str) -> Value {
+    let parsed = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Sample {
+        state_dir: String,
+        transport: Transport,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Transport {
+        listen: String,
+        dial_sockets: u32,
+        peers: Vec<String>,
+    }
+
+    fn with(file: &str, env: &[(&str, &str)]) -> Result<Sample, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("warmd.toml");
+        std::fs::write(&path, file).unwrap();
+        load(Some(&path), env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_is_typed() {
+        let env = [
+            ("WARMD_TRANSPORT_LISTEN", "0.0.0.0:1"),
+            ("WARMD_TRANSPORT_DIAL_SOCKETS", "4"),
+            ("WARMD_TRANSPORT_PEERS", "[\"a\", \"b\"]"),
+            ("WARMD_STATE_DIR", "/s"),
+            ("HOME", "/root"),
+        ];
+        let sample = with("[transport]\nlisten = \"x\"\n", &env).unwrap();
+        let transport = Transport { listen: "0.0.0.0:1".into(), dial_sockets: 4, peers: vec!["a".into(), "b".into()] };
+        assert_eq!(sample, Sample { state_dir: "/s".into(), transport });
+    }
+
+    #[test]
+    fn misspelt_keys_are_refused_where_they_stand() {
+        let error = with("[transport]\nlissen = \"x\"\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("warmd.toml") && error.contains("lissen"), "{error}");
+        let error = with("", &[("WARMD_TRANSPORT_LISSEN", "x")]).unwrap_err().to_string();
+        assert!(error.contains("WARMD_TRANSPORT_LISSEN") && error.contains("lissen"), "{error}");
+        let error = with("", &[("WARMD_TRANSPORT_DIAL_SOCKETS", "many")]).unwrap_err().to_string();
+        assert!(error.contains("WARMD_TRANSPORT_DIAL_SOCKETS"), "{error}");
+        assert!(matches!(with("[transport", &[]), Err(ConfigError::Syntax { .. })));
+        let none = load::<Sample>(Some(Path::new("/nonexistent/warmd.toml")), []);
+        assert!(matches!(none, Err(ConfigError::Read { .. })));
+    }
+}

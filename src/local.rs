@@ -1,0 +1,41 @@
+//! The way between a node's agent and the processes beside it: gRPC on a Unix socket, callers known by their credentials.
+//!
+//! The service itself is the agent's; here are the socket, who may use it, and the client.
+
+mod client;
+mod socket;
+
+pub use client::{Client, ClientError};
+pub use socket::{Listener, SocketConfig, SocketError};
+
+/// Flow-control windows in bytes: the defaults of HTTP/2 would send 64 KiB at a time.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+
+/// Largest message: one chunk, or one envelope, and some room.
+const MAX_MESSAGE: usize = 20 * 1024 * 1024;
+
+/// A server with the limits of this socket.
+pub fn server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(64)
+        .max_frame_size(1024 * 1024)
+}
+
+/// Largest message that the service decodes and encodes.
+pub fn max_message() -> usize {
+    MAX_MESSAGE
+}
+
+/// An error and what caused it, in one line, for messages that leave the process.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,25 @@
+//! The metadata server and its client: who holds which artifact, for which source identity.
+//!
+//! The [`Server`] keeps a soft-state directory ([`registry`], pure) and answers over gRPC with mutual TLS. Everything that
+//! it says is a hint (I10): it can send a node to the wrong holder, never make it accept a byte. Each start has a new server
+//! epoch, by which agents notice that its knowledge may be gone and announce everything again. What the backend keeps on disk
+//! only bridges the time until they did.
+//!
+//! An agent has a [`Client`], and one [`Announcer`] whose task alone speaks for the node, so that nothing is said after STALE.
+
+mod announcer;
+mod backend;
+mod client;
+mod metrics;
+pub mod registry;
+mod server;
+mod service;
+mod watch;
+
+pub use announcer::{AnnounceConfig, AnnouncedNode, Announcer, TooManyArtifacts};
+pub use backend::BackendError;
+pub use client::{Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch};
+pub use server::{Config, Server, ServerError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+//! Listens, admits nodes by their certificates, and hands their connections to gRPC.
+//!
+//! Order of an end: watches end and no connection is accepted any more, requests in flight are answered, what is left at the
+//! deadline is cut, the store gets the last changes.
+
+mod connection;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+
+use super::backend::{self, Backend, BackendError, Marked};
+use super::metrics::{Metrics, Reject};
+use super::registry::{self, Registry};
+use super::service::{Directory, Service, require_caller};
+use super::watch::{Caps, Watchers};
+use crate::identity::{NodeId, NodeTls, RPC_ALPN, TlsError};
+use crate::lifecycle::Tasks;
+use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
+use connection::Connection;
+pub(super) use connection::Peer;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Certificates are only looked at when a connection begins.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(3600);
+const MAX_STREAMS: u32 = 64;
+const MAX_HEADERS: u32 = 16 * 1024;
+/// How often leases are expired, gauges set and changes written.
+const TICK: Duration = Duration::from_secs(1);
+const MAX_BATCHES: usize = 2_000;
+
+/// What a metadata server needs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// Directory of the store; `None` keeps everything in memory only.
+    pub data: Option<PathBuf>,
+    pub registry: registry::Config,
+    pub max_connections: usize,
+    pub max_watches: usize,
+    pub max_watches_per_caller: usize,
+    /// Events that a watcher may be behind before it loses some.
+    pub watch_backlog: usize,
+}
+
+impl Config {
+    /// Memory only, with the usual limits.
+    pub fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            data: None,
+            registry: registry::Config::default(),
+            max_connections: 20_000,
+            max_watches: 20_000,
+            max_watches_per_caller: 16,
+            watch_backlog: 256,
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("listen on {addr}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Store(#[from] BackendError),
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+/// A running metadata server.
+#[derive(Debug)]
+pub struct Server {
+    addr: SocketAddr,
+    directory: Arc<Directory>,
+    /// Cancelled, it accepts no more and lets connections finish what they are at.
+    serving: Tasks,
+    /// Cancelled, it cuts connections.
+    connections: Tasks,
+    upkeep: Tasks,
+}
+
+impl Server {
+    /// Returns once it is listening. The store is read before.
+    pub async fn bind(
+        config: Config,
+        tls: &NodeTls,
+        metrics: &mut prometheus_client::registry::Registry,
+    ) -> Result<Self, ServerError> {
+        let acceptor = TlsAcceptor::from(Arc::new(tls.server_config(RPC_ALPN)?));
+        let (backend, remembered) = Backend::open(config.data.as_deref())?;
+        let listen = |source| ServerError::Listen { addr: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
+
+        let metrics = Metrics::register(metrics);
+        let mut registry = Registry::new(config.registry.clone(), new_server_epoch()?);
+        let caps = Caps {
+            per_caller: config.max_watches_per_caller,
+            total: config.max_watches,
+            backlog: config.watch_backlog.max(1),
+        };
+        let watchers = Arc::new(Watchers::new(caps, registry.server_epoch(), metrics.watchers.clone()));
+        backend::restore(&mut registry, &remembered, Duration::ZERO);
+        drop(remembered);
+        let marked = Marked::of(&backend);
+        let directory = Arc::new(Directory::new(registry, marked, watchers, metrics));
+
+        let server = Self {
+            addr,
+            directory: directory.clone(),
+            serving: Tasks::new(),
+            connections: Tasks::new(),
+            upkeep: Tasks::new(),
+        };
+        let (ready, incoming) = mpsc::channel(64);
+        let gate = Gate {
+            acceptor,
+            slots: Arc::new(Semaphore::new(config.max_connections)),
+            ready,
+            cut: server.connections.token().clone(),
+            metrics: directory.metrics.clone(),
+        };
+        let drain = server.serving.token();
+        let accepting = accept(listener, gate, server.connections.child(), drain.clone());
+        server.serving.spawn_finishing("metadata accept", accepting);
+        server.serving.spawn_finishing("metadata rpc", serve(directory.clone(), incoming, drain.clone()));
+        let token = server.upkeep.token().clone();
+        server.upkeep.spawn_finishing("metadata upkeep", upkeep(directory, Arc::new(backend), token));
+        tracing::info!(%addr, "metadata server listens");
+        Ok(server)
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    #[cfg(test)]
+    pub(super) fn rejected_handshakes(&self) -> u64 {
+        use super::metrics::RejectLabels;
+        self.directory.metrics.rejects.get_or_create(&RejectLabels { reason: Reject::Handshake }).get()
+    }
+
+    /// True if everything ended in good order before the deadline.
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let left = || end.saturating_duration_since(Instant::now());
+        self.directory.watchers.close();
+        // Requests take milliseconds; the other half is for cutting and for the store.
+        let drained = self.serving.shutdown(deadline / 2).await;
+        self.connections.token().cancel();
+        let cut = self.serving.shutdown(left() / 2).await;
+        self.upkeep.shutdown(left()).await && drained && cut
+    }
+}
+
+/// Never 0, and never one that was used before.
+fn new_server_epoch() -> Result<ServerEpoch, ServerError> {
+    Ok(ServerEpoch(getrandom::u64().map_err(ServerError::Random)?.max(1)))
+}
+
+/// What a connection passes through before it reaches gRPC.
+#[derive(Clone)]
+struct Gate {
+    acceptor: TlsAcceptor,
+    slots: Arc<Semaphore>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+    cut: CancellationToken,
+    metrics: Metrics,
+}
+
+async fn accept(listener: TcpListener, gate: Gate, handshakes: Tasks, drain: CancellationToken) {
+    let accepting = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, addr)) => match gate.slots.clone().try_acquire_owned() {
+                    Ok(slot) => handshakes.spawn("metadata handshake", handshake(gate.clone(), stream, addr, slot)),
+                    Err(_) => gate.metrics.reject(Reject::Full),
+                },
+                Err(error) => {
+                    // Out of descriptors: wait for some to be closed instead of spinning.
+                    tracing::warn!(%error, "accept metadata connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    drain.run_until_cancelled(accepting).await;
+}
+
+async fn handshake(gate: Gate, stream: TcpStream, addr: SocketAddr, slot: tokio::sync::OwnedSemaphorePermit) {
+    // Small answers wait for nothing.
+    let _ = stream.set_nodelay(true);
+    let node = match tokio::time::timeout(HANDSHAKE_TIMEOUT, gate.acceptor.accept(stream)).await {
+        Ok(Ok(tls)) => {
+            let certificates = tls.get_ref().1.peer_certificates();
+            certificates.and_then(|chain| chain.first()).and_then(NodeId::from_certificate).map(|node| (tls, node))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%addr, %error, "metadata handshake");
+            None
+        }
+        Err(_) => None,
+    };
+    let Some((tls, node)) = node else {
+        gate.metrics.reject(Reject::Handshake);
+        return;
+    };
+    let connection = Connection::new(tls, Peer { node, addr }, slot, gate.cut, gate.metrics.connections.clone());
+    // Fails only when the server ends.
+    let _ = gate.ready.send(Ok(connection)).await;
+}
+
+async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Connection>>, drain: CancellationToken) {
+    let served = tonic::transport::Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .load_shed(true)
+        .concurrency_limit_per_connection(MAX_STREAMS as usize)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE / 2))
+        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
+        .max_connection_age(MAX_CONNECTION_AGE)
+        .max_connection_age_grace(REQUEST_TIMEOUT)
+        .add_service(guarded(directory))
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.cancelled())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "metadata rpc ended");
+    }
+}
+
+type Handlers = pb::metadata_server::MetadataServer<Service>;
+type Interceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
+
+/// The handlers, none of which a stranger reaches.
+fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Interceptor> {
+    let handlers = Handlers::new(Service(directory)).max_decoding_message_size(MAX_MESSAGE);
+    InterceptedService::new(handlers, require_caller)
+}
+
+/// Expires leases, sets gauges, writes changes; the last time when the server ends.
+async fn upkeep(directory: Arc<Directory>, backend: Arc<Backend>, token: CancellationToken) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let ending = token.run_until_cancelled(tick.tick()).await.is_none();
+        let counts = directory.change(|registry, now| {
+            registry.expire(now);
+            registry.counts(now)
+        });
+        directory.metrics.set(&counts);
+        write_changes(&directory, &backend).await;
+        if ending {
+            return;
+        }
+    }
+}
+
+async fn write_changes(directory: &Directory, backend: &Arc<Backend>) {
+    // What comes faster than it can be written waits for the next tick.
+    for _ in 0..MAX_BATCHES {
+        let batch = directory.read(|registry, _| directory.marked().take(registry));
+        if batch.is_empty() {
+            return;
+        }
+        let begin = Instant::now();
+        let backend = backend.clone();
+        let write = move || {
+            let result = backend.write(&batch);
+            (result, batch)
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok((Ok(()), _)) => {}
+            Ok((Err(error), batch)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "write hints: will try again");
+                directory.metrics.store_errors.inc();
+                directory.marked().mark_again(batch);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "write hints");
+                directory.metrics.store_errors.inc();
+                return;
+            }
+        }
+        directory.metrics.store_seconds.inc_by(begin.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What stands behind the TLS gate.
+    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Interceptor> {
+        let registry = Registry::new(registry::Config::default(), ServerEpoch(1));
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
+        let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
+        guarded(Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics)))
+    }
+}

@@ -1,0 +1,107 @@
+//! A connection whose other end is known.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use crate::identity::NodeId;
+
+/// An admitted node must say something within this time; later, keep-alive tells the dead.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::metadata) struct Peer {
+    pub(in crate::metadata) node: NodeId,
+    pub(in crate::metadata) addr: SocketAddr,
+}
+
+impl Peer {
+    /// On this machine, so that loopback endpoints mean the same to both.
+    pub(in crate::metadata) fn is_local(self) -> bool {
+        self.addr.ip().to_canonical().is_loopback()
+    }
+}
+
+/// Fails all reading and writing once it is cut: so a connection ends with the server, whoever drives it.
+pub(super) struct Connection {
+    tls: TlsStream<TcpStream>,
+    peer: Peer,
+    silent: Option<Pin<Box<Sleep>>>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    open: Gauge,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    pub(super) fn new(
+        tls: TlsStream<TcpStream>,
+        peer: Peer,
+        slot: OwnedSemaphorePermit,
+        cut: CancellationToken,
+        open: Gauge,
+    ) -> Self {
+        open.inc();
+        let silent = Some(Box::pin(tokio::time::sleep(FIRST_BYTE)));
+        Self { tls, peer, silent, cut: Box::pin(cut.cancelled_owned()), open, _slot: slot }
+    }
+
+    fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.cut.as_mut().poll(cx).is_ready() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check_cut(cx)?;
+        let read = Pin::new(&mut self.tls).poll_read(cx, buf);
+        if read.is_ready() {
+            self.silent = None;
+        } else if self.silent.as_mut().is_some_and(|silent| silent.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_cut(cx)?;
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_cut(cx)?;
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_cut(cx)?;
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,367 @@
+//! The peer protocol's frames; `proto/peer.proto` describes the whole exchange.
+//!
+//! A frame is 4 bytes length, 4 bytes CRC32C of the body (both big endian), body. A chunk is preceded by a head of 12 bytes:
+//! index, encoded length, CRC32C of those eight bytes. The checksums tell a desynchronised or damaged stream at once;
+//! chunk digests and signatures decide trust.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use super::{ProtocolError, pb};
+use crate::artifact::{Bitmap, MAX_CHUNK, MAX_CHUNKS, MAX_ENVELOPE};
+use crate::digest::ArtifactId;
+use crate::identity::NodeId;
+
+/// Bytes before the body of a frame.
+pub const FRAME_HEAD: usize = 8;
+
+/// Largest frame body: a bitmap of the largest artifact, and room to spare.
+pub const MAX_FRAME: usize = 32 * 1024;
+
+/// Bytes before each chunk.
+pub const CHUNK_HEAD: usize = 12;
+
+/// Most chunks in one request.
+pub const MAX_INDICES: usize = 64;
+
+const MAX_OTHERS: usize = 16;
+
+/// What a puller asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Manifest(ArtifactId),
+    Have(ArtifactId),
+    /// Not empty, no index twice.
+    Chunks(ArtifactId, Vec<u32>),
+}
+
+/// A request and the W3C trace context that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traced {
+    pub request: Request,
+    pub traceparent: String,
+}
+
+/// What a holder answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The envelope of this many bytes follows.
+    Manifest {
+        len: usize,
+    },
+    Have(HaveAnswer),
+    /// The chunks asked for follow, each after its head; the length is the sum of their encoded bytes.
+    Chunks {
+        len: u64,
+    },
+    Busy(Busy),
+    Refused(Reason),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaveAnswer {
+    pub have: Bitmap,
+    pub uploads: u32,
+    pub upload_slots: u32,
+}
+
+/// All upload slots are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    pub retry_after: Duration,
+    /// Others that have fetched chunks of the artifact from this holder.
+    pub others: Vec<NodeId>,
+}
+
+/// Why a holder does not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("the holder does not have it")]
+    NotFound,
+    #[error("the holder is draining")]
+    Draining,
+    #[error("the holder may not serve it")]
+    Forbidden,
+    #[error("the holder did not understand the request")]
+    BadRequest,
+}
+
+/// A framed message.
+pub fn frame(body: &impl Message) -> Bytes {
+    let len = body.encoded_len();
+    let mut out = BytesMut::with_capacity(FRAME_HEAD + len);
+    out.put_bytes(0, FRAME_HEAD);
+    // A BytesMut grows as needed, so encoding cannot run out of room.
+    let _ = body.encode(&mut out);
+    let crc = crc32c::crc32c(&out[FRAME_HEAD..]);
+    out[..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+    out[4..FRAME_HEAD].copy_from_slice(&crc.to_be_bytes());
+    out.freeze()
+}
+
+/// The length of the body that follows a frame head, within bounds.
+pub fn body_len(head: [u8; FRAME_HEAD]) -> Result<usize, ProtocolError> {
+    let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    if len > MAX_FRAME { Err(ProtocolError::TooMany { field: "frame", limit: MAX_FRAME }) } else { Ok(len) }
+}
+
+fn checked<'b>(head: [u8; FRAME_HEAD], body: &'b [u8]) -> Result<&'b [u8], ProtocolError> {
+    let crc = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    if crc32c::crc32c(body) == crc { Ok(body) } else { Err(ProtocolError::Frame) }
+}
+
+/// The head of chunk `index`.
+pub fn chunk_head(index: u32, len: u32) -> [u8; CHUNK_HEAD] {
+    let mut out = [0; CHUNK_HEAD];
+    out[..4].copy_from_slice(&index.to_be_bytes());
+    out[4..8].copy_from_slice(&len.to_be_bytes());
+    let crc = crc32c::crc32c(&out[..8]);
+    out[8..].copy_from_slice(&crc.to_be_bytes());
+    out
+}
+
+impl Traced {
+    pub fn encode(&self) -> Bytes {
+        let id = |artifact: &ArtifactId| Bytes::copy_from_slice(artifact.as_bytes());
+        let request = match &self.request {
+            Request::Manifest(artifact) => {
+                pb::peer_request::Request::Manifest(pb::ManifestRequest { artifact_id: id(artifact) })
+            }
+            Request::Have(artifact) => pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact) }),
+            Request::Chunks(artifact, indices) => pb::peer_request::Request::Chunks(pb::ChunksRequest {
+                artifact_id: id(artifact),
+                indices: indices.clone(),
+            }),
+        };
+        frame(&pb::PeerRequest { request: Some(request), traceparent: self.traceparent.clone() })
+    }
+
+    pub fn decode(head: [u8; FRAME_HEAD], body: &[u8]) -> Result<Self, ProtocolError> {
+        let message = pb::PeerRequest::decode(checked(head, body)?).map_err(|_| ProtocolError::Frame)?;
+        let id = |bytes: &[u8]| ArtifactId::try_from(bytes).map_err(|_| ProtocolError::Invalid("artifact_id"));
+        let request = match message.request.ok_or(ProtocolError::Missing("request"))? {
+            pb::peer_request::Request::Manifest(r) => Request::Manifest(id(&r.artifact_id)?),
+            pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?),
+            pb::peer_request::Request::Chunks(r) => Request::Chunks(id(&r.artifact_id)?, check_indices(r.indices)?),
+        };
+        let traceparent = message.traceparent;
+        if traceparent.len() > 64 || !traceparent.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+            return Err(ProtocolError::Invalid("traceparent"));
+        }
+        Ok(Self { request, traceparent })
+    }
+}
+
+fn check_indices(indices: Vec<u32>) -> Result<Vec<u32>, ProtocolError> {
+    if indices.len() > MAX_INDICES {
+        return Err(ProtocolError::TooMany { field: "indices", limit: MAX_INDICES });
+    }
+    let mut sorted = indices.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if indices.is_empty() || sorted.len() < indices.len() {
+        return Err(ProtocolError::Invalid("indices"));
+    }
+    Ok(indices)
+}
+
+impl Answer {
+    pub fn encode(&self) -> Bytes {
+        use pb::peer_answer::Answer as Pb;
+        let answer = match self {
+            Self::Manifest { len } => Pb::Manifest(pb::ManifestAnswer { len: u32::try_from(*len).unwrap_or(u32::MAX) }),
+            Self::Have(have) => Pb::Have(pb::HaveAnswer {
+                chunk_count: u32::try_from(have.have.len()).unwrap_or(u32::MAX),
+                bitmap: if have.have.is_full() { Bytes::new() } else { have.have.to_bytes().into() },
+                uploads: have.uploads,
+                upload_slots: have.upload_slots,
+            }),
+            Self::Chunks { len } => Pb::Chunks(pb::ChunksAnswer { len: *len }),
+            Self::Busy(busy) => Pb::Busy(pb::Busy {
+                retry_after_ms: u32::try_from(busy.retry_after.as_millis()).unwrap_or(u32::MAX),
+                others: busy.others.iter().take(MAX_OTHERS).map(|id| Bytes::copy_from_slice(id.as_bytes())).collect(),
+            }),
+            Self::Refused(reason) => Pb::Refusal(pb::Refusal { reason: pb::refusal::Reason::from(*reason).into() }),
+        };
+        frame(&pb::PeerAnswer { answer: Some(answer) })
+    }
+
+    pub fn decode(head: [u8; FRAME_HEAD], body: &[u8]) -> Result<Self, ProtocolError> {
+        use pb::peer_answer::Answer as Pb;
+        let message = pb::PeerAnswer::decode(checked(head, body)?).map_err(|_| ProtocolError::Frame)?;
+        Ok(match message.answer.ok_or(ProtocolError::Missing("answer"))? {
+            Pb::Manifest(answer) => {
+                let len = answer.len as usize;
+                if len > MAX_ENVELOPE {
+                    return Err(ProtocolError::TooMany { field: "len", limit: MAX_ENVELOPE });
+                }
+                Self::Manifest { len }
+            }
+            Pb::Have(answer) => Self::Have(decode_have(&answer)?),
+            Pb::Chunks(answer) => {
+                if answer.len > (MAX_INDICES * MAX_CHUNK) as u64 {
+                    return Err(ProtocolError::TooMany { field: "len", limit: MAX_INDICES * MAX_CHUNK });
+                }
+                Self::Chunks { len: answer.len }
+            }
+            Pb::Busy(busy) => Self::Busy(decode_busy(&busy)?),
+            Pb::Refusal(refusal) => Self::Refused(decode_reason(refusal.reason)?),
+        })
+    }
+}
+
+fn decode_have(answer: &pb::HaveAnswer) -> Result<HaveAnswer, ProtocolError> {
+    let count = answer.chunk_count as usize;
+    if count > MAX_CHUNKS {
+        return Err(ProtocolError::TooMany { field: "chunk_count", limit: MAX_CHUNKS });
+    }
+    let have =
+        if answer.bitmap.is_empty() { Some(Bitmap::full(count)) } else { Bitmap::from_bytes(&answer.bitmap, count) };
+    let have = have.ok_or(ProtocolError::Invalid("bitmap"))?;
+    Ok(HaveAnswer { have, uploads: answer.uploads, upload_slots: answer.upload_slots })
+}
+
+fn decode_busy(busy: &pb::Busy) -> Result<Busy, ProtocolError> {
+    if busy.others.len() > MAX_OTHERS {
+        return Err(ProtocolError::TooMany { field: "others", limit: MAX_OTHERS });
+    }
+    let others =
+        busy.others.iter().map(|bytes| NodeId::from_bytes(bytes).map_err(|_| ProtocolError::Invalid("others")));
+    let retry_after = Duration::from_millis(u64::from(busy.retry_after_ms));
+    Ok(Busy { retry_after, others: others.collect::<Result<_, _>>()? })
+}
+
+fn decode_reason(reason: i32) -> Result<Reason, ProtocolError> {
+    match pb::refusal::Reason::try_from(reason) {
+        Ok(pb::refusal::Reason::NotFound) => Ok(Reason::NotFound),
+        Ok(pb::refusal::Reason::Draining) => Ok(Reason::Draining),
+        Ok(pb::refusal::Reason::Forbidden) => Ok(Reason::Forbidden),
+        Ok(pb::refusal::Reason::BadRequest) => Ok(Reason::BadRequest),
+        Ok(pb::refusal::Reason::Unspecified) | Err(_) => Err(ProtocolError::Invalid("reason")),
+    }
+}
+
+impl From<Reason> for pb::refusal::Reason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::NotFound => Self::NotFound,
+            Reason::Draining => Self::Draining,
+            Reason::Forbidden => Self::Forbidden,
+            Reason::BadRequest => Self::BadRequest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::PrivateKey;
+
+    fn split(frame: &Bytes) -> ([u8; FRAME_HEAD], &[u8]) {
+        let head: [u8; FRAME_HEAD] = frame[..FRAME_HEAD].try_into().unwrap();
+        assert_eq!(body_len(head).unwrap(), frame.len() - FRAME_HEAD);
+        (head, &frame[FRAME_HEAD..])
+    }
+
+    fn answer_comes_back(answer: &Answer) -> bool {
+        let frame = answer.encode();
+        let (head, body) = split(&frame);
+        Answer::decode(head, body).as_ref() == Ok(answer)
+    }
+
+    #[test]
+    fn golden_bytes_of_a_request_for_two_chunks() {
+        let artifact = ArtifactId::from_array([0xab; 32]);
+        let bytes = Traced { request: Request::Chunks(artifact, vec![1, 300]), traceparent: String::new() }.encode();
+        let mut expected = vec![
+            0x00, 0x00, 0x00, 0x29, // length
+            0x00, 0x00, 0x00, 0x00, // CRC32C, filled in below
+            0x1a, 0x27, // field 3: chunks
+            0x0a, 0x20, // field 1: artifact id
+        ];
+        expected.extend([0xab; 32]);
+        expected.extend([0x12, 0x03, 0x01, 0xac, 0x02]); // field 2: indices 1 and 300
+        let crc = crc32c::crc32c(&expected[8..]);
+        expected[4..8].copy_from_slice(&crc.to_be_bytes());
+        assert_eq!(crc, 0xc7a6_c296);
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn golden_bytes_of_a_chunk_head() {
+        assert_eq!(chunk_head(1, 4 << 20), [0, 0, 0, 1, 0, 0x40, 0, 0, 0x73, 0x5c, 0x5d, 0xff]);
+    }
+
+    #[test]
+    fn every_kind_of_answer_comes_back() {
+        let mut have = Bitmap::empty(100);
+        have.set(3, true);
+        let others = vec![PrivateKey::from_seed(1).node_id()];
+        for answer in [
+            Answer::Manifest { len: 5 },
+            Answer::Have(HaveAnswer { have, uploads: 1, upload_slots: 16 }),
+            Answer::Have(HaveAnswer { have: Bitmap::full(77), uploads: 0, upload_slots: 16 }),
+            Answer::Chunks { len: 1 << 22 },
+            Answer::Busy(Busy { retry_after: Duration::from_millis(150), others }),
+            Answer::Refused(Reason::Draining),
+        ] {
+            assert!(answer_comes_back(&answer), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn bad_requests_are_refused() {
+        let artifact = ArtifactId::of(b"a");
+        let decode = |request: Request| {
+            let frame = Traced { request, traceparent: String::new() }.encode();
+            let (head, body) = split(&frame);
+            Traced::decode(head, body).map(drop)
+        };
+        assert_eq!(decode(Request::Chunks(artifact, vec![])), Err(ProtocolError::Invalid("indices")));
+        assert_eq!(decode(Request::Chunks(artifact, vec![1, 1])), Err(ProtocolError::Invalid("indices")));
+        let many = decode(Request::Chunks(artifact, (0..65).collect()));
+        assert_eq!(many, Err(ProtocolError::TooMany { field: "indices", limit: MAX_INDICES }));
+        assert_eq!(decode(Request::Chunks(artifact, (0..64).collect())), Ok(()));
+    }
+
+    #[test]
+    fn lengths_beyond_the_limits_are_refused_before_anything_is_allocated() {
+        assert!(body_len([0xff; FRAME_HEAD]).is_err());
+        let frame = frame(&pb::PeerAnswer {
+            answer: Some(pb::peer_answer::Answer::Manifest(pb::ManifestAnswer { len: u32::MAX })),
+        });
+        let (head, body) = split(&frame);
+        assert!(matches!(Answer::decode(head, body), Err(ProtocolError::TooMany { .. })));
+        let lie = pb::HaveAnswer { chunk_count: u32::MAX, ..Default::default() };
+        assert!(decode_have(&lie).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_frames_never_decode_to_something_else(at in 0usize..60, flip in 1u8..=255) {
+            let frame = Traced {
+                request: Request::Chunks(ArtifactId::of(b"a"), vec![1, 2, 3]),
+                traceparent: String::new(),
+            }.encode();
+            let mut damaged = frame.to_vec();
+            let at = at % damaged.len();
+            damaged[at] ^= flip;
+            let head: [u8; FRAME_HEAD] = damaged[..FRAME_HEAD].try_into().unwrap();
+            let whole = body_len(head).is_ok_and(|len| len == damaged.len() - FRAME_HEAD);
+            prop_assert!(!whole || Traced::decode(head, &damaged[FRAME_HEAD..]).is_err());
+        }
+
+        #[test]
+        fn noise_is_an_error_not_a_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut head = [0; FRAME_HEAD];
+            head[..4].copy_from_slice(&(body.len() as u32).to_be_bytes());
+            head[4..].copy_from_slice(&crc32c::crc32c(&body).to_be_bytes());
+            let _ = Traced::decode(head, &body);
+            let _ = Answer::decode(head, &body);
+        }
+    }
+}

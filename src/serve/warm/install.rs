@@ -1,0 +1,100 @@
+//! One artifact's install: chunks come from the agent, a few blocking threads check and write them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Failure;
+use crate::artifact::Admitted;
+use crate::digest::ArtifactId;
+use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
+use crate::local::Client;
+
+/// Chunks between the agent's stream and the writing threads: keeps both busy, bounds memory at 32 MiB.
+const QUEUE: usize = 8;
+
+const MAX_THREADS: usize = 8;
+
+/// What an install needs, in one movable piece.
+pub(super) struct InstallWork {
+    pub(super) root: Arc<CacheRoot>,
+    pub(super) lock: Arc<InstallLock>,
+    pub(super) admitted: Arc<Admitted>,
+    pub(super) limits: Limits,
+}
+
+/// Where the chunks come from.
+pub(super) struct Feed {
+    client: Client,
+    id: ArtifactId,
+}
+
+type Chunk = (usize, Bytes);
+
+impl Feed {
+    pub(super) fn new(client: Client, id: ArtifactId) -> Self {
+        Self { client, id }
+    }
+
+    async fn pump(&self, needed: Vec<u32>, chunks: mpsc::Sender<Chunk>) -> Result<(), Failure> {
+        let mut stream = self.client.read_chunks(self.id, needed).await?;
+        while let Some(chunk) = stream.message().await? {
+            if chunks.send((chunk.index as usize, chunk.data)).await.is_err() {
+                // The install has failed and says why.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Installs, or fails with nothing visible. Dropping it lets the staging directory be removed.
+pub(super) async fn run(work: InstallWork, feed: Feed) -> Result<Installed, Failure> {
+    let (needed_tx, needed_rx) = oneshot::channel();
+    let (chunks_tx, chunks_rx) = mpsc::channel(QUEUE);
+    let installing = tokio::task::spawn_blocking(move || install(&work, needed_tx, chunks_rx));
+    let pumped = match needed_rx.await {
+        Ok(needed) if !needed.is_empty() => feed.pump(needed, chunks_tx).await,
+        // Nothing is needed, or the install did not even begin.
+        _ => {
+            drop(chunks_tx);
+            Ok(())
+        }
+    };
+    let panicked = |_| Failure { class: NegativeClass::Transient, detail: "the install thread panicked".to_owned() };
+    let installed = installing.await.map_err(panicked)?;
+    // If the agent's stream broke, that is the cause, and the missing chunks are what follows from it.
+    pumped?;
+    Ok(installed?)
+}
+
+fn install(
+    work: &InstallWork,
+    needed: oneshot::Sender<Vec<u32>>,
+    chunks: mpsc::Receiver<Chunk>,
+) -> Result<Installed, InstallError> {
+    let installation = Installation::begin(&work.root, &work.lock, work.admitted.clone(), work.limits)?;
+    let indices = installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect();
+    // If nobody waits any more, the channel of chunks is closed too.
+    let _ = needed.send(indices);
+    let chunks = Mutex::new(chunks);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| write(&installation, &chunks))).collect();
+        let panicked = || InstallError::Incomplete { missing: installation.needed().count() };
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(panicked())))
+    })?;
+    installation.commit()
+}
+
+fn write(installation: &Installation<'_>, chunks: &Mutex<mpsc::Receiver<Chunk>>) -> Result<(), InstallError> {
+    loop {
+        let next = chunks.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+        let Some((index, encoded)) = next else { return Ok(()) };
+        if let Err(error) = installation.chunk(index, &encoded) {
+            chunks.lock().unwrap_or_else(PoisonError::into_inner).close();
+            return Err(error);
+        }
+    }
+}

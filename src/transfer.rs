@@ -1,0 +1,23 @@
+//! Moving artifacts between nodes.
+//!
+//! [`Plan`] decides which chunk is asked of which holder and when: it is pure, and it is the only place where such
+//! decisions are made. [`Fetcher`] carries them out and reports every event back; [`Provider`] serves. What a fetch has
+//! verified is in the store at once, where the provider of the same node serves it onward.
+
+mod buffers;
+mod connections;
+mod fetch;
+mod metrics;
+pub mod plan;
+mod provide;
+mod rate;
+mod request;
+
+pub use connections::Connections;
+pub use fetch::{FetchError, Fetched, Fetcher, Find, Progress, Source};
+pub use metrics::Metrics;
+pub use plan::{Locality, PlanConfig};
+pub use provide::{MayServe, ProvideConfig, Provider};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,350 @@
+//! Serves manifests and chunks to peers.
+//!
+//! Memory per peer is bounded: requests are small, chunks are mapped files, and what is queued in a connection is bounded
+//! by its send window. Work per node is bounded by upload slots: when all are taken the answer is Busy with the names of
+//! others who have fetched the artifact here, never a queue. A reader that is too slow loses its stream.
+
+mod recent;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::recent::Recent;
+use super::connections::watch;
+use super::metrics::{Metrics, Outcome, OutcomeLabel};
+use super::rate::Bucket;
+use crate::artifact::{Bitmap, Chunk};
+use crate::digest::ArtifactId;
+use crate::identity::{NodeId, UnixTime};
+use crate::lifecycle::Tasks;
+use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head};
+use crate::store::{Artifact, Store};
+use crate::transport::{Connection, Endpoint, Incoming, RecvStream, SendStream, StreamCode, TransportError};
+
+/// A request must arrive whole within this time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer must take bytes at least this fast, and every chunk has this time at least.
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of chunks opened ahead of the one that is being sent.
+const READ_AHEAD: u64 = 8 * 1024 * 1024;
+
+/// `[provide]` of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProvideConfig {
+    /// Chunk requests served at once; more are answered Busy.
+    pub upload_slots: u32,
+    /// Upload cap in bytes a second over all peers. Absent: none.
+    pub max_rate: Option<u64>,
+    /// Connections that peers may have open with this node.
+    pub max_connections: u32,
+}
+
+impl Default for ProvideConfig {
+    fn default() -> Self {
+        Self { upload_slots: 16, max_rate: None, max_connections: 1024 }
+    }
+}
+
+/// Tells whether an artifact may still be handed out; false once it is revoked.
+pub type MayServe = Arc<dyn Fn(&ArtifactId) -> bool + Send + Sync>;
+
+/// The serving half of a node.
+pub struct Provider {
+    store: Store,
+    config: ProvideConfig,
+    metrics: Metrics,
+    may_serve: MayServe,
+    uploads: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    draining: AtomicBool,
+    bucket: Option<Mutex<Bucket>>,
+    recent: Recent,
+}
+
+/// How a request was refused.
+enum Refused {
+    Reason(Reason),
+    Busy(Busy),
+    Transport(TransportError),
+    TooSlow,
+    Store(crate::store::StoreError),
+}
+
+impl From<TransportError> for Refused {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl Provider {
+    pub fn new(store: Store, config: ProvideConfig, may_serve: MayServe, metrics: Metrics) -> Arc<Self> {
+        let slots = |count: u32| Arc::new(Semaphore::new(count.max(1) as usize));
+        Arc::new(Self {
+            uploads: slots(config.upload_slots),
+            connections: slots(config.max_connections),
+            bucket: config.max_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
+            recent: Recent::default(),
+            draining: AtomicBool::new(false),
+            store,
+            config,
+            metrics,
+            may_serve,
+        })
+    }
+
+    /// Uploads in progress, and how many there can be.
+    pub fn load(&self) -> (u32, u32) {
+        let slots = self.config.upload_slots.max(1);
+        let free = u32::try_from(self.uploads.available_permits()).unwrap_or(u32::MAX);
+        (slots.saturating_sub(free), slots)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits until no upload is in progress, at most until `deadline`.
+    pub async fn idle(&self, deadline: Duration) {
+        let all = self.uploads.acquire_many(self.config.upload_slots.max(1));
+        // Those that are still at it then are cut off.
+        let _ = tokio::time::timeout(deadline, all).await;
+    }
+
+    /// From now on new requests are answered Draining.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Accepts connections until `tasks` is cancelled; every connection and request is a task of `tasks`.
+    pub async fn serve(self: Arc<Self>, endpoint: Arc<Endpoint>, tasks: Arc<Tasks>) {
+        while let Some(incoming) = endpoint.accept().await {
+            let Ok(slot) = self.connections.clone().try_acquire_owned() else {
+                tracing::warn!(addr = %incoming.remote_address(), "too many connections: refused");
+                continue;
+            };
+            let provider = self.clone();
+            let owner = tasks.clone();
+            tasks.spawn("peer connection", async move { provider.connection(incoming, slot, owner).await });
+        }
+    }
+
+    async fn connection(self: Arc<Self>, incoming: Incoming, slot: OwnedSemaphorePermit, tasks: Arc<Tasks>) {
+        let _slot = slot;
+        let connection = match incoming.handshake().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                self.metrics.handshakes_refused.inc();
+                tracing::info!(%error, "peer refused");
+                return;
+            }
+        };
+        watch(&tasks, &self.metrics, connection.clone());
+        while let Ok((send, recv)) = connection.accept().await {
+            let provider = self.clone();
+            let connection = connection.clone();
+            tasks.spawn("peer request", async move { provider.request(&connection, send, recv).await });
+        }
+    }
+
+    async fn request(&self, connection: &Connection, mut send: SendStream, mut recv: RecvStream) {
+        let read = tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut recv)).await;
+        let served = match read {
+            Ok(Ok(traced)) => self.answer(connection.peer(), traced, &mut send).await,
+            Ok(Err(refused)) => Err(refused),
+            Err(_) => Err(Refused::TooSlow),
+        };
+        let outcome = match served {
+            Ok(()) => Outcome::Served,
+            Err(refused) => refuse(refused, connection.peer(), &mut send).await,
+        };
+        self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    async fn answer(&self, peer: NodeId, traced: Traced, send: &mut SendStream) -> Result<(), Refused> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Refused::Reason(Reason::Draining));
+        }
+        match traced.request {
+            Request::Manifest(id) => {
+                let envelope = self.artifact(&id)?.signed().envelope().clone();
+                self.write(send, Answer::Manifest { len: envelope.len() }.encode()).await?;
+                self.write(send, envelope).await?;
+            }
+            Request::Have(id) => {
+                let have = self.artifact(&id)?.have();
+                let (uploads, upload_slots) = self.load();
+                self.write(send, Answer::Have(HaveAnswer { have, uploads, upload_slots }).encode()).await?;
+            }
+            Request::Chunks(id, indices) => {
+                let artifact = self.artifact(&id)?;
+                let chunks = self.chunks_of(&artifact, &indices)?;
+                let _slot = self.upload_slot(&id, peer)?;
+                self.metrics.uploads.inc();
+                let served = self.send_chunks(&artifact, &indices, chunks, send).await;
+                self.metrics.uploads.dec();
+                served?;
+            }
+        }
+        send.finish()?;
+        Ok(())
+    }
+
+    fn artifact(&self, id: &ArtifactId) -> Result<Arc<Artifact>, Refused> {
+        let artifact = self.store.get(id).ok_or(Refused::Reason(Reason::NotFound))?;
+        if (self.may_serve)(id) { Ok(artifact) } else { Err(Refused::Reason(Reason::Forbidden)) }
+    }
+
+    fn chunks_of(&self, artifact: &Artifact, indices: &[u32]) -> Result<Vec<Chunk>, Refused> {
+        let chunks = &artifact.signed().manifest().chunks;
+        let have: Bitmap = artifact.have();
+        let chunk = |index: &u32| {
+            let chunk = chunks.get(*index as usize).ok_or(Refused::Reason(Reason::BadRequest))?;
+            if have.get(*index as usize) { Ok(*chunk) } else { Err(Refused::Reason(Reason::NotFound)) }
+        };
+        indices.iter().map(chunk).collect()
+    }
+
+    fn upload_slot(&self, id: &ArtifactId, peer: NodeId) -> Result<OwnedSemaphorePermit, Refused> {
+        let others = self.recent.others(id, peer);
+        let slot = self.uploads.clone().try_acquire_owned();
+        self.recent.saw(id, peer, Instant::now());
+        // A chunk of 4 MiB takes about this long at 1 Gbit/s; the puller adds jitter.
+        slot.map_err(|_| Refused::Busy(Busy { retry_after: Duration::from_millis(30), others }))
+    }
+
+    async fn send_chunks(
+        &self,
+        artifact: &Artifact,
+        indices: &[u32],
+        chunks: Vec<Chunk>,
+        send: &mut SendStream,
+    ) -> Result<(), Refused> {
+        let len = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
+        self.write(send, Answer::Chunks { len }.encode()).await?;
+        let mut rest = chunks.as_slice();
+        let mut indices = indices.iter();
+        let mut opening = self.open(&mut rest);
+        while let Some(opened) = opening.take() {
+            let opened = opened.await.map_err(Refused::Store)?;
+            // The next ones are opened while these are on their way.
+            opening = self.open(&mut rest);
+            for (bytes, index) in opened.into_iter().zip(&mut indices) {
+                let len = bytes.len();
+                let head = chunk_head(*index, u32::try_from(len).unwrap_or(u32::MAX));
+                self.throttle(len as u64).await;
+                self.write_all(send, &mut [Bytes::copy_from_slice(&head), bytes]).await?;
+                self.metrics.sent_bytes.inc_by(len as u64);
+            }
+        }
+        self.store.touch(artifact, UnixTime::now());
+        Ok(())
+    }
+
+    /// Opens the next chunks on a blocking thread: their pages must be in memory before a network thread touches them.
+    fn open(
+        &self,
+        rest: &mut &[Chunk],
+    ) -> Option<impl Future<Output = Result<Vec<Bytes>, crate::store::StoreError>> + use<>> {
+        let mut bytes = 0;
+        let count = rest
+            .iter()
+            .take_while(|chunk| {
+                let first = bytes == 0;
+                bytes += u64::from(chunk.encoded_len);
+                first || bytes <= READ_AHEAD
+            })
+            .count();
+        let (now, later) = rest.split_at(count);
+        *rest = later;
+        if now.is_empty() {
+            return None;
+        }
+        let (store, now) = (self.store.clone(), now.to_vec());
+        let opened = tokio::task::spawn_blocking(move || {
+            now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>()
+        });
+        Some(async move { opened.await.unwrap_or_else(|_| Ok(Vec::new())) })
+    }
+
+    async fn throttle(&self, bytes: u64) {
+        let wait = self.bucket.as_ref().map(|bucket| {
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            bucket.take(bytes, Instant::now())
+        });
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn write(&self, send: &mut SendStream, bytes: Bytes) -> Result<(), Refused> {
+        self.write_all(send, &mut [bytes]).await
+    }
+
+    async fn write_all(&self, send: &mut SendStream, parts: &mut [Bytes]) -> Result<(), Refused> {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        let time = STALL_TIMEOUT + Duration::from_secs(len as u64 / SLOWEST_BYTES_PER_SECOND);
+        tokio::time::timeout(time, send.write_all(parts)).await.map_err(|_| Refused::TooSlow)??;
+        Ok(())
+    }
+}
+
+async fn read_request(recv: &mut RecvStream) -> Result<Traced, Refused> {
+    let bad = |_| Refused::Reason(Reason::BadRequest);
+    let mut head = [0; FRAME_HEAD];
+    recv.read_exact(&mut head).await?;
+    let mut body = vec![0; body_len(head).map_err(bad)?];
+    recv.read_exact(&mut body).await?;
+    Traced::decode(head, &body).map_err(bad)
+}
+
+/// Tells the peer why, as far as it can still be told.
+async fn refuse(refused: Refused, peer: NodeId, send: &mut SendStream) -> Outcome {
+    let (answer, outcome) = match refused {
+        Refused::Reason(reason) => (Answer::Refused(reason), reason.into()),
+        Refused::Busy(busy) => (Answer::Busy(busy), Outcome::Busy),
+        Refused::TooSlow => {
+            tracing::info!(peer = %peer.short(), "peer is too slow: stream reset");
+            send.reset(StreamCode::TooSlow);
+            return Outcome::TooSlow;
+        }
+        Refused::Transport(error) => {
+            tracing::debug!(peer = %peer.short(), %error, "peer went away");
+            send.reset(StreamCode::Failed);
+            return Outcome::Failed;
+        }
+        Refused::Store(error) => {
+            tracing::warn!(peer = %peer.short(), %error, "read chunk for peer");
+            send.reset(StreamCode::Failed);
+            return Outcome::Failed;
+        }
+    };
+    let told = async {
+        send.write(answer.encode()).await?;
+        send.finish()
+    };
+    // If it cannot be told, the stream is reset when it is dropped.
+    let _ = tokio::time::timeout(REQUEST_TIMEOUT, told).await;
+    outcome
+}
+
+impl From<Reason> for Outcome {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::NotFound => Self::NotFound,
+            Reason::Draining => Self::Draining,
+            Reason::Forbidden => Self::Forbidden,
+            Reason::BadRequest => Self::BadRequest,
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Real endpoints on loopback, honest and hostile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::*;
+use crate::artifact::{
+    Admitted, Chunk, Codec, Draft, Family, File, Provenance, RelPath, SignedManifest, SourceIdentity,
+};
+use crate::digest::{ArtifactId, Digest};
+use crate::identity::{Admission, NodeCertificate, NodeId, NodeTls, Policy, PrivateKey, TrustClass, UnixTime};
+use crate::lifecycle::Tasks;
+use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, Reason, Request, Traced, body_len, chunk_head};
+use crate::store::Store;
+use crate::transport::{Endpoint, SendStream, StreamCode, TransportConfig};
+
+const SIGNER: u8 = 200;
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::from_seed(seed)
+}
+
+fn tls(seed: u8) -> NodeTls {
+    let admit: BTreeSet<NodeId> = (1..20).map(|seed| key(seed).node_id()).collect();
+    let certificate = NodeCertificate::self_signed(&key(seed)).unwrap();
+    NodeTls::new(key(seed), certificate, Admission::new(None, Some(admit)).unwrap()).unwrap()
+}
+
+fn endpoint(seed: u8) -> Arc<Endpoint> {
+    let config = TransportConfig { listen: "127.0.0.1:0".parse().unwrap(), ..Default::default() };
+    Arc::new(Endpoint::bind(&config, &tls(seed)).unwrap())
+}
+
+struct Node {
+    store: Store,
+    endpoint: Arc<Endpoint>,
+    provider: Arc<Provider>,
+    fetcher: Fetcher,
+    metrics: Metrics,
+    allowed: Arc<AtomicBool>,
+    id: NodeId,
+    tasks: Arc<Tasks>,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new(seed: u8) -> Self {
+        Self::with(seed, ProvideConfig::default(), PlanConfig::default())
+    }
+
+    fn with(seed: u8, provide: ProvideConfig, plan: PlanConfig) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::default();
+        let config =
+            crate::store::Config { reserve_bytes: Some(0), ..crate::store::Config::new(dir.path().join("store")) };
+        let store = Store::open(&config, crate::store::Metrics::register(&mut registry)).unwrap();
+        let metrics = Metrics::register(&mut registry);
+        let endpoint = endpoint(seed);
+        let tasks = Arc::new(Tasks::new());
+        let allowed = Arc::new(AtomicBool::new(true));
+        let may_serve: MayServe = {
+            let allowed = allowed.clone();
+            Arc::new(move |_| allowed.load(Ordering::SeqCst))
+        };
+        let provider = Provider::new(store.clone(), provide, may_serve, metrics.clone());
+        tasks.spawn("serve", provider.clone().serve(endpoint.clone(), tasks.clone()));
+        let connections = Arc::new(Connections::new(endpoint.clone(), metrics.clone(), tasks.child()));
+        let fetcher = Fetcher::new(connections, store.clone(), plan, metrics.clone());
+        Self { store, endpoint, provider, fetcher, metrics, allowed, id: key(seed).node_id(), tasks, _dir: dir }
+    }
+
+    fn source(&self) -> Source {
+        source(self.id, &self.endpoint)
+    }
+
+    /// Stores the artifact as if it had been published here.
+    fn hold(&self, artifact: &Artifact) {
+        self.hold_part(artifact, |_| true);
+    }
+
+    fn hold_part(&self, artifact: &Artifact, which: impl Fn(usize) -> bool) {
+        let held = self.store.begin(artifact.admitted.clone()).unwrap();
+        for (index, (chunk, content)) in artifact.chunks().enumerate() {
+            if which(index) {
+                self.store.put_chunk(&chunk.digest, content).unwrap();
+            }
+        }
+        if held.has_all() {
+            self.store.seal(&artifact.id()).unwrap();
+        }
+    }
+
+    async fn fetch(&self, artifact: &Artifact, sources: Vec<Source>) -> Result<Fetched, FetchError> {
+        self.fetch_within(artifact, sources, Duration::from_secs(60)).await
+    }
+
+    async fn fetch_within(
+        &self,
+        artifact: &Artifact,
+        sources: Vec<Source>,
+        time: Duration,
+    ) -> Result<Fetched, FetchError> {
+        let find: Find = Arc::new(|| async { Vec::new() }.boxed());
+        let (progress, _watching) = watch::channel(Progress::default());
+        self.fetcher.fetch(artifact.admitted.clone(), sources, find, Instant::now() + time, "", &progress).await
+    }
+
+    fn has_all_of(&self, artifact: &Artifact) -> bool {
+        let same = |(chunk, content): (&Chunk, &[u8])| self.store.read_chunk(chunk).is_ok_and(|bytes| bytes == content);
+        artifact.chunks().all(same)
+    }
+}
+
+fn source(node: NodeId, endpoint: &Endpoint) -> Source {
+    Source { node, addrs: vec![endpoint.local_addr()], locality: Locality::Other, complete: true }
+}
+
+/// Raw chunks of noise, one file each.
+struct Artifact {
+    admitted: Admitted,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Artifact {
+    fn new(chunks: usize, len: usize) -> Self {
+        let contents: Vec<Vec<u8>> = (0..chunks)
+            .map(|n| {
+                let mut content = vec![0; len];
+                blake3::Hasher::new().update(&n.to_be_bytes()).finalize_xof().fill(&mut content);
+                content
+            })
+            .collect();
+        let path = |n: usize| RelPath::new(&format!("{n:06}")).unwrap();
+        let size = len as u32;
+        let files = contents.iter().enumerate().map(|(n, content)| File {
+            path: path(n),
+            executable: false,
+            mtime_ns: 0,
+            size: len as u64,
+            digest: Digest::of(content),
+            offset: (n * len) as u64,
+        });
+        let chunk = |content: &Vec<u8>| Chunk {
+            digest: Digest::of(content),
+            encoded_len: size,
+            decoded_len: size,
+            codec: Codec::Raw,
+        };
+        let draft = Draft {
+            identity: SourceIdentity::new(Family::directory(), BTreeMap::new()).unwrap(),
+            class: TrustClass::Data,
+            subject: String::new(),
+            generation: 1,
+            created: UnixTime::from_seconds(1_800_000_000),
+            expires: None,
+            provenance: Provenance::default(),
+            files: files.collect(),
+            chunks: contents.iter().map(chunk).collect(),
+            entries: (0..chunks).map(path).collect(),
+            attributes: BTreeMap::new(),
+        };
+        let signed = SignedManifest::sign(draft, &key(SIGNER)).unwrap();
+        let policy = Policy::parse(&format!(
+            "version = 1\nexpires = \"2050-01-01T00:00:00Z\"\n[[signer]]\nname = \"s\"\nkey = \"{}\"\n\
+             families = [\"*\"]\nclass = \"data\"\n",
+            key(SIGNER).public()
+        ))
+        .unwrap();
+        let now = UnixTime::from_seconds(1_800_000_000);
+        let admitted = SignedManifest::admit(signed.envelope().clone(), &policy, now).unwrap();
+        Self { admitted, contents }
+    }
+
+    fn id(&self) -> ArtifactId {
+        self.admitted.id()
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = (&Chunk, &[u8])> {
+        self.admitted.manifest().chunks.iter().zip(self.contents.iter().map(Vec::as_slice))
+    }
+
+    fn bytes(&self) -> u64 {
+        self.admitted.manifest().wire_size()
+    }
+}
+
+/// A peer that answers every request for chunks by `answer`; it counts them.
+struct Hostile {
+    endpoint: Arc<Endpoint>,
+    asked: Arc<AtomicU32>,
+    id: NodeId,
+    _tasks: Arc<Tasks>,
+}
+
+impl Hostile {
+    fn new<F>(seed: u8, answer: impl Fn(Vec<u32>, SendStream) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let endpoint = endpoint(seed);
+        let asked = Arc::new(AtomicU32::new(0));
+        let tasks = Arc::new(Tasks::new());
+        let (answer, accepting, counting, owner) = (Arc::new(answer), endpoint.clone(), asked.clone(), tasks.clone());
+        tasks.spawn("hostile", async move {
+            while let Some(incoming) = accepting.accept().await {
+                let Ok(connection) = incoming.handshake().await else { continue };
+                let (answer, counting, streams) = (answer.clone(), counting.clone(), owner.clone());
+                owner.spawn("hostile connection", async move {
+                    while let Ok((send, mut recv)) = connection.accept().await {
+                        let mut head = [0; FRAME_HEAD];
+                        recv.read_exact(&mut head).await.unwrap();
+                        let mut body = vec![0; body_len(head).unwrap()];
+                        recv.read_exact(&mut body).await.unwrap();
+                        if let Request::Chunks(_, indices) = Traced::decode(head, &body).unwrap().request {
+                            counting.fetch_add(1, Ordering::SeqCst);
+                            streams.spawn("hostile answer", answer(indices, send));
+                        }
+                    }
+                });
+            }
+        });
+        Self { endpoint, asked, id: key(seed).node_id(), _tasks: tasks }
+    }
+
+    fn source(&self) -> Source {
+        source(self.id, &self.endpoint)
+    }
+
+    fn asked(&self) -> u32 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+async fn send(mut stream: SendStream, parts: Vec<Bytes>) {
+    for part in parts {
+        if stream.write(part).await.is_err() {
+            return;
+        }
+    }
+    // The puller may have stopped the stream already.
+    let _ = stream.finish();
+    let _ = stream.delivered().await;
+}
+
+fn quick() -> PlanConfig {
+    let short = Duration::from_millis(300);
+    PlanConfig { first_byte: short, progress: short, ..PlanConfig::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_artifact_comes_whole_from_one_holder_and_is_served_onward() {
+    let (a, b, c) = (Node::new(1), Node::new(2), Node::new(3));
+    let artifact = Artifact::new(20, 300_000);
+    a.hold(&artifact);
+    let fetched = b.fetch(&artifact, vec![a.source()]).await.unwrap();
+    assert_eq!(fetched, Fetched { wire_bytes: artifact.bytes(), reused_bytes: 0, holders: 1 });
+    assert!(b.has_all_of(&artifact));
+    c.fetch(&artifact, vec![b.source()]).await.unwrap();
+    assert!(c.has_all_of(&artifact));
+    assert_eq!(a.metrics.sent_bytes.get(), artifact.bytes());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_holders_share_the_work_and_partial_ones_help() {
+    let nodes: Vec<Node> = (1..5).map(Node::new).collect();
+    let artifact = Artifact::new(120, 200_000);
+    nodes[0].hold_part(&artifact, |index| index % 3 != 0);
+    nodes[1].hold_part(&artifact, |index| index % 3 != 1);
+    nodes[2].hold_part(&artifact, |index| index % 3 != 2);
+    let partial = |node: &Node| Source { complete: false, ..node.source() };
+    let fetched = nodes[3].fetch(&artifact, nodes[..3].iter().map(partial).collect()).await.unwrap();
+    assert_eq!(fetched.holders, 3);
+    assert!(nodes[3].has_all_of(&artifact));
+    assert!(nodes[..3].iter().all(|node| node.metrics.sent_bytes.get() > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_resumes_with_what_is_there() {
+    let (a, b) = (Node::new(1), Node::new(2));
+    let artifact = Artifact::new(10, 100_000);
+    a.hold(&artifact);
+    b.hold_part(&artifact, |index| index < 7);
+    let fetched = b.fetch(&artifact, vec![a.source()]).await.unwrap();
+    assert_eq!(fetched, Fetched { wire_bytes: 300_000, reused_bytes: 700_000, holders: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_lies_costs_its_chunk_and_itself() {
+    let artifact = Arc::new(Artifact::new(30, 50_000));
+    let lying = artifact.clone();
+    let liar = Hostile::new(9, move |indices, stream| {
+        let artifact = lying.clone();
+        async move {
+            let len = indices.len() as u64 * 50_000;
+            let mut parts = vec![Answer::Chunks { len }.encode()];
+            for index in indices {
+                let mut content = artifact.contents[index as usize].clone();
+                content[17] ^= 1;
+                parts.push(Bytes::copy_from_slice(&chunk_head(index, 50_000)));
+                parts.push(content.into());
+            }
+            send(stream, parts).await;
+        }
+    });
+    let (honest, puller) = (Node::new(1), Node::new(2));
+    honest.hold(&artifact);
+    let alone = puller.fetch(&artifact, vec![liar.source()]).await.unwrap_err();
+    assert!(matches!(alone, FetchError::NoHolder(_)), "{alone}");
+    assert!(puller.metrics.bad_chunks.get() > 0);
+    let asked = liar.asked();
+    assert!(asked <= 8, "asked {asked} times: only what was in flight at the first lie");
+    puller.fetch(&artifact, vec![liar.source(), honest.source()]).await.unwrap();
+    assert!(puller.has_all_of(&artifact));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_wrong_lengths_and_wrong_indices_never_reach_the_store() {
+    let artifact = Artifact::new(4, 1000);
+    type Lie = fn(&[u32]) -> Vec<Bytes>;
+    let lies: [Lie; 5] = [
+        |_| vec![Bytes::from_static(&[0xff; 4000])],
+        |_| vec![Answer::Chunks { len: 1 }.encode(), Bytes::from_static(b"x")],
+        |indices| {
+            vec![Answer::Chunks { len: indices.len() as u64 * 1000 }.encode(), vec![0; 1012 * indices.len()].into()]
+        },
+        |indices| {
+            vec![
+                Answer::Chunks { len: indices.len() as u64 * 1000 }.encode(),
+                chunk_head(99, 1000).to_vec().into(),
+                vec![7; 100_000].into(),
+            ]
+        },
+        |_| vec![Answer::Manifest { len: 10 }.encode()],
+    ];
+    for (seed, lie) in (3..).zip(lies) {
+        let hostile = Hostile::new(seed, move |indices, stream| send(stream, lie(&indices)));
+        let puller = Node::new(2);
+        let error = puller.fetch(&artifact, vec![hostile.source()]).await.unwrap_err();
+        assert!(matches!(error, FetchError::NoHolder(_)), "{error}");
+        assert!(artifact.chunks().all(|(chunk, _)| !puller.store.has_chunk(&chunk.digest)));
+        assert!(hostile.asked() > 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_stalls_loses_its_chunks_to_another() {
+    let artifact = Artifact::new(20, 50_000);
+    let stalling = Hostile::new(9, |indices, mut stream| async move {
+        let len = indices.len() as u64 * 50_000;
+        stream.write(Answer::Chunks { len }.encode()).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let (honest, puller) = (Node::new(1), Node::with(2, ProvideConfig::default(), quick()));
+    honest.hold(&artifact);
+    puller.fetch(&artifact, vec![stalling.source(), honest.source()]).await.unwrap();
+    assert!(puller.has_all_of(&artifact));
+    assert!(stalling.asked() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_byte_at_a_time_is_too_slow_whatever_the_deadline_says_of_silence() {
+    let artifact = Artifact::new(20, 50_000);
+    let trickling = Hostile::new(9, |indices, mut stream| async move {
+        let len = indices.len() as u64 * 50_000;
+        stream.write(Answer::Chunks { len }.encode()).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        while stream.write(Bytes::from_static(b"x")).await.is_ok() {
+            tick.tick().await;
+        }
+    });
+    let (honest, puller) = (Node::new(1), Node::with(2, ProvideConfig::default(), quick()));
+    honest.hold(&artifact);
+    puller.fetch(&artifact, vec![trickling.source(), honest.source()]).await.unwrap();
+    assert!(puller.has_all_of(&artifact));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_dies_half_way_costs_nothing_that_had_arrived() {
+    let artifact = Artifact::new(60, 100_000);
+    let (dying, other, puller) = (Node::new(1), Node::new(2), Node::new(3));
+    dying.hold(&artifact);
+    other.hold(&artifact);
+    let killed = puller.metrics.received_chunks.clone();
+    let endpoint = dying.endpoint.clone();
+    let kill = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(1));
+        while killed.get() < 10 {
+            tick.tick().await;
+        }
+        endpoint.close(StreamCode::Failed, Duration::ZERO).await;
+    };
+    let (fetched, ()) = tokio::join!(puller.fetch(&artifact, vec![dying.source(), other.source()]), kill);
+    let fetched = fetched.unwrap();
+    assert!(puller.has_all_of(&artifact));
+    assert_eq!(fetched.wire_bytes, artifact.bytes() + puller.metrics.duplicate_chunks.get() * 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_holders_are_asked_again_after_their_time() {
+    let artifact = Arc::new(Artifact::new(4, 1000));
+    let (serving, busy_answers) = (artifact.clone(), Arc::new(AtomicU32::new(0)));
+    let counting = busy_answers.clone();
+    let busy = Hostile::new(9, move |indices, stream| {
+        let (artifact, first) = (serving.clone(), counting.fetch_add(1, Ordering::SeqCst) < 2);
+        async move {
+            if first {
+                let busy = Busy { retry_after: Duration::from_millis(10), others: vec![] };
+                return send(stream, vec![Answer::Busy(busy).encode()]).await;
+            }
+            let mut parts = vec![Answer::Chunks { len: indices.len() as u64 * 1000 }.encode()];
+            for index in indices {
+                parts.push(Bytes::copy_from_slice(&chunk_head(index, 1000)));
+                parts.push(artifact.contents[index as usize].clone().into());
+            }
+            send(stream, parts).await;
+        }
+    });
+    let puller = Node::new(2);
+    puller.fetch(&artifact, vec![busy.source()]).await.unwrap();
+    assert!(busy_answers.load(Ordering::SeqCst) > 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_revoked_and_unknown_are_refused_with_the_reason() {
+    let artifact = Artifact::new(2, 1000);
+    let (holder, puller) = (Node::new(1), Node::new(2));
+    assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
+    let refused = |outcome| holder.metrics.requests.get_or_create(&super::metrics::OutcomeLabel { outcome }).get();
+    assert!(refused(super::metrics::Outcome::NotFound) > 0);
+    holder.hold(&artifact);
+    holder.allowed.store(false, Ordering::SeqCst);
+    assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
+    assert!(refused(super::metrics::Outcome::Forbidden) > 0);
+    holder.allowed.store(true, Ordering::SeqCst);
+    holder.provider.drain();
+    assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
+    assert!(refused(super::metrics::Outcome::Draining) > 0);
+    assert_eq!(Reason::Draining.to_string(), "the holder is draining");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_speaks_garbage_or_never_reads_does_not_hurt_the_holder() {
+    let artifact = Artifact::new(8, 1_000_000);
+    let holder = Node::with(1, ProvideConfig { upload_slots: 2, ..Default::default() }, PlanConfig::default());
+    holder.hold(&artifact);
+    let attacker = endpoint(9);
+    let connection = attacker.connect(holder.id, &[holder.endpoint.local_addr()]).await.unwrap();
+    let mut never_read = Vec::new();
+    for n in 0..60u8 {
+        let (mut send, recv) = connection.open().await.unwrap();
+        let garbage = Bytes::from(vec![n; 64]);
+        let request = Traced { request: Request::Chunks(artifact.id(), vec![0, 1, 2]), traceparent: String::new() };
+        send.write(if n % 2 == 0 { garbage } else { request.encode() }).await.unwrap();
+        send.finish().unwrap();
+        never_read.push((send, recv));
+    }
+    // The slots may be taken by the attacker for a while, but other requests are answered.
+    let puller = Node::new(2);
+    let envelope = watch::channel(None);
+    let accept = |bytes: Bytes| {
+        envelope.0.send_replace(Some(bytes));
+        true
+    };
+    puller.fetcher.manifest(artifact.id(), &[holder.source()], "", &accept).await.unwrap();
+    assert_eq!(envelope.1.borrow().as_ref(), Some(artifact.admitted.envelope()));
+    connection.close(StreamCode::Done);
+    puller.fetch(&artifact, vec![holder.source()]).await.unwrap();
+    assert!(holder.tasks.shutdown(Duration::from_secs(10)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_comes_from_the_first_holder_whose_answer_is_accepted() {
+    let artifact = Artifact::new(1, 10);
+    let (empty, holder, puller) = (Node::new(1), Node::new(2), Node::new(3));
+    holder.hold(&artifact);
+    let dead = Source { addrs: vec!["127.0.0.1:9".parse().unwrap()], ..source(key(8).node_id(), &empty.endpoint) };
+    let sources = [dead, empty.source(), holder.source()];
+    puller.fetcher.manifest(artifact.id(), &sources, "", &|_| true).await.unwrap();
+    let refused = puller.fetcher.manifest(artifact.id(), &[holder.source()], "", &|_| false).await.unwrap_err();
+    assert!(matches!(refused, FetchError::NoHolder(_)));
+    assert_eq!(puller.metrics.bad_manifests.get(), 1);
+}

@@ -1,0 +1,143 @@
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::identity::{Admission, NodeCertificate, PrivateKey};
+
+fn tls(seed: u8, admit: &[u8]) -> NodeTls {
+    let key = PrivateKey::from_seed(seed);
+    let allow: BTreeSet<NodeId> = admit.iter().map(|seed| PrivateKey::from_seed(*seed).node_id()).collect();
+    let certificate = NodeCertificate::self_signed(&key).unwrap();
+    NodeTls::new(key, certificate, Admission::new(None, Some(allow)).unwrap()).unwrap()
+}
+
+fn node(seed: u8) -> NodeId {
+    PrivateKey::from_seed(seed).node_id()
+}
+
+fn endpoint(seed: u8, admit: &[u8]) -> Endpoint {
+    let config = TransportConfig { listen: "127.0.0.1:0".parse().unwrap(), ..Default::default() };
+    Endpoint::bind(&config, &tls(seed, admit)).unwrap()
+}
+
+async fn pair() -> (Endpoint, Endpoint, Connection, Connection) {
+    let (client, server) = (endpoint(1, &[2]), endpoint(2, &[1]));
+    let addrs = [server.local_addr()];
+    let accepted = async { server.accept().await.unwrap().handshake().await.unwrap() };
+    let (dialled, accepted) = tokio::join!(client.connect(node(2), &addrs), accepted);
+    (client, server, dialled.unwrap(), accepted)
+}
+
+#[tokio::test]
+async fn bytes_cross_in_pieces_that_know_their_place() {
+    let (_client, _server, dialled, accepted) = pair().await;
+    assert_eq!((dialled.peer(), accepted.peer()), (node(2), node(1)));
+    let content: Bytes = (0..3_000_000u32).map(|i| (i % 253) as u8).collect::<Vec<u8>>().into();
+    let sent = content.clone();
+    let serve = async move {
+        let (mut send, mut recv) = accepted.accept().await.unwrap();
+        let mut request = [0; 4];
+        recv.read_exact(&mut request).await.unwrap();
+        assert_eq!(&request, b"pull");
+        send.write(sent).await.unwrap();
+        send.finish().unwrap();
+        send.delivered().await.unwrap();
+        accepted
+    };
+    let pull = async move {
+        let (mut send, mut recv) = dialled.open().await.unwrap();
+        send.write(Bytes::from_static(b"pull")).await.unwrap();
+        send.finish().unwrap();
+        let mut got = vec![0; content.len()];
+        let mut bytes = 0;
+        while let Some((offset, piece)) = recv.read_piece().await.unwrap() {
+            got[offset as usize..][..piece.len()].copy_from_slice(&piece);
+            bytes += piece.len();
+        }
+        assert_eq!(bytes, content.len());
+        assert!(got == content, "content differs");
+        dialled
+    };
+    let (accepted, _dialled) = tokio::join!(serve, pull);
+    let stats = accepted.stats();
+    assert!(stats.sent_bytes > 3_000_000);
+    assert!(stats.mtu > 1452, "loopback carries more than {}", stats.mtu);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_looks_broken_not_complete() {
+    let (_client, _server, dialled, accepted) = pair().await;
+    let serve = async {
+        let (mut send, _recv) = accepted.accept().await.unwrap();
+        send.write(Bytes::from_static(b"half an ans")).await.unwrap();
+    };
+    let pull = async {
+        let (mut send, mut recv) = dialled.open().await.unwrap();
+        send.write(Bytes::from_static(b"pull")).await.unwrap();
+        send.finish().unwrap();
+        loop {
+            match recv.read_piece().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended cleanly"),
+                Err(error) => return error,
+            }
+        }
+    };
+    let ((), error) = tokio::join!(serve, pull);
+    assert!(matches!(error, TransportError::Reset(StreamCode::Failed)), "{error}");
+}
+
+#[tokio::test]
+async fn strangers_are_refused_in_both_directions() {
+    let server = Arc::new(endpoint(2, &[1]));
+    let addrs = [server.local_addr()];
+    let accepting = server.clone();
+    let tasks = crate::lifecycle::Tasks::new();
+    tasks.spawn("accept", async move {
+        while let Some(incoming) = accepting.accept().await {
+            // The stranger's handshake must fail here too.
+            let _ = incoming.handshake().await;
+        }
+    });
+    let pinned_elsewhere = endpoint(1, &[2, 3]).connect(node(3), &addrs).await.unwrap_err();
+    assert!(matches!(pinned_elsewhere, TransportError::Refused { .. }), "{pinned_elsewhere}");
+    // TLS 1.3 clients finish first: a server's refusal shows at the first use of the connection.
+    let stranger = endpoint(9, &[2]);
+    match stranger.connect(node(2), &addrs).await {
+        Err(error) => assert!(matches!(error, TransportError::Refused { .. }), "{error}"),
+        Ok(connection) => connection.closed().await,
+    }
+}
+
+#[tokio::test]
+async fn nobody_at_home_is_a_timeout_and_the_next_address_is_tried() {
+    let (client, server) = (endpoint(1, &[2]), Arc::new(endpoint(2, &[1])));
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addrs = [silent.local_addr().unwrap(), server.local_addr()];
+    let error = client.connect(node(2), &addrs[..1]).await.unwrap_err();
+    assert!(matches!(error, TransportError::TimedOut(_)), "{error}");
+    let accept = async { server.accept().await.unwrap().handshake().await.unwrap() };
+    let (connection, _accepted) = tokio::join!(client.connect(node(2), &addrs), accept);
+    assert_eq!(connection.unwrap().remote_address(), addrs[1]);
+    assert!(matches!(client.connect(node(2), &[]).await, Err(TransportError::NoAddress(_))));
+}
+
+#[tokio::test]
+async fn a_config_that_cannot_work_is_refused_by_name() {
+    let config =
+        |max_datagram| TransportConfig { max_datagram, listen: "127.0.0.1:0".parse().unwrap(), ..Default::default() };
+    for wrong in [0, 1199, 6501, 65_000] {
+        let error = Endpoint::bind(&config(wrong), &tls(1, &[])).map(drop).unwrap_err();
+        assert!(error.to_string().contains("max_datagram"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn closing_tells_the_peer_why() {
+    let (_client, server, dialled, _accepted) = pair().await;
+    server.close(StreamCode::Draining, Duration::from_secs(5)).await;
+    dialled.closed().await;
+    let error = dialled.open().await.map(drop).unwrap_err();
+    assert!(matches!(error, TransportError::Reset(StreamCode::Draining)), "{error}");
+}

@@ -1,0 +1,112 @@
+//! The architecture as a test: who may use whom, and who may name which crate.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Top row first. A module uses only rows below its own.
+const ROWS: [&[&str]; 10] = [
+    &["cli"],
+    &["config"],
+    &["agent", "serve"],
+    &["transfer", "metadata", "install", "local"],
+    &["store", "transport"],
+    &["caches"],
+    &["protocol"],
+    &["artifact"],
+    &["identity"],
+    &["lifecycle", "telemetry", "digest", "durable"],
+];
+
+/// Crates that only one module may name.
+const OWNED: [(&str, &str); 7] = [
+    ("quinn", "transport"),
+    ("libp2p", "discovery"),
+    ("redb", "metadata"),
+    ("memmap2", "store"),
+    ("tar", "store"),
+    ("rcgen", "identity"),
+    ("anyhow", "cli"),
+];
+
+/// Every module's source: file and text, without the tests in it.
+fn sources() -> BTreeMap<String, Vec<(PathBuf, String)>> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut modules: BTreeMap<String, Vec<(PathBuf, String)>> = BTreeMap::new();
+    let mut directories = vec![src.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let inside = path.strip_prefix(&src).unwrap().to_str().unwrap();
+            let module = inside.split(['/', '.']).next().unwrap().to_owned();
+            let is_test = inside.contains("/tests") || inside.ends_with("sim.rs");
+            if inside.ends_with(".rs") && !["lib", "main"].contains(&module.as_str()) && !is_test {
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+                let code: String = code
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("//"))
+                    .map(|line| format!("{line}\n"))
+                    .collect();
+                modules.entry(module).or_default().push((path, code));
+            }
+        }
+    }
+    modules
+}
+
+fn row(module: &str) -> usize {
+    ROWS.iter().position(|row| row.contains(&module)).unwrap_or_else(|| panic!("`{module}` is in no row of the table"))
+}
+
+/// Identifiers that follow `prefix` wherever it stands on its own.
+fn named_after<'t>(text: &'t str, prefix: &str) -> Vec<&'t str> {
+    let ends = |c: char| !(c.is_alphanumeric() || c == '_');
+    text.match_indices(prefix)
+        .filter(|(at, _)| text[..*at].chars().next_back().is_none_or(ends))
+        .map(|(at, _)| text[at + prefix.len()..].split(ends).next().unwrap())
+        .collect()
+}
+
+#[test]
+fn modules_use_only_the_rows_below_their_own() {
+    let modules = sources();
+    assert!(modules.len() >= 15, "the scan found only {:?}", modules.keys());
+    let mut wrong = Vec::new();
+    for (module, files) in &modules {
+        for (path, code) in files {
+            for used in named_after(code, "crate::") {
+                let is_module = modules.contains_key(used);
+                if is_module && used != module && row(used) <= row(module) {
+                    wrong.push(format!("{}: `{module}` uses `{used}`", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn crates_with_an_owner_are_named_nowhere_else() {
+    let mut wrong = Vec::new();
+    for (module, files) in sources() {
+        for (path, code) in files {
+            for (name, owner) in OWNED {
+                let names_it = !named_after(&code, &format!("{name}::")).is_empty();
+                if names_it && module != owner {
+                    wrong.push(format!("{}: `{module}` names `{name}`, which belongs to `{owner}`", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_scan_sees_uses_inline_paths_and_not_comments() {
+    assert_eq!(named_after("use crate::store::Store; mycrate::x crate::identity", "crate::"), ["store", "identity"]);
+}
