@@ -353,7 +353,8 @@ impl Watch {
     }
 }
 
-fn status(pid: u32, field: &str) -> f64 {
+/// A field of /proc/<pid>/status, in bytes.
+pub(crate) fn status(pid: u32, field: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1024.0)

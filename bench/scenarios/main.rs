@@ -7,6 +7,8 @@ mod corpora;
 mod corpus;
 #[path = "../harness.rs"]
 mod harness;
+mod local;
+mod metadata;
 mod peers;
 mod swarm;
 mod transfer;
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Only what warmd is compared with.
     #[arg(long)]
     without_warmd: bool,
+    /// The child of the scenario `metadata`: serves with the keys in this directory.
+    #[arg(long, hide = true, value_name = "DIR")]
+    serve_metadata: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -49,6 +54,7 @@ enum Scenario {
     NextGeneration,
     FanOut,
     KillHolder,
+    Metadata,
     All,
 }
 
@@ -72,6 +78,9 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(dir) = &options.serve_metadata {
+        return metadata::serve(dir);
+    }
     fresh(&options.dir)?;
     let mut report = Report::new(&options.dir, options.runs);
     println!("{}", report.facts_line());
@@ -101,6 +110,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::KillHolder) && options.with_warmd() {
         println!("{}", swarm::kill_holder(report, options)?);
+    }
+    if options.wants(Scenario::Metadata) && options.with_warmd() {
+        println!("{}", metadata::run(report, options)?);
     }
     Ok(())
 }

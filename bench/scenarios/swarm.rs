@@ -8,12 +8,9 @@ use anyhow::{Result, ensure};
 use crate::Options;
 use crate::ceilings::incompressible;
 use crate::harness::{Report, Row, Sample, fresh, gone};
-use crate::warmd::{Cluster, Warmed, Warming};
+use crate::warmd::{Cluster, Counter, Pull, Warmed};
 
 const PULLERS: usize = 8;
-const SENT: &str = "warmd_transfer_sent_bytes_total";
-const RECEIVED: &str = "warmd_transfer_received_bytes_total";
-
 pub(crate) fn fan_out(report: &mut Report, options: &Options) -> Result<String> {
     let size = options.size() / 4;
     let tree = tree(options, size)?;
@@ -26,17 +23,13 @@ pub(crate) fn fan_out(report: &mut Report, options: &Options) -> Result<String> 
         for name in &names {
             cluster.start_agent(name)?;
         }
-        let sent = total(&cluster, "first", SENT)?;
-        let began: Result<Vec<Warming>> = names.iter().map(|name| cluster.begin_pull(name)).collect();
-        let waiting = began?.into_iter().map(|warming| std::thread::spawn(move || warming.finish()));
-        let finished: Vec<Warmed> = waiting
-            .collect::<Vec<_>>()
-            .into_iter()
-            .map(|thread| thread.join().expect("no panic"))
-            .collect::<Result<_>>()?;
+        let sent = cluster.counter("first", Counter::ChunkBytesSent)?;
+        Cluster::settle();
+        let pulls: Vec<Pull> = names.iter().map(|name| cluster.begin_pull(name)).collect::<Result<_>>()?;
+        let finished: Vec<Warmed> = pulls.into_iter().map(Pull::finish).collect::<Result<_>>()?;
         let slowest = finished.iter().map(|warmed| warmed.seconds).fold(0.0, f64::max);
         let mean = finished.iter().map(|warmed| warmed.seconds).sum::<f64>() / PULLERS as f64;
-        let copies = (total(&cluster, "first", SENT)? - sent) / size as f64;
+        let copies = (cluster.counter("first", Counter::ChunkBytesSent)? - sent) / size as f64;
         samples.push(Sample {
             seconds: slowest,
             bytes: size * PULLERS as u64,
@@ -66,31 +59,38 @@ pub(crate) fn kill_holder(report: &mut Report, options: &Options) -> Result<Stri
             cluster.start_agent(name)?;
         }
         cluster.publish("a", &tree)?;
+        Cluster::settle();
         cluster.pull("b")?;
         cluster.pull("c")?;
         cluster.start_agent("puller")?;
-        let before: Vec<f64> = holders.iter().map(|name| total(&cluster, name, SENT)).collect::<Result<_>>()?;
-        let warming = cluster.begin_pull("puller")?;
+        Cluster::settle();
+        let before: Vec<f64> =
+            holders.iter().map(|name| cluster.counter(name, Counter::ChunkBytesSent)).collect::<Result<_>>()?;
+        let pull = cluster.begin_pull("puller")?;
         let limit = Instant::now() + Duration::from_secs(120);
-        while total(&cluster, "puller", RECEIVED)? < size as f64 / 2.0 {
+        while cluster.counter("puller", Counter::ChunkBytesReceived)? < size as f64 / 2.0 {
             ensure!(Instant::now() < limit, "half of the bytes did not arrive");
             std::thread::sleep(Duration::from_millis(2));
         }
         let mut fastest = ("", 0.0);
         for (name, before) in holders.into_iter().zip(before) {
-            let sent = total(&cluster, name, SENT)? - before;
+            let sent = cluster.counter(name, Counter::ChunkBytesSent)? - before;
             if sent >= fastest.1 {
                 fastest = (name, sent);
             }
         }
         cluster.kill(fastest.0)?;
-        let warmed = warming.finish()?;
-        let twice = total(&cluster, "puller", RECEIVED)? - size as f64;
+        let warmed = pull.finish()?;
+        let beyond = cluster.counter("puller", Counter::DatagramBytes)? - size as f64;
         samples.push(Sample {
             seconds: warmed.seconds,
             bytes: size,
             wire_bytes: Some(warmed.wire_bytes),
-            values: BTreeMap::from([("MB fetched twice", twice / 1e6)]),
+            values: BTreeMap::from([
+                ("chunks twice", cluster.counter("puller", Counter::ChunksReceivedTwice)?),
+                // Framing, acknowledgements and what the dead holder had sent of unfinished chunks.
+                ("UDP MB beyond the content", beyond / 1e6),
+            ]),
             ..Sample::default()
         });
     }
@@ -104,8 +104,4 @@ fn tree(options: &Options, size: u64) -> Result<std::path::PathBuf> {
     fresh(&tree)?;
     incompressible(&tree.join("incompressible"), size)?;
     Ok(tree)
-}
-
-fn total(cluster: &Cluster, agent: &str, metric: &str) -> Result<f64> {
-    Ok(cluster.metrics(agent)?.iter().filter(|(name, _)| name.starts_with(metric)).map(|(_, value)| value).sum())
 }

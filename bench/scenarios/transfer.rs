@@ -11,7 +11,7 @@ use crate::corpora::same;
 use crate::corpus::{Corpus, Kind, Planned};
 use crate::harness::{Contestant, MIB, Report, Sample, Watch, fresh, gone, interleave};
 use crate::peers::Peers;
-use crate::warmd::Cluster;
+use crate::warmd::{Cluster, Counter};
 
 const RSS_LIMIT_MIB: f64 = 96.0;
 
@@ -49,6 +49,7 @@ fn pull(options: &Options) -> Result<Sample> {
     cluster.start_agent("a")?;
     cluster.start_agent("b")?;
     cluster.publish("a", &options.dir.join("tree"))?;
+    Cluster::settle();
     let cpu = cluster.cpu();
     let (holder, puller) = (Watch::start(cluster.pid("a")?)?, Watch::start(cluster.pid("b")?)?);
     let warmed = cluster.pull("b")?;
@@ -60,16 +61,11 @@ fn pull(options: &Options) -> Result<Sample> {
         values.insert(anonymous, peak.anonymous / MIB);
         values.insert(total, peak.total / MIB);
     }
-    let metrics = cluster.metrics("b")?;
-    let sum =
-        |part: &str| metrics.iter().filter(|(name, _)| name.starts_with(part)).map(|(_, value)| value).sum::<f64>();
-    let datagrams = sum("warmd_transport_received_datagrams_total");
-    if datagrams > 0.0 {
-        values.insert("datagram B", sum("warmd_transport_received_bytes_total") / datagrams);
-    }
+    let datagrams = cluster.counter("b", Counter::Datagrams)?;
+    values.insert("datagram B", cluster.counter("b", Counter::DatagramBytes)? / datagrams);
     Ok(Sample {
         seconds: warmed.seconds,
-        bytes: warmed.bytes,
+        bytes: options.size(),
         wire_bytes: Some(warmed.wire_bytes),
         cpu_seconds: Some(cluster.cpu() - cpu),
         values,
@@ -90,10 +86,12 @@ pub(crate) fn next_generation(report: &mut Report, options: &Options) -> Result<
         cluster.start_agent("a")?;
         cluster.start_agent("b")?;
         cluster.publish("a", &tree)?;
+        Cluster::settle();
         let warmed = cluster.warm("b", &into)?;
         first.push(Sample { seconds: warmed.seconds, bytes, wire_bytes: Some(warmed.wire_bytes), ..Sample::default() });
         let bytes = corpus.next_generation(&tree, FRACTION)?.bytes;
         let published = cluster.publish("a", &tree)?;
+        Cluster::settle();
         gone(&into)?;
         let warmed = cluster.warm("b", &into)?;
         same(&tree, &into)?;
