@@ -29,22 +29,6 @@ pub(crate) enum Content {
 const SHARED_BLOCK: usize = 64 << 10;
 
 impl Content {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Mlir => "triton ir",
-            Self::Llvm => "llvm ir",
-            Self::Ptx => "ptx",
-            Self::Python => "python",
-            Self::Cuda => "cuda source",
-            Self::Json => "json",
-            Self::Pickle => "pickle",
-            Self::SharedModel { .. } => "model (shared)",
-            Self::Cubin => "cubin",
-            Self::Object => "object",
-            Self::Weights => "weights",
-        }
-    }
-
     /// Fills `out` with exactly `size` bytes that depend on `seed` alone.
     pub(crate) fn render(self, size: usize, seed: u64, out: &mut Vec<u8>) {
         out.clear();

@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::Parser;
 use rayon::prelude::*;
 
+use corpus::content::Content;
 use corpus::{Corpus, Kind, Planned};
 
 #[derive(Parser)]
@@ -71,7 +72,7 @@ fn main() -> Result<()> {
 fn ratios(plan: &[Planned]) -> Result<()> {
     let mut by_content: BTreeMap<&str, Vec<&Planned>> = BTreeMap::new();
     for file in plan {
-        by_content.entry(file.content.name()).or_default().push(file);
+        by_content.entry(name(file.content)).or_default().push(file);
     }
     println!("{:<16} {:>7} {:>12} {:>12} {:>12}", "content", "files", "bytes", "zstd-3 alone", "in packs");
     for (name, files) in by_content {
@@ -108,4 +109,20 @@ fn compressed(files: &[&Planned]) -> Result<(usize, usize)> {
         })
         .collect();
     Ok(sums?.into_iter().fold((0, 0), |sum, pack| (sum.0 + pack.0, sum.1 + pack.1)))
+}
+
+fn name(content: Content) -> &'static str {
+    match content {
+        Content::Mlir => "triton ir",
+        Content::Llvm => "llvm ir",
+        Content::Ptx => "ptx",
+        Content::Python => "python",
+        Content::Cuda => "cuda source",
+        Content::Json => "json",
+        Content::Pickle => "pickle",
+        Content::SharedModel { .. } => "model (shared)",
+        Content::Cubin => "cubin",
+        Content::Object => "object",
+        Content::Weights => "weights",
+    }
 }
