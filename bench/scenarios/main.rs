@@ -1,0 +1,118 @@
+//! `cargo bench --bench scenarios -- [SCENARIO]`: what warmd does and what else does it, in one run. README.md explains each number.
+#![expect(clippy::print_stdout, reason = "the report is the output")]
+
+mod ceilings;
+mod corpora;
+#[path = "../corpus.rs"]
+mod corpus;
+#[path = "../harness.rs"]
+mod harness;
+mod local;
+mod metadata;
+mod peers;
+mod swarm;
+mod transfer;
+mod warmd;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use harness::{GIB, Report, fresh, gone};
+use peers::Peers;
+
+#[derive(Parser)]
+pub(crate) struct Options {
+    #[arg(default_value = "all")]
+    scenario: Scenario,
+    /// Runs of each row; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Where trees and stores go. /dev/shm by default, because many disks would be all that is measured.
+    #[arg(long, default_value = "/dev/shm/warmd-bench")]
+    dir: PathBuf,
+    /// A tenth of the bytes: tells whether everything works, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// Only what warmd is compared with.
+    #[arg(long)]
+    without_warmd: bool,
+    /// The child of the scenario `metadata`: serves with the keys in this directory.
+    #[arg(long, hide = true, value_name = "DIR")]
+    serve_metadata: Option<PathBuf>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    Ceilings,
+    OneToOne,
+    Corpora,
+    NextGeneration,
+    FanOut,
+    KillHolder,
+    Metadata,
+    All,
+}
+
+impl Options {
+    fn size(&self) -> u64 {
+        if self.quick { GIB / 10 } else { GIB }
+    }
+
+    fn scale(&self) -> f64 {
+        if self.quick { 0.1 } else { 1.0 }
+    }
+
+    fn with_warmd(&self) -> bool {
+        !self.without_warmd
+    }
+
+    fn wants(&self, scenario: Scenario) -> bool {
+        self.scenario == scenario || self.scenario == Scenario::All
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if let Some(dir) = &options.serve_metadata {
+        return metadata::serve(dir);
+    }
+    fresh(&options.dir)?;
+    let mut report = Report::new(&options.dir, options.runs);
+    println!("{}", report.facts_line());
+    let done = run(&options, &mut report);
+    let saved = report.save(options.scenario.to_possible_value().as_ref().map_or("all", |value| value.get_name()))?;
+    println!("\n{}", saved.display());
+    gone(&options.dir)?;
+    done
+}
+
+fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let peers = Peers::new(&options.dir)?;
+    if options.wants(Scenario::Ceilings) {
+        println!("{}", ceilings::run(report, &peers, &options.dir, options.size(), options.runs)?);
+    }
+    if options.wants(Scenario::OneToOne) && options.with_warmd() {
+        println!("{}", transfer::one_to_one(report, &peers, options)?);
+    }
+    if options.wants(Scenario::Corpora) {
+        println!("{}", corpora::run(report, &peers, options)?);
+    }
+    if options.wants(Scenario::NextGeneration) && options.with_warmd() {
+        println!("{}", transfer::next_generation(report, options)?);
+    }
+    if options.wants(Scenario::FanOut) && options.with_warmd() {
+        println!("{}", swarm::fan_out(report, options)?);
+    }
+    if options.wants(Scenario::KillHolder) && options.with_warmd() {
+        println!("{}", swarm::kill_holder(report, options)?);
+    }
+    if options.wants(Scenario::Metadata) && options.with_warmd() {
+        println!("{}", metadata::run(report, options)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! A metadata server with many nodes and artifacts: how fast they announce, how fast lookups are answered, what it costs in memory.
+//!
+//! The server is a child process with the server's own code; the nodes are clients of the library, each with its own certificate.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use prometheus_client::registry::Registry;
+use warmd::digest::{ArtifactId, ContentId, IdentityId, KeyId};
+use warmd::identity::{Admission, ClusterCa, NodeCertificate, NodeTls, PrivateKey, UnixTime};
+use warmd::metadata::{Client, ClientConfig, ClientMetrics, Config, Server, ServerAddr};
+use warmd::protocol::metadata::{Announcement, Epoch, Held, Load, Lookup, NodeState, Summary};
+
+use crate::Options;
+use crate::harness::{Killed, MIB, Report, Row, Sample, fresh, status, wait_for};
+
+const NODES: usize = 1_000;
+const ARTIFACTS: usize = 100_000;
+const IDENTITIES: usize = 20_000;
+const LOOKUPS: usize = 40_000;
+const CLIENTS: usize = 2;
+const IN_FLIGHT: usize = 8;
+const START: Duration = Duration::from_secs(20);
+
+pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
+    let fewer = if options.quick { 10 } else { 1 };
+    let (mut announced, mut looked) = (Vec::new(), Vec::new());
+    for _ in 0..options.runs {
+        let (announce, lookup) = once(&options.dir.join("metadata"), fewer)?;
+        announced.push(announce);
+        looked.push(lookup);
+    }
+    let rows = vec![
+        Row { name: format!("{} announcements of {} artifacts", NODES / fewer, ARTIFACTS / fewer), samples: announced },
+        Row {
+            name: format!("{} lookups by {CLIENTS} clients, {IN_FLIGHT} in flight each", LOOKUPS / fewer),
+            samples: looked,
+        },
+    ];
+    Ok(report.add("Metadata server", rows))
+}
+
+fn once(dir: &Path, fewer: usize) -> Result<(Sample, Sample)> {
+    fresh(dir)?;
+    let ca = ClusterCa::create("bench", &PrivateKey::generate()?)?;
+    fs::write(dir.join("ca.pem"), ca.certificate_pem())?;
+    let key = PrivateKey::generate()?;
+    key.save_new(&dir.join("server.key"))?;
+    let day = Duration::from_secs(86_400);
+    fs::write(dir.join("server.pem"), ca.issue(&key, &["127.0.0.1".to_owned()], day)?)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--serve-metadata").arg(dir).stdin(Stdio::null());
+    let server = Killed::spawn(&mut command)?;
+    let addr = wait_for(&dir.join("addr"), START)?.parse()?;
+    let idle = status(server.pid(), "VmRSS:");
+    let addr = ServerAddr::new(Some(key.node_id()), addr);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let nodes: Vec<NodeTls> = (0..NODES / fewer).map(|_| node(dir, &ca, day)).collect::<Result<_>>()?;
+    runtime.block_on(async {
+        let announce = announce(&nodes, &addr, fewer).await?;
+        let mut lookup = lookups(&nodes[..CLIENTS], &addr, fewer).await?;
+        lookup.values.insert("server RSS MiB", status(server.pid(), "VmRSS:") / MIB);
+        lookup.values.insert("of it idle", idle / MIB);
+        Ok((announce, lookup))
+    })
+}
+
+fn node(dir: &Path, ca: &ClusterCa, valid: Duration) -> Result<NodeTls> {
+    let key = PrivateKey::generate()?;
+    let path = dir.join("node.pem");
+    fs::write(&path, ca.issue(&key, &[], valid)?)?;
+    Ok(NodeTls::new(key, NodeCertificate::load(&path)?, Admission::new(Some(&dir.join("ca.pem")), None)?)?)
+}
+
+fn client(tls: &NodeTls, addr: &ServerAddr) -> Result<Client> {
+    Ok(Client::new(ClientConfig::new(vec![addr.clone()]), tls, ClientMetrics::default())?)
+}
+
+/// Every node connects, announces all that it holds in one message, and keeps its connection.
+async fn announce(nodes: &[NodeTls], addr: &ServerAddr, fewer: usize) -> Result<Sample> {
+    let each = ARTIFACTS / fewer / nodes.len();
+    let begin = Instant::now();
+    let clients: Vec<Client> = stream::iter(nodes.iter().enumerate())
+        .map(|(index, tls)| async move {
+            let client = client(tls, addr)?;
+            client.announce(&announcement(tls, index, each, fewer)?).await?;
+            anyhow::Ok(client)
+        })
+        .buffer_unordered(32)
+        .try_collect()
+        .await?;
+    let seconds = begin.elapsed().as_secs_f64();
+    drop(clients);
+    let values = BTreeMap::from([("nodes/s", nodes.len() as f64 / seconds)]);
+    Ok(Sample { seconds, values, ..Sample::default() })
+}
+
+fn announcement(tls: &NodeTls, index: usize, each: usize, fewer: usize) -> Result<Announcement> {
+    let held = (0..each).map(|own| {
+        let number = index * each + own;
+        let summary = Summary {
+            artifact: ArtifactId::of(&number.to_le_bytes()),
+            identity: identity(number % (IDENTITIES / fewer)),
+            content: ContentId::of(&number.to_le_bytes()),
+            family: "triton".parse()?,
+            subject: format!("subject-{number}").into(),
+            generation: 1,
+            created: UnixTime::from_seconds(1_700_000_000 + number as u64),
+            size: 40 << 20,
+            wire_size: 4 << 20,
+            files: 900,
+            chunks: 40,
+            signer: KeyId::of(b"signer"),
+        };
+        anyhow::Ok(Held { artifact: Arc::new(summary), chunks_held: 40 })
+    });
+    Ok(Announcement {
+        node: tls.node_id(),
+        epoch: Epoch(1),
+        sequence: 1,
+        state: NodeState::Ready,
+        endpoints: Arc::from([format!("10.{}.{}.1:4780", index / 250, index % 250 + 1).parse()?]),
+        load: Load { uploads: 0, upload_slots: 16 },
+        locality: Arc::default(),
+        held: held.collect::<Result<_>>()?,
+        full: true,
+        server_epoch: None,
+    })
+}
+
+fn identity(number: usize) -> IdentityId {
+    IdentityId::of(&(number as u64).to_be_bytes())
+}
+
+async fn lookups(nodes: &[NodeTls], addr: &ServerAddr, fewer: usize) -> Result<Sample> {
+    let clients: Vec<Client> = nodes.iter().map(|tls| client(tls, addr)).collect::<Result<_>>()?;
+    let begin = Instant::now();
+    let each = LOOKUPS / fewer / CLIENTS;
+    let times = stream::iter(clients.iter().enumerate())
+        .map(|(index, client)| {
+            stream::iter(0..each)
+                .map(move |turn| async move {
+                    // A large odd step walks over all identities in an order that no cache likes.
+                    let wanted = identity((turn * 7_919 + index * 31) % (IDENTITIES / fewer));
+                    let asked = Instant::now();
+                    let found = client.lookup(&Lookup { identities: vec![wanted], ..Lookup::default() }).await?;
+                    anyhow::ensure!(!found.offers.is_empty(), "nothing was found");
+                    Ok(asked.elapsed().as_secs_f64())
+                })
+                .buffer_unordered(IN_FLIGHT)
+                .try_collect::<Vec<f64>>()
+        })
+        .buffer_unordered(CLIENTS)
+        .try_collect::<Vec<Vec<f64>>>()
+        .await?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let mut times = times.concat();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
+    let values =
+        BTreeMap::from([("lookups/s", times.len() as f64 / seconds), ("p50 ms", at(0.5)), ("p99 ms", at(0.99))]);
+    Ok(Sample { seconds, values, ..Sample::default() })
+}
+
+/// The child: serves until killed.
+pub(crate) fn serve(dir: &Path) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let key = PrivateKey::load(&dir.join("server.key"))?;
+        let admission = Admission::new(Some(&dir.join("ca.pem")), None)?;
+        let tls = NodeTls::new(key, NodeCertificate::load(&dir.join("server.pem"))?, admission)?;
+        let mut config = Config::new("127.0.0.1:0".parse()?);
+        config.data = Some(data(dir)?);
+        // Nodes of this scenario announce once.
+        config.registry.lease = Duration::from_secs(3600);
+        let server = Server::bind(config, &tls, &mut Registry::default()).await?;
+        fs::write(dir.join("addr.tmp"), server.addr().to_string())?;
+        fs::rename(dir.join("addr.tmp"), dir.join("addr")).context("tell the address")?;
+        std::future::pending::<()>().await;
+        Ok(())
+    })
+}
+
+fn data(dir: &Path) -> Result<PathBuf> {
+    let data = dir.join("data");
+    fs::create_dir_all(&data)?;
+    Ok(data)
+}
