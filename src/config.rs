@@ -25,7 +25,7 @@ const PREFIX: &str = "WARMD_";
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Environment names that belong to something else than the file.
-const NOT_CONFIG: [&str; 2] = ["WARMD_CONFIG", "WARMD_SOCKET"];
+const NOT_CONFIG: [&str; 3] = ["WARMD_CONFIG", "WARMD_SOCKET", "WARMD_IMAGE_DIGEST"];
 
 /// The configuration cannot be used. `Display` names the file or variable and the key.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use crate::store::{Artifact, State, Store};
 use crate::transfer::Provider;
 
 /// While something is being fetched, what is already here is told this often.
-const WHILE_FETCHING: Duration = Duration::from_millis(500);
+const WHILE_FETCHING: Duration = Duration::from_millis(150);
 
 /// Otherwise the store tells of its changes; this catches what it might not.
 const WHEN_QUIET: Duration = Duration::from_secs(10);

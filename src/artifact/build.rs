@@ -159,9 +159,10 @@ struct Stream<'a> {
     /// Decoded bytes in `chunks`.
     end: u64,
     /// Small files waiting to be cut; their places are already given.
-    pack: Vec<u8>,
-    /// Chunks to be encoded, in stream order.
-    ready: Vec<Vec<u8>>,
+    pack: Vec<Vec<u8>>,
+    pack_bytes: usize,
+    /// Chunks to be encoded, in stream order, each the files that it is made of.
+    ready: Vec<Vec<Vec<u8>>>,
     ready_bytes: u64,
     reused_bytes: u64,
 }
@@ -175,6 +176,7 @@ impl<'a> Stream<'a> {
             chunks: Vec::new(),
             end: 0,
             pack: Vec::new(),
+            pack_bytes: 0,
             ready: Vec::new(),
             ready_bytes: 0,
             reused_bytes: 0,
@@ -207,27 +209,33 @@ impl<'a> Stream<'a> {
             self.close_pack();
             self.places.insert(digest, self.end + self.ready_bytes);
             self.ready_bytes += content.len() as u64;
-            self.ready.extend(content.chunks(MAX_CHUNK).map(<[u8]>::to_vec));
+            if content.len() <= MAX_CHUNK {
+                self.ready.push(vec![content]);
+            } else {
+                self.ready.extend(content.chunks(MAX_CHUNK).map(|piece| vec![piece.to_vec()]));
+            }
             return;
         }
-        self.places.insert(digest, self.end + self.ready_bytes + self.pack.len() as u64);
-        self.pack.extend_from_slice(&content);
-        let boundary = self.pack.len() >= PACK_MIN && digest.as_bytes()[0] < 32;
-        if boundary || self.pack.len() >= PACK_MAX {
+        self.places.insert(digest, self.end + self.ready_bytes + self.pack_bytes as u64);
+        self.pack_bytes += content.len();
+        self.pack.push(content);
+        let boundary = self.pack_bytes >= PACK_MIN && digest.as_bytes()[0] < 32;
+        if boundary || self.pack_bytes >= PACK_MAX {
             self.close_pack();
         }
     }
 
     fn close_pack(&mut self) {
         if !self.pack.is_empty() {
-            self.ready_bytes += self.pack.len() as u64;
+            self.ready_bytes += self.pack_bytes as u64;
+            self.pack_bytes = 0;
             self.ready.push(std::mem::take(&mut self.pack));
         }
     }
 
     fn encode_ready(&mut self) -> Result<(), BuildError> {
         let chunks: Vec<Chunk> =
-            self.ready.par_iter().map(|decoded| encode(decoded, self.outputs)).collect::<Result<_, _>>()?;
+            self.ready.par_iter().map(|parts| encode_parts(parts, self.outputs)).collect::<Result<_, _>>()?;
         self.chunks.extend(chunks);
         self.end += self.ready_bytes;
         self.ready.clear();
@@ -287,6 +295,14 @@ impl<'a> Stream<'a> {
             });
         }
         Ok(Built { files: out, chunks: self.chunks, reused_bytes: self.reused_bytes })
+    }
+}
+
+/// A chunk of one file is encoded where it lies, several are put together first.
+fn encode_parts(parts: &[Vec<u8>], outputs: &Outputs<'_>) -> Result<Chunk, BuildError> {
+    match parts {
+        [one] => encode(one, outputs),
+        several => encode(&several.concat(), outputs),
     }
 }
 

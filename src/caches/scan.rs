@@ -1,14 +1,20 @@
 //! Walks a directory without following links and tells which files an artifact of it would have.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
 
 use crate::artifact::{MAX_FILES, PathError, RelPath, SourceFile, Stamp};
 
 const SETUID_SETGID: u32 = 0o6000;
 const ANY_EXECUTE: u32 = 0o111;
+
+/// Bytes of the largest private key file.
+const MAX_KEY: u64 = 64 * 1024;
 
 /// A directory holds what an artifact cannot.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,8 @@ pub enum ScanError {
     Special { path: PathBuf, what: &'static str },
     #[error("{path}: the name is not UTF-8; rename it or leave it out with `--skip-special`", path = path.display())]
     NotUtf8 { path: PathBuf },
+    #[error("{path} holds a private key: it must not leave this node; publish another directory", path = .0.display())]
+    PrivateKey(PathBuf),
     #[error("{path}: {source}", path = path.display())]
     Path { path: PathBuf, source: PathError },
     #[error("`{0}` and `{1}` differ only in case: some file systems cannot hold both")]
@@ -70,9 +78,8 @@ pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
     if !meta.is_dir() {
         return Err(ScanError::NotADirectory(directory.to_owned()));
     }
-    let mut walk = Walk { directory, rules, files: Vec::new(), skipped: Vec::new() };
-    walk.directory(directory, "")?;
-    let Walk { mut files, skipped, .. } = walk;
+    let walk = Walk { directory, rules, files: AtomicUsize::new(0) };
+    let (mut files, skipped) = walk.directory(directory, "")?;
     if files.is_empty() {
         return Err(ScanError::Empty(directory.to_owned()));
     }
@@ -92,76 +99,106 @@ fn check_case(files: &[SourceFile]) -> Result<(), ScanError> {
     Ok(())
 }
 
+/// Only small files that nobody else may read are looked into.
+fn is_private_key(path: &Path) -> bool {
+    let mut head = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_string(&mut head));
+    read.is_ok() && head.starts_with("-----BEGIN") && head.contains("PRIVATE KEY")
+}
+
+/// What one directory and those below it hold, in no order: files, and what was left out.
+type Part = (Vec<SourceFile>, Vec<String>);
+
+/// Subdirectories are walked side by side: looking at a file costs more than reading a small one.
 struct Walk<'a> {
     directory: &'a Path,
     rules: &'a ScanRules,
-    files: Vec<SourceFile>,
-    skipped: Vec<String>,
+    /// Found so far.
+    files: AtomicUsize,
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, directory: &Path, prefix: &str) -> Result<(), ScanError> {
+    fn directory(&self, directory: &Path, prefix: &str) -> Result<Part, ScanError> {
         let read = |source| ScanError::Read { path: directory.to_owned(), source };
+        let (mut files, mut skipped, mut below) = (Vec::new(), Vec::new(), Vec::new());
         for entry in std::fs::read_dir(directory).map_err(read)? {
             let entry = entry.map_err(read)?;
-            let path = entry.path();
-            let name = entry.file_name();
+            let (path, name) = (entry.path(), entry.file_name());
             let Some(name) = name.to_str() else {
-                self.special(path, None)?;
+                skipped.push(self.special(path, None)?);
                 continue;
             };
             let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-            match self.entry(path, &relative) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below.push((path, relative));
+                continue;
+            }
+            match self.file(path, &relative) {
                 // What vanishes between listing and looking was not there.
                 Err(ScanError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
+                Err(error) => return Err(error),
+                Ok(Ok(file)) => files.push(file),
+                Ok(Err(reason)) => skipped.push(reason),
             }
         }
-        Ok(())
+        let parts: Vec<Part> = below
+            .par_iter()
+            .map(|(path, relative)| match self.directory(path, relative) {
+                Err(ScanError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Part::default()),
+                walked => walked,
+            })
+            .collect::<Result<_, _>>()?;
+        for (more, left_out) in parts {
+            files.extend(more);
+            skipped.extend(left_out);
+        }
+        Ok((files, skipped))
     }
 
-    fn entry(&mut self, path: PathBuf, relative: &str) -> Result<(), ScanError> {
+    /// The file, or why it is left out.
+    fn file(&self, path: PathBuf, relative: &str) -> Result<Result<SourceFile, String>, ScanError> {
         let meta = path.symlink_metadata().map_err(|source| ScanError::Read { path: path.clone(), source })?;
-        let kind = meta.file_type();
-        if kind.is_dir() {
-            return self.directory(&path, relative);
+        if let Some(what) = special_kind(&meta) {
+            return self.special(path, Some(what)).map(Err);
         }
-        let what = match kind {
-            kind if kind.is_symlink() => Some("a symbolic link"),
-            kind if kind.is_fifo() => Some("a named pipe"),
-            kind if kind.is_socket() => Some("a socket"),
-            kind if !kind.is_file() => Some("a device"),
-            _ if meta.mode() & SETUID_SETGID != 0 => Some("a set-user-id or set-group-id file"),
-            _ => None,
-        };
-        if let Some(what) = what {
-            return self.special(path, Some(what));
+        if meta.mode() & 0o077 == 0 && meta.size() < MAX_KEY && is_private_key(&path) {
+            return Err(ScanError::PrivateKey(path));
         }
         let rel = RelPath::new(relative).map_err(|source| ScanError::Path { path: path.clone(), source })?;
-        if self.files.len() == MAX_FILES {
+        if self.files.fetch_add(1, Ordering::Relaxed) >= MAX_FILES {
             return Err(ScanError::TooMany { directory: self.directory.to_owned() });
         }
-        let mtime_ns =
-            u64::try_from(meta.mtime()).unwrap_or(0) * 1_000_000_000 + u64::try_from(meta.mtime_nsec()).unwrap_or(0);
-        self.files.push(SourceFile {
+        let part = |number: i64| u64::try_from(number).unwrap_or(0);
+        let mtime_ns = part(meta.mtime()) * 1_000_000_000 + part(meta.mtime_nsec());
+        Ok(Ok(SourceFile {
             path: rel,
             source: path,
             executable: meta.mode() & ANY_EXECUTE != 0,
             mtime_ns: if self.rules.keep_mtime { mtime_ns } else { 0 },
             stamp: Stamp::of(&meta),
-        });
-        Ok(())
+        }))
     }
 
-    fn special(&mut self, path: PathBuf, what: Option<&'static str>) -> Result<(), ScanError> {
+    fn special(&self, path: PathBuf, what: Option<&'static str>) -> Result<String, ScanError> {
         if self.rules.special == Special::Skip {
             let reason = what.unwrap_or("a name that is not UTF-8");
-            self.skipped.push(format!("{}: {reason}", path.to_string_lossy().escape_default()));
-            return Ok(());
+            return Ok(format!("{}: {reason}", path.to_string_lossy().escape_default()));
         }
         match what {
             Some(what) => Err(ScanError::Special { path, what }),
             None => Err(ScanError::NotUtf8 { path }),
         }
+    }
+}
+
+/// What no artifact can hold.
+fn special_kind(meta: &std::fs::Metadata) -> Option<&'static str> {
+    match meta.file_type() {
+        kind if kind.is_symlink() => Some("a symbolic link"),
+        kind if kind.is_fifo() => Some("a named pipe"),
+        kind if kind.is_socket() => Some("a socket"),
+        kind if !kind.is_file() => Some("a device"),
+        _ if meta.mode() & SETUID_SETGID != 0 => Some("a set-user-id or set-group-id file"),
+        _ => None,
     }
 }

@@ -149,3 +149,11 @@ fn a_zero_byte_file_is_a_file() {
     assert_eq!(snapshot.built.files.len(), 1);
     assert!(snapshot.built.chunks.is_empty());
 }
+
+#[test]
+fn a_directory_with_a_private_key_is_refused() {
+    let dir = tree(&["cache"]);
+    crate::identity::PrivateKey::from_seed(1).save_new(&dir.path().join("node.key")).unwrap();
+    let skip = ScanRules { special: Special::Skip, ..Default::default() };
+    assert!(matches!(scan(dir.path(), &skip), Err(ScanError::PrivateKey(_))));
+}

@@ -29,6 +29,14 @@ pub(super) fn bytes(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
 }
 
+/// `1 holder`, `2 holders`.
+pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
+    match number.into() {
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
+    }
+}
+
 /// Bytes a second, in words; `-` for no time at all.
 pub(super) fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 {
@@ -111,6 +119,8 @@ mod tests {
         assert_eq!(bytes(3 * 1024 * 1024), "3.00 MiB");
         assert_eq!(rate(1024, 2.0), "512 B/s");
         assert_eq!(rate(1024, 0.0), "-");
+        assert_eq!(count(1u32, "holder"), "1 holder");
+        assert_eq!(count(0u32, "holder"), "0 holders");
         assert_eq!(seconds(0.0123), "12 ms");
         assert_eq!(seconds(12.3), "12.30 s");
     }

@@ -138,7 +138,7 @@ fn check(config: TrustConfig) -> anyhow::Result<()> {
     let policy = config.load(None)?.context("no policy file was named")?;
     let state = if policy.is_expired(UnixTime::now()) { "EXPIRED: nothing is installed" } else { "in force" };
     output::line(format!("version {}, {state}, expires {}", policy.version, policy.expires))?;
-    let mut rows = vec![["SIGNER", "CLASS", "FAMILIES", "SUBJECTS", "KEY"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["SIGNER", "CLASS", "FAMILIES", "SUBJECTS", "KEY ID", "KEY"].map(str::to_owned).to_vec()];
     for signer in &policy.signers {
         let scope = &signer.scope;
         rows.push(vec![
@@ -146,6 +146,7 @@ fn check(config: TrustConfig) -> anyhow::Result<()> {
             scope.class.to_string(),
             scope.families.join(" "),
             scope.subjects.join(" "),
+            signer.key.id().short(),
             signer.key.to_string(),
         ]);
     }
@@ -225,8 +226,10 @@ fn explain(policy: &TrustPolicy, envelope: Bytes, json: bool) -> anyhow::Result<
         }
         match &explanation.reason {
             None => output::line("accepted")?,
+            // The signers' own reasons stand above already.
+            Some(_) if explanation.signers.iter().any(|signer| !signer.accepted) => output::line("refused")?,
             Some(reason) => output::line(format!("refused: {reason}"))?,
         }
     }
-    Ok(if explanation.accepted { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if explanation.accepted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

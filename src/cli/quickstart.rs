@@ -102,7 +102,10 @@ fn show(rows: &[Row], started: f64, kept: bool) -> anyhow::Result<()> {
         output::table(&[
             vec!["directory".into(), row.directory.display().to_string()],
             vec!["content".into(), format!("{} files, {}", row.files, output::bytes(row.bytes))],
-            vec!["over the wire".into(), format!("{} from {} holder", output::bytes(row.wire_bytes), row.holders)],
+            vec![
+                "over the wire".into(),
+                format!("{} from {}", output::bytes(row.wire_bytes), output::count(row.holders, "holder")),
+            ],
             vec!["publish".into(), format!("{}  hash, pack, compress, sign", output::seconds(row.publish_seconds))],
             vec!["lookup".into(), output::seconds(row.lookup_seconds)],
             vec![

@@ -52,6 +52,34 @@ pub(super) struct Warm {
 
 impl Warm {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        // A mistake in the identity is the caller's; everything else is a cold start with a reason.
+        self.identity.check()?;
+        match self.attempt().await {
+            Ok(report) => {
+                if self.json {
+                    output::json(&report)?;
+                } else {
+                    show(&report)?;
+                }
+                let cold = matches!(report.verdict, Verdict::Nothing { .. });
+                Ok(if cold && self.require { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            }
+            Err(error) if self.require => Err(error),
+            Err(error) => {
+                let detail = format!("{error:#}");
+                if self.json {
+                    output::json(
+                        &serde_json::json!({ "state": "nothing", "class": "incompatible", "detail": detail }),
+                    )?;
+                } else {
+                    output::line(format!("cold: incompatible: {detail}"))?;
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+
+    async fn attempt(&self) -> anyhow::Result<Report> {
         let trust = TrustConfig { policy: Some(self.policy.clone()), roots: self.roots.clone(), threshold: 1 };
         let policy = trust.load(None)?.context("no policy file was named")?;
         let job = Job {
@@ -64,14 +92,7 @@ impl Warm {
             ignore_markers: self.retry,
         };
         let client = self.socket.connect().await?;
-        let report = run(&client, job).await?;
-        if self.json {
-            output::json(&report)?;
-        } else {
-            show(&report)?;
-        }
-        let cold = matches!(report.verdict, Verdict::Nothing { .. });
-        Ok(if cold && self.require { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        run(&client, job).await
     }
 }
 
@@ -82,7 +103,7 @@ pub(super) async fn run(client: &Client, job: Job) -> anyhow::Result<Report> {
         Step::Waiting => bar.step("waiting for the cache root's lock"),
         Step::Looking => bar.step("looking for holders"),
         Step::Fetching { bytes, bytes_total, holders } => {
-            bar.bytes(&format!("fetching from {holders} holders"), bytes, bytes_total);
+            bar.bytes(&format!("fetching from {}", output::count(holders, "holder")), bytes, bytes_total);
         }
         Step::Installing => bar.step("installing"),
     };
@@ -95,14 +116,18 @@ pub(super) fn show(report: &Report) -> anyhow::Result<()> {
         Verdict::Shared => output::line("warm: another process has just installed it")?,
         Verdict::Installed => {
             for artifact in &report.artifacts {
+                if artifact.installed == 0 {
+                    output::line("warm: everything was there already")?;
+                    continue;
+                }
                 output::line(format!(
-                    "warm: {} entries installed, {} there before: {} files, {} ({} over the wire from {} holders), signed by {}",
+                    "warm: {} entries installed, {} there before: {}, {} ({} over the wire from {}), signed by {}",
                     artifact.installed,
                     artifact.existing,
-                    artifact.files,
+                    output::count(artifact.files, "file"),
                     output::bytes(artifact.bytes),
                     output::bytes(artifact.wire_bytes),
-                    artifact.holders,
+                    output::count(artifact.holders, "holder"),
                     artifact.signers.join(", "),
                 ))?;
             }

@@ -22,7 +22,7 @@ pub enum ClientError {
     #[error("no agent answers on {socket}: is `warmd agent` running, and is this its `local.socket`?", socket = socket.display())]
     Unreachable { socket: PathBuf, source: tonic::transport::Error },
     #[error("{}", .0.message())]
-    Refused(#[source] Box<tonic::Status>),
+    Refused(Box<tonic::Status>),
 }
 
 impl From<tonic::Status> for ClientError {

@@ -141,7 +141,7 @@ impl ClientMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let r = registry.sub_registry_with_prefix("warmd_metadata_client");
-        r.register("calls", "Calls to a metadata server by method and result.", metrics.calls.clone());
+        r.register("calls", "Calls to a metadata server by method and result", metrics.calls.clone());
         r.register("connected", "1 while a metadata server takes our announcements.", metrics.connected.clone());
         metrics
     }

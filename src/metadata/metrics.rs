@@ -104,18 +104,18 @@ impl Metrics {
             store_seconds: Counter::default(),
         };
         let r = registry.sub_registry_with_prefix("warmd_metadata");
-        r.register("nodes", "Nodes by state.", metrics.nodes.clone());
-        r.register("artifacts", "Distinct artifacts.", metrics.artifacts.clone());
-        r.register("identities", "Source identities with an artifact.", metrics.identities.clone());
-        r.register("holdings", "Pairs of an artifact and a node that has all or some of it.", metrics.holdings.clone());
-        r.register("watchers", "Open watches.", metrics.watchers.clone());
-        r.register("connections", "Open connections.", metrics.connections.clone());
-        r.register("connection_rejects", "Connections refused.", metrics.rejects.clone());
-        r.register("lease_expiries", "Leases that ran out.", metrics.lapses.clone());
-        r.register("requests", "Requests by method and outcome.", metrics.requests.clone());
-        r.register("request_seconds", "Time to answer a request.", metrics.seconds.clone());
-        r.register("store_errors", "Failed writes of hints to disk.", metrics.store_errors.clone());
-        r.register("store_seconds", "Time spent writing hints to disk.", metrics.store_seconds.clone());
+        r.register("nodes", "Nodes by state", metrics.nodes.clone());
+        r.register("artifacts", "Distinct artifacts", metrics.artifacts.clone());
+        r.register("identities", "Source identities with an artifact", metrics.identities.clone());
+        r.register("holdings", "Pairs of an artifact and a node that has all or some of it", metrics.holdings.clone());
+        r.register("watchers", "Open watches", metrics.watchers.clone());
+        r.register("connections", "Open connections", metrics.connections.clone());
+        r.register("connection_rejects", "Connections refused", metrics.rejects.clone());
+        r.register("lease_expiries", "Leases that ran out", metrics.lapses.clone());
+        r.register("requests", "Requests by method and outcome", metrics.requests.clone());
+        r.register("request_seconds", "Time to answer a request", metrics.seconds.clone());
+        r.register("store_errors", "Failed writes of hints to disk", metrics.store_errors.clone());
+        r.register("store_seconds", "Time spent writing hints to disk", metrics.store_seconds.clone());
         metrics
     }
 

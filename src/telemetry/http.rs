@@ -126,7 +126,7 @@ mod tests {
     async fn metrics_are_served_and_other_paths_are_not() {
         let mut registry = Registry::default();
         let counter: Counter = Counter::default();
-        registry.register("warmd_tests", "Tests run.", counter.clone());
+        registry.register("warmd_tests", "Tests run", counter.clone());
         counter.inc();
         let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::new(registry)).await.unwrap();
         let metrics = get(server.addr(), "/metrics").await;

@@ -30,8 +30,10 @@ const HEDGE_AFTER: Duration = Duration::from_millis(300);
 /// No holder is asked for a manifest longer than this.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// While a fetch runs, the directory is asked again this often: pullers that started with us have become holders.
-const FIND_EVERY: Duration = Duration::from_secs(1);
+/// While a fetch runs, the directory is asked again, because pullers that started with us have become holders: soon at
+/// first, then half as often each time, down to the last.
+const FIND_FIRST: Duration = Duration::from_millis(150);
+const FIND_LAST: Duration = Duration::from_secs(2);
 
 /// Events that requests may be ahead of the driver.
 const EVENTS: usize = 1024;
@@ -218,7 +220,9 @@ struct Driver<'f> {
     senders: std::collections::HashSet<NodeId>,
     find: Find,
     finding: Option<BoxFuture<'static, Vec<Source>>>,
+    /// When the directory answered last, and how long that answer serves.
     found_at: Instant,
+    find_every: Duration,
     progress: &'f watch::Sender<Progress>,
     wire_bytes: u64,
     reused_bytes: u64,
@@ -250,6 +254,7 @@ impl<'f> Driver<'f> {
             find,
             finding: None,
             found_at: now,
+            find_every: FIND_FIRST,
             progress,
             wire_bytes: 0,
             reused_bytes,
@@ -280,7 +285,7 @@ impl<'f> Driver<'f> {
                 return Ok(Fetched { wire_bytes: self.wire_bytes, reused_bytes: self.reused_bytes, holders });
             }
             self.look_around()?;
-            let wake = self.plan.next_deadline().unwrap_or(deadline).min(deadline).min(self.found_at + FIND_EVERY);
+            let wake = self.plan.next_deadline().unwrap_or(deadline).min(deadline).min(self.found_at + self.find_every);
             tokio::select! {
                 Some(event) = events.recv() => {
                     self.apply(event)?;
@@ -292,6 +297,7 @@ impl<'f> Driver<'f> {
                 sources = found(&mut self.finding) => {
                     self.finding = None;
                     self.found_at = Instant::now();
+                    self.find_every = (self.find_every * 2).min(FIND_LAST);
                     sources.into_iter().for_each(|source| self.add(source));
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -386,8 +392,8 @@ impl<'f> Driver<'f> {
     fn look_around(&mut self) -> Result<(), FetchError> {
         let now = Instant::now();
         let stuck = self.plan.is_stuck(now);
-        if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + FIND_EVERY) {
-            let fresh = now < self.found_at + FIND_EVERY;
+        if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + self.find_every) {
+            let fresh = now < self.found_at + self.find_every;
             match stuck {
                 Some(_) if fresh && self.handles.is_empty() => {
                     return Err(FetchError::NoHolder(self.shared.artifact));

@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 
+mod deploy;
 mod failures;
 mod harness;
 mod layers;
