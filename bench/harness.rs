@@ -77,9 +77,13 @@ impl Row {
 pub(crate) fn interleave(runs: usize, mut contestants: Vec<Contestant<'_>>) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> =
         contestants.iter().map(|contestant| Row { name: contestant.name.clone(), samples: Vec::new() }).collect();
-    for _ in 0..runs {
-        for (contestant, row) in contestants.iter_mut().zip(&mut rows) {
-            row.samples.push((contestant.run)().with_context(|| contestant.name.clone())?);
+    for round in 0..runs {
+        // Every other round runs backwards: what a row leaves in caches and free pages does not always meet the same one.
+        let forwards = 0..contestants.len();
+        let order: Vec<usize> = if round % 2 == 0 { forwards.collect() } else { forwards.rev().collect() };
+        for at in order {
+            let sample = (contestants[at].run)().with_context(|| contestants[at].name.clone())?;
+            rows[at].samples.push(sample);
         }
     }
     Ok(rows)

@@ -29,8 +29,8 @@ pub(crate) struct Options {
     /// Runs of each row; the table shows medians.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Where trees and stores go. /dev/shm by default, because many disks would be all that is measured.
-    #[arg(long, default_value = "/dev/shm/warmd-bench")]
+    /// Where trees and stores go, in a directory of this run. /dev/shm by default, because many disks would be all that is measured.
+    #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
     /// A tenth of the bytes: tells whether everything works, not how fast.
     #[arg(long)]
@@ -77,10 +77,11 @@ impl Options {
 }
 
 fn main() -> Result<()> {
-    let options = Options::parse();
+    let mut options = Options::parse();
     if let Some(dir) = &options.serve_metadata {
         return metadata::serve(dir);
     }
+    options.dir.push(format!("warmd-bench-{}", std::process::id()));
     fresh(&options.dir)?;
     let mut report = Report::new(&options.dir, options.runs);
     println!("{}", report.facts_line());

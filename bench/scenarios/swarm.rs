@@ -81,6 +81,7 @@ pub(crate) fn kill_holder(report: &mut Report, options: &Options) -> Result<Stri
         }
         cluster.kill(fastest.0)?;
         let warmed = pull.finish()?;
+        Cluster::settle();
         let beyond = cluster.counter("puller", Counter::DatagramBytes)? - size as f64;
         samples.push(Sample {
             seconds: warmed.seconds,

@@ -61,13 +61,15 @@ fn pull(options: &Options) -> Result<Sample> {
         values.insert(anonymous, peak.anonymous / MIB);
         values.insert(total, peak.total / MIB);
     }
+    let cpu_seconds = Some(cluster.cpu() - cpu);
+    Cluster::settle();
     let datagrams = cluster.counter("b", Counter::Datagrams)?;
     values.insert("datagram B", cluster.counter("b", Counter::DatagramBytes)? / datagrams);
     Ok(Sample {
         seconds: warmed.seconds,
         bytes: options.size(),
         wire_bytes: Some(warmed.wire_bytes),
-        cpu_seconds: Some(cluster.cpu() - cpu),
+        cpu_seconds,
         values,
     })
 }

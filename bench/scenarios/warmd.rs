@@ -137,9 +137,10 @@ impl Cluster {
         Ok(Pull(thread))
     }
 
-    /// Lets announcements reach the metadata server before the clock of a pull starts.
+    /// Lets announcements reach the metadata server before a clock starts, and QUIC statistics, which agents read once a second,
+    /// reach /metrics.
     pub(crate) fn settle() {
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(1_500));
     }
 
     /// The agent's /metrics, by name with labels.

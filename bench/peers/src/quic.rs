@@ -31,10 +31,10 @@ pub struct Tuning {
     #[arg(long, default_value_t = 1)]
     connections: usize,
     /// Streams of each connection.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     streams: usize,
     /// Bytes that one stream carries.
-    #[arg(long, default_value_t = 16 << 20)]
+    #[arg(long, default_value_t = 4 << 20)]
     range: u64,
     /// Threads of the runtime; 0: one thread, that of the caller.
     #[arg(long, default_value_t = 0)]
@@ -43,7 +43,7 @@ pub struct Tuning {
     socket_buffer: usize,
     #[arg(long, default_value_t = 16 << 20)]
     window: u32,
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 40)]
     ack_threshold: u32,
 }
 
