@@ -10,8 +10,10 @@ use crate::protocol::metadata::{Held, Load, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::transfer::Provider;
 
-/// While something is being fetched, what is already here is told this often.
-const WHILE_FETCHING: Duration = Duration::from_millis(150);
+/// While something is being fetched, what is already here is told: soon at first, because others who began at the same
+/// time wait for it, then half as often each time, down to the last.
+const FIRST_WHILE_FETCHING: Duration = Duration::from_millis(50);
+const LAST_WHILE_FETCHING: Duration = Duration::from_millis(800);
 
 /// Otherwise the store tells of its changes; this catches what it might not.
 const WHEN_QUIET: Duration = Duration::from_secs(10);
@@ -31,9 +33,11 @@ impl Holdings {
 
     pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
+        let mut next = FIRST_WHILE_FETCHING;
         loop {
             let fetching = self.tell();
-            let pause = if fetching { WHILE_FETCHING } else { WHEN_QUIET };
+            let pause = if fetching { next } else { WHEN_QUIET };
+            next = if fetching { (next * 2).min(LAST_WHILE_FETCHING) } else { FIRST_WHILE_FETCHING };
             if let Ok(Err(_)) = tokio::time::timeout(pause, changes.changed()).await {
                 return;
             }

@@ -36,7 +36,7 @@ impl Default for AnnounceConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(10),
-            spacing: Duration::from_millis(100),
+            spacing: Duration::from_millis(50),
             retry: Duration::from_secs(1),
             max_retry: Duration::from_secs(10),
             hold_back: Duration::from_secs(60),

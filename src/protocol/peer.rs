@@ -107,7 +107,7 @@ pub fn body_len(head: [u8; FRAME_HEAD]) -> Result<usize, ProtocolError> {
     if len > MAX_FRAME { Err(ProtocolError::TooMany { field: "frame", limit: MAX_FRAME }) } else { Ok(len) }
 }
 
-fn checked<'b>(head: [u8; FRAME_HEAD], body: &'b [u8]) -> Result<&'b [u8], ProtocolError> {
+fn checked(head: [u8; FRAME_HEAD], body: &[u8]) -> Result<&[u8], ProtocolError> {
     let crc = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
     if crc32c::crc32c(body) == crc { Ok(body) } else { Err(ProtocolError::Frame) }
 }

@@ -354,7 +354,7 @@ impl Works<'_, '_> {
         let admitted = match SignedManifest::admit(envelope, &self.attempt.job.policy, UnixTime::now()) {
             Ok(admitted) => admitted,
             Err(error) => {
-                self.failure.get_or_insert(error.into());
+                self.failure.get_or_insert_with(|| error.into());
                 return;
             }
         };

@@ -1,6 +1,6 @@
 //! One binary for all tests that need more than one module.
 
-#![expect(unreachable_pub, reason = "a test binary has no outside")]
+#![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary has no outside, and a test ends by panicking")]
 
 mod deploy;
 mod failures;
