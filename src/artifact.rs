@@ -13,7 +13,7 @@
 //! [`ContentId`](crate::digest::ContentId) only paths, modes and file digests, so it does not depend on how or by whom the
 //! content was packed.
 //!
-//! No I/O here beyond reading the files handed to [`build`].
+//! No I/O here beyond reading the files handed to [`build()`].
 
 mod bitmap;
 mod build;

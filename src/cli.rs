@@ -4,6 +4,7 @@ mod agent;
 mod artifacts;
 mod config;
 mod keys;
+mod maintain;
 mod metadata;
 mod output;
 mod policy;
@@ -52,15 +53,15 @@ enum Command {
     /// One artifact's manifest
     Inspect(artifacts::Inspect),
     /// Hash what is stored, or what is installed in a cache root
-    Verify(artifacts::Verify),
+    Verify(maintain::Verify),
     /// Remove what nothing refers to and what is over the limits
-    Gc(artifacts::Gc),
+    Gc(maintain::Gc),
     /// Remove an artifact from this node
-    Evict(artifacts::Evict),
+    Evict(maintain::Evict),
     /// Write an artifact as a tar archive
-    Export(artifacts::Export),
+    Export(maintain::Export),
     /// Read an artifact from a tar archive, verified like a transfer from a peer
-    Import(artifacts::Import),
+    Import(maintain::Import),
     /// Keys and certificates of the cluster, nodes and signers
     #[command(subcommand)]
     Keys(keys::Keys),

@@ -9,7 +9,7 @@
 //!
 //! Everything here that does I/O blocks: call it from a blocking thread.
 //!
-//! Locks, in the order in which they are taken: `syncing` (one manifest is being synced), [`Change`] (one change to the set
+//! Locks, in the order in which they are taken: `syncing` (one manifest is being synced), `Change` (one change to the set
 //! of artifacts at a time), the map of artifacts, a shard of the index. Reading and putting chunks takes only the last, for a
 //! moment.
 

@@ -1,6 +1,6 @@
 //! Moving artifacts between nodes.
 //!
-//! [`Plan`] decides which chunk is asked of which holder and when: it is pure, and it is the only place where such
+//! [`plan::Plan`] decides which chunk is asked of which holder and when: it is pure, and it is the only place where such
 //! decisions are made. [`Fetcher`] carries them out and reports every event back; [`Provider`] serves. What a fetch has
 //! verified is in the store at once, where the provider of the same node serves it onward.
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::AgentConfig;
 use super::trust::Trust;
@@ -222,14 +223,17 @@ impl Fetching {
         flights.insert(id, flight.clone());
         drop(flights);
         let (fetching, admitted) = (self.clone(), admitted.clone());
-        self.tasks.spawn("fetch", async move {
+        let traceparent = traceparent();
+        let span = tracing::info_span!("fetch", artifact = %id.short(), traceparent);
+        let work = async move {
             let _landed = Landing { flights: fetching.flights.clone(), id };
-            let result = fetching.fetch(admitted, sources, &tell).await;
+            let result = fetching.fetch(admitted, sources, &traceparent, &tell).await;
             tell.send_replace(match result {
                 Ok(fetched) => Flight::Landed(fetched),
                 Err(error) => Flight::Failed(failed(&error)),
             });
-        });
+        };
+        self.tasks.spawn("fetch", work.instrument(span));
         flight
     }
 
@@ -237,14 +241,14 @@ impl Fetching {
         &self,
         admitted: Admitted,
         sources: Vec<Source>,
+        traceparent: &str,
         tell: &watch::Sender<Flight>,
     ) -> Result<Fetched, transfer::FetchError> {
         let id = admitted.id();
         let (progress, mut changes) = watch::channel(Progress::default());
         let find = self.find(id, admitted.manifest().identity.id(), admitted.manifest().chunks.len());
         let deadline = Instant::now() + self.deadline;
-        let traceparent = traceparent();
-        let fetch = self.fetcher.fetch(admitted, sources, find, deadline, &traceparent, &progress);
+        let fetch = self.fetcher.fetch(admitted, sources, find, deadline, traceparent, &progress);
         let mut fetch = std::pin::pin!(fetch);
         let result = loop {
             tokio::select! {

@@ -21,25 +21,25 @@ pub(super) struct Options {
     /// Configuration file (TOML); see `warmd config example agent`
     #[arg(long, env = "WARMD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keys, store and memory of the node [state_dir]
+    /// Keys, store and memory of the node (`state_dir`)
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// UDP address that peers reach this node at [transport.listen]
+    /// UDP address that peers reach this node at (`transport.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Metadata server, `HOST:PORT` or `NODE_ID@HOST:PORT`; may be repeated [metadata.servers]
+    /// Metadata server, `HOST:PORT` or `NODE_ID@HOST:PORT`; may be repeated (`metadata.servers`)
     #[arg(long, value_name = "SERVER")]
     metadata: Vec<String>,
-    /// Unix socket of the local API [local.socket]
+    /// Unix socket of the local API (`local.socket`)
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Trust policy [trust.policy]
+    /// Trust policy (`trust.policy`)
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Private key that signs what this node publishes [signer]
+    /// Private key that signs what this node publishes (`signer`)
     #[arg(long, value_name = "FILE")]
     signer: Option<PathBuf>,
-    /// Address of /metrics [metrics.listen]
+    /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
 }

@@ -19,13 +19,13 @@ pub(super) struct Metadata {
     /// Configuration file (TOML); see `warmd config example metadata`
     #[arg(long, env = "WARMD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keys of the server and its database [state_dir]
+    /// Keys of the server and its database (`state_dir`)
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// TCP address to serve on [server.listen]
+    /// TCP address to serve on (`server.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Address of /metrics [metrics.listen]
+    /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
 }

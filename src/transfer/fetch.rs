@@ -32,7 +32,7 @@ const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// While a fetch runs, the directory is asked again, because pullers that started with us have become holders: soon at
 /// first, then half as often each time, down to the last.
-const FIND_FIRST: Duration = Duration::from_millis(75);
+const FIND_FIRST: Duration = Duration::from_millis(40);
 const FIND_LAST: Duration = Duration::from_secs(2);
 
 /// Events that requests may be ahead of the driver.

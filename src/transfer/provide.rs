@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use self::recent::Recent;
 use super::connections::watch;
@@ -52,7 +53,7 @@ pub struct ProvideConfig {
 
 impl Default for ProvideConfig {
     fn default() -> Self {
-        Self { upload_slots: 8, max_rate: None, max_connections: 1024 }
+        Self { upload_slots: 6, max_rate: None, max_connections: 1024 }
     }
 }
 
@@ -160,7 +161,11 @@ impl Provider {
     async fn request(&self, connection: &Connection, mut send: SendStream, mut recv: RecvStream) {
         let read = tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut recv)).await;
         let served = match read {
-            Ok(Ok(traced)) => self.answer(connection.peer(), traced, &mut send).await,
+            Ok(Ok(traced)) => {
+                let (peer, traceparent) = (connection.peer(), traced.traceparent.clone());
+                let span = tracing::debug_span!("serve", peer = %peer.short(), traceparent);
+                self.answer(peer, traced, &mut send).instrument(span).await
+            }
             Ok(Err(refused)) => Err(refused),
             Err(_) => Err(Refused::TooSlow),
         };
