@@ -53,7 +53,7 @@ pub struct ProvideConfig {
 
 impl Default for ProvideConfig {
     fn default() -> Self {
-        Self { upload_slots: 6, max_rate: None, max_connections: 1024 }
+        Self { upload_slots: 8, max_rate: None, max_connections: 1024 }
     }
 }
 

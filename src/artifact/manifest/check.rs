@@ -67,9 +67,15 @@ fn check_entries(entries: &[RelPath], files: &[File]) -> Result<(), ManifestErro
         return Err(ManifestError::Entry(two[1].clone()));
     }
     let mut used = HashSet::with_capacity(entries.len());
+    let mut current: Option<&RelPath> = None;
     for file in files {
+        // Paths are sorted, so most files lie in the entry of the one before.
+        if current.is_some_and(|entry| file.path.is_within(entry)) {
+            continue;
+        }
         let entry = entry_of(entries, &file.path).ok_or_else(|| ManifestError::NoEntry(file.path.clone()))?;
         used.insert(entry);
+        current = Some(entry);
     }
     for entry in entries {
         let nested = entry.parent().is_some_and(|parent| entry_of(entries, &parent).is_some());
