@@ -126,9 +126,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")
 }
 
-/// An error and its causes, one sentence a line, on standard error.
+/// An error on standard error.
 pub fn report(error: &anyhow::Error) {
-    let mut text = format!("warmd: {error}");
+    // Nowhere is left to report a failure of this write to.
+    let _ = writeln!(std::io::stderr(), "warmd: {}", sentence(error));
+}
+
+/// An error and its causes in one line.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         // Transparent wrappers repeat the text of what they wrap.
@@ -137,8 +143,7 @@ pub fn report(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
-    // Nowhere is left to report a failure of this write to.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    text
 }
 
 #[cfg(test)]
@@ -150,5 +155,11 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_that_its_wrapper_has_told_already_is_told_once() {
+        let told = anyhow::anyhow!("no such file").context("read policy.toml: no such file").context("trust policy");
+        assert_eq!(sentence(&told), "trust policy: read policy.toml: no such file");
     }
 }

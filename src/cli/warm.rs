@@ -66,7 +66,7 @@ impl Warm {
             }
             Err(error) if self.require => Err(error),
             Err(error) => {
-                let detail = format!("{error:#}");
+                let detail = super::sentence(&error);
                 if self.json {
                     output::json(
                         &serde_json::json!({ "state": "nothing", "class": "incompatible", "detail": detail }),
@@ -81,7 +81,7 @@ impl Warm {
 
     async fn attempt(&self) -> anyhow::Result<Report> {
         let trust = TrustConfig { policy: Some(self.policy.clone()), roots: self.roots.clone(), threshold: 1 };
-        let policy = trust.load(None)?.context("no policy file was named")?;
+        let policy = trust.load(None).context("trust policy")?.context("no policy file was named")?;
         let job = Job {
             identity: self.identity.check()?,
             subject: self.subject.clone(),
