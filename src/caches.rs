@@ -3,8 +3,14 @@
 //! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
 //! looks the same after the reading as before. A tree that keeps changing is an error, never a torn artifact.
 
+mod environment;
+mod facts;
+mod family;
 mod scan;
 
+pub use environment::Environment;
+pub use facts::{Fact, Facts, Known};
+pub use family::{CacheFamily, Place, Relocation};
 pub use scan::{Found, ScanError, ScanRules, Special, scan};
 
 use std::path::Path;
