@@ -38,6 +38,9 @@ const CHUNKS_QUEUED: usize = 4;
 
 const MAX_PAGE: usize = 1000;
 
+/// Bytes between two reports of a publication's progress: a report for each of many small files would cost more than reading it.
+const PROGRESS_STEP: u64 = 8 * 1024 * 1024;
+
 /// How long a publish waits for a metadata server to know of it.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -96,9 +99,12 @@ impl Agent for Control {
             let published = tokio::task::spawn_blocking(move || {
                 let read = AtomicU64::new(0);
                 let progress = |bytes| {
-                    let read = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    // A full queue drops a report of progress, nothing else.
-                    let _ = worker.try_send(Ok(convert::reading(read, 0)));
+                    let before = read.fetch_add(bytes, Ordering::Relaxed);
+                    let now = before + bytes;
+                    if before / PROGRESS_STEP != now / PROGRESS_STEP {
+                        // A full queue drops a report of progress, nothing else.
+                        let _ = worker.try_send(Ok(convert::reading(now, 0)));
+                    }
                 };
                 publishing.publisher.publish(publication, &progress)
             });

@@ -4,24 +4,26 @@
 //! hold comes from one reading of its bytes, and a file whose identity, size or times differ after the reading is
 //! reported as changed, so a torn snapshot cannot be sealed.
 
+mod reader;
 mod reuse;
+mod window;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File as OsFile;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use blake3::hazmat::ChainingValue;
 use rayon::prelude::*;
 
+use self::reader::Reader;
+use self::window::{Batch, Pack, Window};
 use super::manifest::{Chunk, File, Manifest};
 use super::stream::piece_value;
 use super::{CodecError, Encoder, FileHasher, LARGE_FILE, MAX_CHUNK, RelPath};
 use crate::digest::Digest;
-
-/// Bytes of file content in memory at once.
-const WINDOW: u64 = 32 * 1024 * 1024;
 
 /// A pack of small files is closed at this size, or from [`PACK_MIN`] on after a file whose digest says so. The latter
 /// makes boundaries depend on content, so that two nodes that hold nearly the same files cut nearly the same packs.
@@ -99,7 +101,7 @@ pub struct Base<'a> {
     pub has_chunk: &'a dyn Fn(&Digest) -> bool,
 }
 
-/// `files` are sorted by path.
+/// `files` are sorted by path. The result depends on them alone, not on how many threads read them.
 pub fn build(files: &[SourceFile], base: Option<&Base<'_>>, outputs: &Outputs<'_>) -> Result<Built, BuildError> {
     let mut stream = Stream::new(files.len(), outputs);
     if let Some(base) = base {
@@ -107,25 +109,33 @@ pub fn build(files: &[SourceFile], base: Option<&Base<'_>>, outputs: &Outputs<'_
         stream.reused_bytes =
             reuse::keep(base, &stream.digests, &mut stream.chunks, &mut stream.places, &mut stream.end);
     }
-    let mut window = Vec::new();
-    let mut bytes = 0;
-    for (index, file) in files.iter().enumerate() {
-        if stream.is_placed(index) {
-            continue;
+    let batches = window::batches(files, |index| stream.is_placed(index));
+    let (mut this, mut next) = (Window::default(), Window::default());
+    for (at, batch) in batches.iter().enumerate() {
+        let few = match batch {
+            Batch::Few(few) => few,
+            Batch::Huge(index) => {
+                stream.cut_huge(*index, &files[*index])?;
+                continue;
+            }
+        };
+        if this.files() != few {
+            this.read(files, few, outputs)?;
         }
-        if file.stamp.size > WINDOW {
-            stream.cut_huge(index, file)?;
-            continue;
-        }
-        if bytes + file.stamp.size > WINDOW {
-            stream.take(files, &window)?;
-            window.clear();
-            bytes = 0;
-        }
-        window.push(index);
-        bytes += file.stamp.size;
+        stream.lay_out(files, &this)?;
+        let packs = stream.take_ready();
+        // Reading waits for the disk while encoding does not; and the last pack of a window keeps one core busy only.
+        let (chunks, read) = rayon::join(
+            || encode_all(&packs, &this, outputs),
+            || match batches.get(at + 1) {
+                Some(Batch::Few(few)) => next.read(files, few, outputs),
+                _ => Ok(()),
+            },
+        );
+        stream.append(chunks?);
+        read?;
+        std::mem::swap(&mut this, &mut next);
     }
-    stream.take(files, &window)?;
     stream.close()?;
     stream.finish(files)
 }
@@ -133,10 +143,10 @@ pub fn build(files: &[SourceFile], base: Option<&Base<'_>>, outputs: &Outputs<'_
 fn hash_all(files: &[SourceFile], outputs: &Outputs<'_>) -> Result<Vec<Digest>, BuildError> {
     files
         .par_iter()
-        .map(|file| {
+        .map_init(Vec::new, |buffer: &mut Vec<u8>, file| {
             let reader = Reader::open(file)?;
             let mut hasher = FileHasher::new(file.stamp.size);
-            let mut buffer = vec![0; piece_len(file.stamp.size, 0)];
+            buffer.resize(piece_len(file.stamp.size, 0).max(buffer.len()), 0);
             for offset in piece_offsets(file.stamp.size) {
                 let piece = &mut buffer[..piece_len(file.stamp.size, offset)];
                 reader.read(offset, piece)?;
@@ -158,11 +168,10 @@ struct Stream<'a> {
     chunks: Vec<Chunk>,
     /// Decoded bytes in `chunks`.
     end: u64,
-    /// Small files waiting to be cut; their places are already given.
-    pack: Vec<Vec<u8>>,
-    pack_bytes: usize,
-    /// Chunks to be encoded, in stream order, each the files that it is made of.
-    ready: Vec<Vec<Vec<u8>>>,
+    /// The small files that will be cut next; their places are already given.
+    pack: Pack,
+    /// Packs to be encoded, in stream order.
+    ready: Vec<Pack>,
     ready_bytes: u64,
     reused_bytes: u64,
 }
@@ -175,8 +184,7 @@ impl<'a> Stream<'a> {
             places: HashMap::new(),
             chunks: Vec::new(),
             end: 0,
-            pack: Vec::new(),
-            pack_bytes: 0,
+            pack: Pack::default(),
             ready: Vec::new(),
             ready_bytes: 0,
             reused_bytes: 0,
@@ -187,65 +195,61 @@ impl<'a> Stream<'a> {
         self.digests[index].is_some_and(|digest| self.places.contains_key(&digest))
     }
 
-    /// Reads a window of files, lays out what is new, and encodes what is full.
-    fn take(&mut self, files: &[SourceFile], window: &[usize]) -> Result<(), BuildError> {
-        let read: Vec<(Vec<u8>, Digest)> =
-            window.par_iter().map(|&index| read_whole(&files[index], self.outputs)).collect::<Result<_, _>>()?;
-        for (&index, (content, digest)) in window.iter().zip(read) {
+    /// Gives what is new in a window its place.
+    fn lay_out(&mut self, files: &[SourceFile], window: &Window) -> Result<(), BuildError> {
+        for (index, digest, part) in window.contents() {
             // With a base, the digest decided what is reused: the second reading must agree with the first.
             if self.digests[index].is_some_and(|known| known != digest) {
                 return Err(BuildError::Changed(files[index].path.clone()));
             }
             self.digests[index] = Some(digest);
-            if !content.is_empty() && !self.places.contains_key(&digest) {
-                self.lay_out(content, digest);
+            if !part.is_empty() && !self.places.contains_key(&digest) {
+                self.place(digest, part);
             }
         }
-        self.encode_ready()
+        self.pack.detach(window);
+        Ok(())
     }
 
-    fn lay_out(&mut self, content: Vec<u8>, digest: Digest) {
-        if content.len() as u64 >= LARGE_FILE {
+    fn place(&mut self, digest: Digest, part: Range<usize>) {
+        if part.len() as u64 >= LARGE_FILE {
             self.close_pack();
             self.places.insert(digest, self.end + self.ready_bytes);
-            self.ready_bytes += content.len() as u64;
-            if content.len() <= MAX_CHUNK {
-                self.ready.push(vec![content]);
-            } else {
-                self.ready.extend(content.chunks(MAX_CHUNK).map(|piece| vec![piece.to_vec()]));
-            }
+            self.ready_bytes += part.len() as u64;
+            let cuts = part.clone().step_by(MAX_CHUNK);
+            self.ready.extend(cuts.map(|begin| Pack::of(begin..part.end.min(begin + MAX_CHUNK))));
             return;
         }
-        self.places.insert(digest, self.end + self.ready_bytes + self.pack_bytes as u64);
-        self.pack_bytes += content.len();
-        self.pack.push(content);
-        let boundary = self.pack_bytes >= PACK_MIN && digest.as_bytes()[0] < 32;
-        if boundary || self.pack_bytes >= PACK_MAX {
+        self.places.insert(digest, self.end + self.ready_bytes + self.pack.len() as u64);
+        self.pack.push(part);
+        let boundary = self.pack.len() >= PACK_MIN && digest.as_bytes()[0] < 32;
+        if boundary || self.pack.len() >= PACK_MAX {
             self.close_pack();
         }
     }
 
     fn close_pack(&mut self) {
-        if !self.pack.is_empty() {
-            self.ready_bytes += self.pack_bytes as u64;
-            self.pack_bytes = 0;
+        if self.pack.len() > 0 {
+            self.ready_bytes += self.pack.len() as u64;
             self.ready.push(std::mem::take(&mut self.pack));
         }
     }
 
-    fn encode_ready(&mut self) -> Result<(), BuildError> {
-        let chunks: Vec<Chunk> =
-            self.ready.par_iter().map(|parts| encode_parts(parts, self.outputs)).collect::<Result<_, _>>()?;
+    fn take_ready(&mut self) -> Vec<Pack> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// The chunks of what [`Stream::take_ready`] gave.
+    fn append(&mut self, chunks: Vec<Chunk>) {
         self.chunks.extend(chunks);
-        self.end += self.ready_bytes;
-        self.ready.clear();
-        self.ready_bytes = 0;
-        Ok(())
+        self.end += std::mem::take(&mut self.ready_bytes);
     }
 
     fn close(&mut self) -> Result<(), BuildError> {
         self.close_pack();
-        self.encode_ready()
+        let packs = self.take_ready();
+        self.append(encode_all(&packs, &Window::default(), self.outputs)?);
+        Ok(())
     }
 
     /// A file larger than the window: each piece is read, hashed and encoded at once, before the file's digest is known.
@@ -298,17 +302,17 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// A chunk of one file is encoded where it lies, several are put together first.
-fn encode_parts(parts: &[Vec<u8>], outputs: &Outputs<'_>) -> Result<Chunk, BuildError> {
-    match parts {
-        [one] => encode(one, outputs),
-        several => encode(&several.concat(), outputs),
+fn encode_all(packs: &[Pack], window: &Window, outputs: &Outputs<'_>) -> Result<Vec<Chunk>, BuildError> {
+    thread_local! {
+        static TOGETHER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
+    let encode = |pack: &Pack| TOGETHER.with_borrow_mut(|buffer| encode(pack.bytes(window, buffer), outputs));
+    packs.par_iter().map(encode).collect()
 }
 
 fn encode(decoded: &[u8], outputs: &Outputs<'_>) -> Result<Chunk, BuildError> {
     thread_local! {
-        static ENCODER: std::cell::RefCell<Option<Encoder>> = const { std::cell::RefCell::new(None) };
+        static ENCODER: RefCell<Option<Encoder>> = const { RefCell::new(None) };
     }
     ENCODER.with_borrow_mut(|slot| {
         let encoder = match slot {
@@ -324,17 +328,6 @@ fn encode(decoded: &[u8], outputs: &Outputs<'_>) -> Result<Chunk, BuildError> {
     })
 }
 
-fn read_whole(file: &SourceFile, outputs: &Outputs<'_>) -> Result<(Vec<u8>, Digest), BuildError> {
-    let reader = Reader::open(file)?;
-    // At most WINDOW bytes.
-    let mut content = vec![0; file.stamp.size as usize];
-    reader.read(0, &mut content)?;
-    reader.check()?;
-    (outputs.progress)(content.len() as u64);
-    let digest = Digest::of(&content);
-    Ok((content, digest))
-}
-
 fn piece_offsets(size: u64) -> impl Iterator<Item = u64> {
     (0..size).step_by(MAX_CHUNK)
 }
@@ -342,43 +335,6 @@ fn piece_offsets(size: u64) -> impl Iterator<Item = u64> {
 fn piece_len(size: u64, offset: u64) -> usize {
     // At most MAX_CHUNK.
     (size - offset).min(MAX_CHUNK as u64) as usize
-}
-
-/// One source file, held open and known to be the one that was found.
-struct Reader<'f> {
-    file: &'f SourceFile,
-    os: OsFile,
-}
-
-impl<'f> Reader<'f> {
-    fn open(file: &'f SourceFile) -> Result<Self, BuildError> {
-        // Neither a link that took the file's place nor a FIFO that would block.
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let opened = OsFile::options().read(true).custom_flags(flags.bits() as i32).open(&file.source);
-        let os = opened.map_err(|error| match rustix::io::Errno::from_io_error(&error) {
-            Some(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => BuildError::Changed(file.path.clone()),
-            _ => BuildError::Read { path: file.path.clone(), source: error },
-        })?;
-        let reader = Self { file, os };
-        reader.check()?;
-        Ok(reader)
-    }
-
-    fn check(&self) -> Result<(), BuildError> {
-        let meta = self.os.metadata().map_err(|error| self.failed(error))?;
-        if Stamp::of(&meta) == self.file.stamp { Ok(()) } else { Err(BuildError::Changed(self.file.path.clone())) }
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BuildError> {
-        self.os.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => BuildError::Changed(self.file.path.clone()),
-            _ => self.failed(error),
-        })
-    }
-
-    fn failed(&self, source: io::Error) -> BuildError {
-        BuildError::Read { path: self.file.path.clone(), source }
-    }
 }
 
 #[cfg(test)]

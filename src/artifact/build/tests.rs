@@ -92,6 +92,26 @@ fn many(count: u64, len: usize) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
+fn the_chunks_do_not_depend_on_how_many_threads_read_the_files() {
+    let contents = (0..60u32).map(|i| {
+        let len = [3_000, 400_000, 1_500_000, 0, 5_000_000, 70_000][i as usize % 6] + i as usize % 7;
+        let mut content = vec![0; if i % 11 == 0 { 0 } else { len }];
+        blake3::Hasher::new().update(&(i / 2).to_le_bytes()).finalize_xof().fill(&mut content);
+        (format!("d{}/f{i:02}", i % 5), content)
+    });
+    let tree = Tree::new(&contents.collect());
+    let files = tree.sources((0..60).map(|i| format!("d{}/f{i:02}", i % 5)));
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| Chunks::default().build(&files, None).unwrap())
+    };
+    let one = with(1);
+    assert!(one.chunks.len() > 20);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(8));
+}
+
+#[test]
 fn every_size_of_file_comes_back_byte_for_byte() {
     let sizes =
         [0, 1, 1000, (LARGE_FILE - 1) as usize, LARGE_FILE as usize, MAX_CHUNK, MAX_CHUNK + 1, 9_000_000, 40_000_000];
