@@ -3,14 +3,18 @@
 //! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
 //! looks the same after the reading as before. A tree that keeps changing is an error, never a torn artifact.
 
+pub mod directories;
 mod environment;
 mod facts;
 mod family;
+pub mod launch;
 mod scan;
 
+pub use directories::Directories;
 pub use environment::Environment;
-pub use facts::{Fact, Facts, Known};
+pub use facts::{Fact, Facts, Interpreter, InterpreterError, Known, Probe, ProbeError, Probed, name_of_gpu};
 pub use family::{CacheFamily, Place, Relocation};
+pub use launch::Launch;
 pub use scan::{Found, ScanError, ScanRules, Special, scan};
 
 use std::path::Path;

@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod config;
+mod facts;
 mod keys;
 mod maintain;
 mod metadata;
@@ -62,6 +63,8 @@ enum Command {
     Export(maintain::Export),
     /// Read an artifact from a tar archive, verified like a transfer from a peer
     Import(maintain::Import),
+    /// What this node is and runs, as far as it decides which caches fit it
+    Facts(facts::Facts),
     /// Keys and certificates of the cluster, nodes and signers
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -115,6 +118,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Evict(command) => command.run().await,
         Command::Export(command) => command.run().await,
         Command::Import(command) => command.run().await,
+        Command::Facts(command) => command.run().await,
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
         Command::Config(command) => command.run(),

@@ -3,6 +3,8 @@
 //! Every task is spawned through a [`Tasks`]. Dropping it cancels them; [`Tasks::shutdown`] also waits, up to a deadline.
 //! Roles end in one order: stop accepting, let work finish, cancel the rest, close.
 
+pub mod child;
+
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
