@@ -30,7 +30,7 @@
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
-//! | `store`, `transport` | chunks and artifacts on disk; QUIC (the only place that names quinn) |
+//! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC (the only place that names quinn); the engine's processes, output, log and readiness |
 //! | `caches` | which files of a directory make an artifact, captured consistently |
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
@@ -81,6 +81,7 @@ pub mod protocol;
 
 pub mod caches;
 
+pub mod engine;
 pub mod store;
 pub mod transport;
 

@@ -10,7 +10,7 @@ const ROWS: [&[&str]; 11] = [
     &["config"],
     &["agent", "serve"],
     &["transfer", "metadata", "install", "local"],
-    &["store", "transport"],
+    &["store", "transport", "engine"],
     &["caches"],
     &["protocol"],
     &["artifact"],

@@ -1,0 +1,15 @@
+//! An engine in the foreground: its processes, what it prints, what its log says about caches, and when it is ready.
+//!
+//! [`Engine::start`] puts vLLM, or any other server, under warmd: it has a session of its own, and no process of it
+//! outlives [`Engine::stop`] or the [`Engine`]. What it prints passes through unchanged; each line also goes to an
+//! [`Observer`], which can collect a [`StartLog`]. [`wait`] asks the engine's own address until it answers.
+
+mod evidence;
+mod health;
+mod output;
+mod process;
+
+pub use evidence::{AotSlot, Cache, Evidence, Graphs, Seen, StartLog};
+pub use health::{Probe, ProbeError, ProbeFailure, Readiness, Serving, wait};
+pub use output::{MAX_LINE, Observer, Output, Stream};
+pub use process::{Command, Engine, Exit, Member, Signal, StartError, Stopped};

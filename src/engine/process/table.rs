@@ -1,0 +1,153 @@
+//! The kernel's process table, as `/proc` shows it (proc_pid_stat(5)).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+/// Process ids of one reading of the table.
+pub(super) type Table = BTreeMap<i32, Process>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) parent: i32,
+    pub(super) session: i32,
+    /// Clock ticks since boot. With the pid, it names a process for good.
+    pub(super) begun: u64,
+    /// Ended, and its parent has not waited for it.
+    pub(super) dead: bool,
+    pub(super) name: String,
+}
+
+pub(super) fn read(pid: i32) -> io::Result<Process> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    parse(pid, &stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
+}
+
+pub(super) fn all() -> io::Result<Table> {
+    let mut table = Table::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Gone since the directory was read.
+        let Ok(process) = read(pid) else { continue };
+        table.insert(pid, process);
+    }
+    Ok(table)
+}
+
+fn parse(pid: i32, stat: &[u8]) -> Option<Process> {
+    // The name stands in parentheses and may hold any byte, parentheses too.
+    let open = stat.iter().position(|byte| *byte == b'(')?;
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
+    let fields: Vec<&str> = std::str::from_utf8(&stat[close + 1..]).ok()?.split_ascii_whitespace().collect();
+    Some(Process {
+        pid,
+        dead: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+        begun: fields.get(19)?.parse().ok()?,
+        name,
+    })
+}
+
+/// Those that descend from `root`, are not in its session, and did not begin before `since`.
+pub(super) fn below(table: &Table, root: &Process, since: u64) -> Vec<Process> {
+    let outside = |process: &&Process| process.session != root.session && process.begun >= since;
+    table.values().filter(outside).filter(|process| descends(table, process, root.pid)).cloned().collect()
+}
+
+fn descends(table: &Table, process: &Process, root: i32) -> bool {
+    let mut parent = process.parent;
+    // A reading is not of one moment: parents could form a ring.
+    for _ in 0..table.len() {
+        if parent == root {
+            return true;
+        }
+        match table.get(&parent) {
+            Some(process) => parent = process.parent,
+            None => return false,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn process(pid: i32, parent: i32, session: i32) -> Process {
+        Process { pid, parent, session, begun: 100, dead: false, name: "p".to_owned() }
+    }
+
+    fn table(processes: &[Process]) -> Table {
+        processes.iter().map(|process| (process.pid, process.clone())).collect()
+    }
+
+    fn pids(table: &Table, root: i32, since: u64) -> Vec<i32> {
+        below(table, &table[&root], since).iter().map(|process| process.pid).collect()
+    }
+
+    #[test]
+    fn a_name_with_parentheses_and_blanks_does_not_shift_the_fields() {
+        let rest = "S 10 11 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 4711 999 5 18446744073709551615";
+        for name in ["python", "VLLM::EngineCor", "a) S 1 2 (b", ""] {
+            let parsed = parse(42, format!("42 ({name}) {rest}").as_bytes()).unwrap();
+            let expected =
+                Process { pid: 42, parent: 10, session: 12, begun: 4711, dead: false, name: name.to_owned() };
+            assert_eq!(parsed, expected);
+        }
+        assert!(parse(42, format!("42 (x) Z{}", &rest[1..]).as_bytes()).unwrap().dead);
+    }
+
+    #[test]
+    fn this_process_is_in_its_own_table() {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let me = &all().unwrap()[&pid];
+        assert_eq!(me.parent, rustix::process::getppid().unwrap().as_raw_nonzero().get());
+        assert_eq!(me.session, rustix::process::getsid(None).unwrap().as_raw_nonzero().get());
+        assert!(!me.dead);
+    }
+
+    #[test]
+    fn the_engine_is_what_descends_from_us_outside_our_session() {
+        let table = table(&[
+            process(1, 0, 1),
+            process(10, 1, 10),
+            // The leader, a child, and a child that has left the session.
+            process(20, 10, 20),
+            process(21, 20, 20),
+            process(22, 21, 22),
+            // Adopted when their parents ended.
+            process(23, 10, 20),
+            process(24, 10, 24),
+            // Our own helper, and somebody else's session.
+            process(30, 10, 10),
+            process(40, 1, 40),
+        ]);
+        assert_eq!(pids(&table, 10, 0), [20, 21, 22, 23, 24]);
+    }
+
+    #[test]
+    fn what_began_before_the_engine_is_not_of_it() {
+        let mut old = process(24, 10, 24);
+        old.begun = 99;
+        let table = table(&[process(10, 1, 10), old, process(25, 10, 25)]);
+        assert_eq!(pids(&table, 10, 100), [25]);
+    }
+
+    proptest! {
+        /// Also of tables that no kernel would show, such as rings of parents.
+        #[test]
+        fn a_search_ends_and_takes_neither_the_root_nor_its_session(parents in prop::collection::vec((0..12i32, 0..4i32), 12)) {
+            let processes: Vec<Process> =
+                parents.iter().zip(1..).map(|((parent, session), pid)| process(pid, *parent, *session)).collect();
+            let table = table(&processes);
+            for found in pids(&table, 1, 0) {
+                prop_assert!(found != 1 && table[&found].session != table[&1].session);
+            }
+        }
+    }
+}
