@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use blake3::hazmat::ChainingValue;
+use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::manifest::{Chunk, File, Manifest};
@@ -51,6 +52,24 @@ pub struct SourceFile {
     /// For the manifest: nanoseconds, or 0 where the family does not need it.
     pub mtime_ns: u64,
     pub stamp: Stamp,
+    /// What the artifact has in place of the bytes on disk.
+    pub content: Option<Bytes>,
+}
+
+impl SourceFile {
+    /// Bytes of content.
+    pub fn size(&self) -> u64 {
+        self.content.as_ref().map_or(self.stamp.size, |content| content.len() as u64)
+    }
+
+    /// All of it; for files that are known to be small.
+    pub fn read(&self) -> Result<Vec<u8>, BuildError> {
+        let reader = Reader::open(self)?;
+        let mut content = vec![0; self.size() as usize];
+        reader.read(0, &mut content)?;
+        reader.check()?;
+        Ok(content)
+    }
 }
 
 /// What tells that a file is still the one that was found.
@@ -113,17 +132,17 @@ pub fn build(files: &[SourceFile], base: Option<&Base<'_>>, outputs: &Outputs<'_
         if stream.is_placed(index) {
             continue;
         }
-        if file.stamp.size > WINDOW {
+        if file.size() > WINDOW {
             stream.cut_huge(index, file)?;
             continue;
         }
-        if bytes + file.stamp.size > WINDOW {
+        if bytes + file.size() > WINDOW {
             stream.take(files, &window)?;
             window.clear();
             bytes = 0;
         }
         window.push(index);
-        bytes += file.stamp.size;
+        bytes += file.size();
     }
     stream.take(files, &window)?;
     stream.close()?;
@@ -135,10 +154,10 @@ fn hash_all(files: &[SourceFile], outputs: &Outputs<'_>) -> Result<Vec<Digest>, 
         .par_iter()
         .map(|file| {
             let reader = Reader::open(file)?;
-            let mut hasher = FileHasher::new(file.stamp.size);
-            let mut buffer = vec![0; piece_len(file.stamp.size, 0)];
-            for offset in piece_offsets(file.stamp.size) {
-                let piece = &mut buffer[..piece_len(file.stamp.size, offset)];
+            let mut hasher = FileHasher::new(file.size());
+            let mut buffer = vec![0; piece_len(file.size(), 0)];
+            for offset in piece_offsets(file.size()) {
+                let piece = &mut buffer[..piece_len(file.size(), offset)];
                 reader.read(offset, piece)?;
                 hasher.piece(offset, piece);
                 (outputs.progress)(piece.len() as u64);
@@ -252,7 +271,7 @@ impl<'a> Stream<'a> {
     fn cut_huge(&mut self, index: usize, file: &SourceFile) -> Result<(), BuildError> {
         self.close()?;
         let reader = Reader::open(file)?;
-        let size = file.stamp.size;
+        let size = file.size();
         let offsets: Vec<u64> = piece_offsets(size).collect();
         let pieces: Vec<(ChainingValue, Chunk)> = offsets
             .par_iter()
@@ -289,7 +308,7 @@ impl<'a> Stream<'a> {
                 path: source.path.clone(),
                 executable: source.executable,
                 mtime_ns: source.mtime_ns,
-                size: source.stamp.size,
+                size: source.size(),
                 digest,
                 offset: self.places.get(&digest).copied().unwrap_or(0),
             });
@@ -325,11 +344,8 @@ fn encode(decoded: &[u8], outputs: &Outputs<'_>) -> Result<Chunk, BuildError> {
 }
 
 fn read_whole(file: &SourceFile, outputs: &Outputs<'_>) -> Result<(Vec<u8>, Digest), BuildError> {
-    let reader = Reader::open(file)?;
     // At most WINDOW bytes.
-    let mut content = vec![0; file.stamp.size as usize];
-    reader.read(0, &mut content)?;
-    reader.check()?;
+    let content = file.read()?;
     (outputs.progress)(content.len() as u64);
     let digest = Digest::of(&content);
     Ok((content, digest))
@@ -370,6 +386,11 @@ impl<'f> Reader<'f> {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BuildError> {
+        if let Some(content) = &self.file.content {
+            let piece = content.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
+            buffer.copy_from_slice(piece.ok_or_else(|| BuildError::Changed(self.file.path.clone()))?);
+            return Ok(());
+        }
         self.os.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => BuildError::Changed(self.file.path.clone()),
             _ => self.failed(error),
