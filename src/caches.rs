@@ -1,4 +1,8 @@
-//! What caches are on disk: which files of a directory belong to an artifact, and which of them are installed as one.
+//! What caches are on disk: which kinds there are, what decides whether entries of one can be used elsewhere, which files
+//! of a directory belong to an artifact, and which of them are installed as one.
+//!
+//! [`CacheFamily`] describes a kind, [`survey`] looks what of it a root holds, [`snapshot_subject`] captures that;
+//! [`snapshot`] captures a directory that the user names.
 //!
 //! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
 //! looks the same after the reading as before. A tree that keeps changing is an error, never a torn artifact.
@@ -8,19 +12,27 @@ mod environment;
 mod facts;
 mod family;
 pub mod launch;
+mod pattern;
+mod relocation;
 mod scan;
+mod survey;
 
 pub use directories::Directories;
 pub use environment::Environment;
 pub use facts::{Fact, Facts, Interpreter, InterpreterError, Known, Probe, ProbeError, Probed, name_of_gpu};
-pub use family::{CacheFamily, Place, Relocation};
+pub use family::{CacheFamily, IdentityError, Place, Unit};
 pub use launch::Launch;
+pub use relocation::{GroupError, MAX_GROUP, Relocation, expand, normalise};
 pub use scan::{Found, ScanError, ScanRules, Special, scan};
+pub use survey::{Entry, Selection, Subject, Survey, snapshot_subject, survey};
 
 use std::path::Path;
 use std::time::Duration;
 
 use crate::artifact::{Base, BuildError, Built, Outputs, RelPath, build};
+
+/// The directory that warmd keeps for itself in every cache root: in no artifact.
+pub const CONTROL: &str = ".warmd";
 
 /// Readings of a tree that keeps changing before [`snapshot`] gives up, and the pause between them, doubled each time.
 const ATTEMPTS: u32 = 5;
@@ -55,12 +67,22 @@ pub fn snapshot(
     base: Option<&Base<'_>>,
     outputs: &Outputs<'_>,
 ) -> Result<Snapshot, SnapshotError> {
+    capture(directory, || scan(directory, rules), base, outputs)
+}
+
+/// Captures what `look` finds, once it finds the same twice.
+fn capture(
+    directory: &Path,
+    look: impl Fn() -> Result<Found, ScanError>,
+    base: Option<&Base<'_>>,
+    outputs: &Outputs<'_>,
+) -> Result<Snapshot, SnapshotError> {
     let mut changed = String::new();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             std::thread::sleep(PAUSE * 2u32.pow(attempt - 1));
         }
-        let before = scan(directory, rules)?;
+        let before = look()?;
         let built = match build(&before.files, base, outputs) {
             Ok(built) => built,
             Err(BuildError::Changed(path)) => {
@@ -69,7 +91,7 @@ pub fn snapshot(
             }
             Err(error) => return Err(error.into()),
         };
-        let after = scan(directory, rules)?;
+        let after = look()?;
         if let Some(path) = first_difference(&before, &after) {
             changed = format!("last: `{path}`");
             continue;

@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use blake3::hazmat::ChainingValue;
+use bytes::Bytes;
 use rayon::prelude::*;
 
 use self::reader::Reader;
@@ -53,6 +54,24 @@ pub struct SourceFile {
     /// For the manifest: nanoseconds, or 0 where the family does not need it.
     pub mtime_ns: u64,
     pub stamp: Stamp,
+    /// What the artifact has in place of the bytes on disk.
+    pub content: Option<Bytes>,
+}
+
+impl SourceFile {
+    /// Bytes of content.
+    pub fn size(&self) -> u64 {
+        self.content.as_ref().map_or(self.stamp.size, |content| content.len() as u64)
+    }
+
+    /// All of it; for files that are known to be small.
+    pub fn read(&self) -> Result<Vec<u8>, BuildError> {
+        let reader = Reader::open(self)?;
+        let mut content = vec![0; self.size() as usize];
+        reader.read(0, &mut content)?;
+        reader.check()?;
+        Ok(content)
+    }
 }
 
 /// What tells that a file is still the one that was found.
@@ -145,10 +164,10 @@ fn hash_all(files: &[SourceFile], outputs: &Outputs<'_>) -> Result<Vec<Digest>, 
         .par_iter()
         .map_init(Vec::new, |buffer: &mut Vec<u8>, file| {
             let reader = Reader::open(file)?;
-            let mut hasher = FileHasher::new(file.stamp.size);
-            buffer.resize(piece_len(file.stamp.size, 0).max(buffer.len()), 0);
-            for offset in piece_offsets(file.stamp.size) {
-                let piece = &mut buffer[..piece_len(file.stamp.size, offset)];
+            let mut hasher = FileHasher::new(file.size());
+            buffer.resize(piece_len(file.size(), 0).max(buffer.len()), 0);
+            for offset in piece_offsets(file.size()) {
+                let piece = &mut buffer[..piece_len(file.size(), offset)];
                 reader.read(offset, piece)?;
                 hasher.piece(offset, piece);
                 (outputs.progress)(piece.len() as u64);
@@ -256,7 +275,7 @@ impl<'a> Stream<'a> {
     fn cut_huge(&mut self, index: usize, file: &SourceFile) -> Result<(), BuildError> {
         self.close()?;
         let reader = Reader::open(file)?;
-        let size = file.stamp.size;
+        let size = file.size();
         let offsets: Vec<u64> = piece_offsets(size).collect();
         let pieces: Vec<(ChainingValue, Chunk)> = offsets
             .par_iter()
@@ -293,7 +312,7 @@ impl<'a> Stream<'a> {
                 path: source.path.clone(),
                 executable: source.executable,
                 mtime_ns: source.mtime_ns,
-                size: source.stamp.size,
+                size: source.size(),
                 digest,
                 offset: self.places.get(&digest).copied().unwrap_or(0),
             });

@@ -13,6 +13,12 @@ use crate::artifact::{MAX_FILES, PathError, RelPath, SourceFile, Stamp};
 const SETUID_SETGID: u32 = 0o6000;
 const ANY_EXECUTE: u32 = 0o111;
 
+/// Names that are looked at in the root of a family, whose user did not choose what lies in it.
+const MAX_NAMES: usize = 400_000;
+
+/// Reasons that are kept; a root full of locks needs no more.
+const MAX_REASONS: usize = 1000;
+
 /// Bytes of the largest private key file.
 const MAX_KEY: u64 = 64 * 1024;
 
@@ -31,6 +37,8 @@ pub enum ScanError {
     Special { path: PathBuf, what: &'static str },
     #[error("{path}: the name is not UTF-8; rename it or leave it out with `--skip-special`", path = path.display())]
     NotUtf8 { path: PathBuf },
+    #[error("{directory} holds more than {MAX_NAMES} files and directories: remove what no engine needs", directory = directory.display())]
+    Overgrown { directory: PathBuf },
     #[error("{path} holds a private key: it must not leave this node; publish another directory", path = .0.display())]
     PrivateKey(PathBuf),
     #[error("{path}: {source}", path = path.display())]
@@ -74,12 +82,7 @@ pub struct Found {
 }
 
 pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
-    let meta = directory.metadata().map_err(|source| ScanError::Read { path: directory.to_owned(), source })?;
-    if !meta.is_dir() {
-        return Err(ScanError::NotADirectory(directory.to_owned()));
-    }
-    let walk = Walk { directory, rules, files: AtomicUsize::new(0) };
-    let (mut files, skipped) = walk.directory(directory, "")?;
+    let (mut files, skipped) = walk(directory, rules, None)?;
     if files.is_empty() {
         return Err(ScanError::Empty(directory.to_owned()));
     }
@@ -87,6 +90,22 @@ pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
     check_case(&files)?;
     let entries: BTreeSet<RelPath> = files.iter().map(|file| file.path.prefix(rules.entry_depth.max(1))).collect();
     Ok(Found { files, entries: entries.into_iter().collect(), skipped })
+}
+
+/// Which part of a tree is looked at. With it, a single file that cannot be published is left out and refuses nothing.
+pub(super) trait Filter: Sync {
+    /// Why a directory or a file is left out, by its path below the top.
+    fn leaves(&self, path: &str, is_directory: bool) -> Option<&'static str>;
+}
+
+/// Files in no order, and what was left out.
+pub(super) fn walk(directory: &Path, rules: &ScanRules, filter: Option<&dyn Filter>) -> Result<Part, ScanError> {
+    let meta = directory.metadata().map_err(|source| ScanError::Read { path: directory.to_owned(), source })?;
+    if !meta.is_dir() {
+        return Err(ScanError::NotADirectory(directory.to_owned()));
+    }
+    let [files, names, reasons] = [const { AtomicUsize::new(0) }; 3];
+    Walk { directory, rules, filter, files, names, reasons }.directory(directory, "")
 }
 
 fn check_case(files: &[SourceFile]) -> Result<(), ScanError> {
@@ -107,14 +126,18 @@ fn is_private_key(path: &Path) -> bool {
 }
 
 /// What one directory and those below it hold, in no order: files, and what was left out.
-type Part = (Vec<SourceFile>, Vec<String>);
+pub(super) type Part = (Vec<SourceFile>, Vec<String>);
 
 /// Subdirectories are walked side by side: looking at a file costs more than reading a small one.
 struct Walk<'a> {
     directory: &'a Path,
     rules: &'a ScanRules,
+    filter: Option<&'a dyn Filter>,
     /// Found so far.
     files: AtomicUsize,
+    /// With a filter: looked at, and left out with a reason, so far.
+    names: AtomicUsize,
+    reasons: AtomicUsize,
 }
 
 impl Walk<'_> {
@@ -129,13 +152,21 @@ impl Walk<'_> {
                 continue;
             };
             let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if let Some(why) = self.filtered(&relative, is_directory)? {
+                self.leave(&mut skipped, format!("{relative}: {why}"));
+                continue;
+            }
+            if is_directory {
                 below.push((path, relative));
                 continue;
             }
             match self.file(path, &relative) {
                 // What vanishes between listing and looking was not there.
                 Err(ScanError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error @ (ScanError::PrivateKey(_) | ScanError::Path { .. })) if self.filter.is_some() => {
+                    self.leave(&mut skipped, error.to_string());
+                }
                 Err(error) => return Err(error),
                 Ok(Ok(file)) => files.push(file),
                 Ok(Err(reason)) => skipped.push(reason),
@@ -153,6 +184,25 @@ impl Walk<'_> {
             skipped.extend(left_out);
         }
         Ok((files, skipped))
+    }
+
+    /// Why the filter leaves something out.
+    fn filtered(&self, relative: &str, is_directory: bool) -> Result<Option<&'static str>, ScanError> {
+        let Some(filter) = self.filter else {
+            return Ok(None);
+        };
+        if self.names.fetch_add(1, Ordering::Relaxed) >= MAX_NAMES {
+            return Err(ScanError::Overgrown { directory: self.directory.to_owned() });
+        }
+        // Nothing below could be named, and the walk must not go as deep as somebody likes.
+        let too_deep = is_directory && RelPath::new(relative).is_err();
+        Ok(if too_deep { Some("no path of an artifact") } else { filter.leaves(relative, is_directory) })
+    }
+
+    fn leave(&self, skipped: &mut Vec<String>, reason: String) {
+        if self.reasons.fetch_add(1, Ordering::Relaxed) < MAX_REASONS {
+            skipped.push(reason);
+        }
     }
 
     /// The file, or why it is left out.
@@ -176,6 +226,7 @@ impl Walk<'_> {
             executable: meta.mode() & ANY_EXECUTE != 0,
             mtime_ns: if self.rules.keep_mtime { mtime_ns } else { 0 },
             stamp: Stamp::of(&meta),
+            content: None,
         }))
     }
 

@@ -57,8 +57,7 @@ impl Facts {
         let mut probed = probe.run().await?;
         self.add_launch(&probe.environment, &mut probed.facts);
         let seconds = probed.took.as_secs_f64();
-        let report =
-            Report { interpreter: probe.interpreter.python, kept: probed.kept, seconds, facts: &probed.facts };
+        let report = Report { interpreter: probe.interpreter.python, kept: probed.kept, seconds, facts: &probed.facts };
         if self.json {
             output::json(&report)?;
         } else {

@@ -4,7 +4,7 @@ use crate::artifact::RelPath;
 use crate::digest::IdentityId;
 
 /// warmd's own directory, 0700. No manifest may name it.
-pub(super) const CONTROL: &str = ".warmd";
+pub(super) use crate::caches::CONTROL;
 
 /// In [`CONTROL`]: held with `flock`, never unlinked, names the last holder's pid.
 pub(super) const LOCK: &str = "lock";

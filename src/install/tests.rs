@@ -105,7 +105,7 @@ fn draft(tree: &Tree) -> (Draft, BTreeMap<Digest, Vec<u8>>) {
         let stamp = Stamp::of(&source.metadata().unwrap());
         let path = RelPath::new(path).unwrap();
         let Content { executable, mtime_ns, .. } = *content;
-        sources.push(SourceFile { path, source, executable, mtime_ns, stamp });
+        sources.push(SourceFile { path, source, executable, mtime_ns, stamp, content: None });
     }
     let chunks = Mutex::new(BTreeMap::new());
     let store = |chunk: &Chunk, bytes: &[u8]| {

@@ -341,7 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_end_of_a_long_complaint_is_kept_and_escaped() {
-        let script = "i=0; while [ $i -lt 3000 ]; do echo line $i >&2; i=$((i+1)); done; printf 'bad\\033[31m end\\n\\n' >&2";
+        let script =
+            "i=0; while [ $i -lt 3000 ]; do echo line $i >&2; i=$((i+1)); done; printf 'bad\\033[31m end\\n\\n' >&2";
         let complaint = shell(script).run().await.unwrap().complaint;
         assert!(complaint.0.len() <= MAX_COMPLAINT);
         assert_eq!(complaint.last_line().unwrap(), "bad\\u{1b}[31m end");

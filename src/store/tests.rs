@@ -164,6 +164,7 @@ fn a_build_is_published_and_the_next_generation_shares_its_chunks() {
                 executable: false,
                 mtime_ns: 0,
                 stamp,
+                content: None,
             }
         };
         let sources: Vec<SourceFile> = (0..200).map(source).collect();

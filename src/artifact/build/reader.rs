@@ -31,6 +31,11 @@ impl<'f> Reader<'f> {
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BuildError> {
+        if let Some(content) = &self.file.content {
+            let piece = content.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
+            buffer.copy_from_slice(piece.ok_or_else(|| BuildError::Changed(self.file.path.clone()))?);
+            return Ok(());
+        }
         self.os.read_exact_at(buffer, offset).map_err(|error| match (error.kind(), self.check()) {
             (io::ErrorKind::UnexpectedEof, _) => BuildError::Changed(self.file.path.clone()),
             // What took the file's place may not be readable at all.

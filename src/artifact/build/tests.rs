@@ -53,7 +53,8 @@ impl Tree {
             .map(|path| {
                 let source = self.0.path().join(path.as_ref());
                 let stamp = Stamp::of(&source.metadata().unwrap());
-                SourceFile { path: RelPath::new(path.as_ref()).unwrap(), source, executable: false, mtime_ns: 0, stamp }
+                let path = RelPath::new(path.as_ref()).unwrap();
+                SourceFile { path, source, executable: false, mtime_ns: 0, stamp, content: None }
             })
             .collect();
         sources.sort_by(|a, b| a.path.cmp(&b.path));

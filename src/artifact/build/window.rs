@@ -26,15 +26,15 @@ pub(super) fn batches(files: &[SourceFile], placed: impl Fn(usize) -> bool) -> V
     let size = PER_CORE.saturating_mul(rayon::current_num_threads()).min(MOST) as u64;
     let (mut batches, mut few, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (index, file) in files.iter().enumerate().filter(|(index, _)| !placed(*index)) {
-        if bytes + file.stamp.size > size && !few.is_empty() {
+        if bytes + file.size() > size && !few.is_empty() {
             batches.push(Batch::Few(std::mem::take(&mut few)));
             bytes = 0;
         }
-        if file.stamp.size > size {
+        if file.size() > size {
             batches.push(Batch::Huge(index));
         } else {
             few.push(index);
-            bytes += file.stamp.size;
+            bytes += file.size();
         }
     }
     if !few.is_empty() {
@@ -70,7 +70,7 @@ impl Window {
         let mut end = 0;
         for &index in few {
             // All of them together fit into a window.
-            end += files[index].stamp.size as usize;
+            end += files[index].size() as usize;
             self.ends.push(end);
         }
         if self.buffer.len() < end {
@@ -79,7 +79,7 @@ impl Window {
         let mut rest = &mut self.buffer[..];
         let mut parts = Vec::with_capacity(few.len());
         for &index in few {
-            let (part, after) = rest.split_at_mut(files[index].stamp.size as usize);
+            let (part, after) = rest.split_at_mut(files[index].size() as usize);
             parts.push((&files[index], part));
             rest = after;
         }

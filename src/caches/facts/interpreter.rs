@@ -57,11 +57,7 @@ impl Interpreter {
     }
 }
 
-fn of_command(
-    program: &str,
-    arguments: &[String],
-    environment: &Environment,
-) -> Result<Interpreter, InterpreterError> {
+fn of_command(program: &str, arguments: &[String], environment: &Environment) -> Result<Interpreter, InterpreterError> {
     let path = lookup(program, environment)?;
     if is_python(&path) {
         return Ok(of_python(path, arguments, environment));
@@ -122,8 +118,7 @@ fn of_python(python: PathBuf, arguments: &[String], environment: &Environment) -
 fn is_isolated(options: &[String], environment: &Environment) -> bool {
     let short = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains(['I', 'P']);
     let ignores = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains('E');
-    options.iter().any(short)
-        || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
+    options.iter().any(short) || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
 }
 
 /// Installers write this for interpreters that a `#!` line cannot name, because of length or spaces: a text that is a
@@ -151,7 +146,8 @@ fn lookup(program: &str, environment: &Environment) -> Result<PathBuf, Interpret
     let directories = environment.get("PATH").unwrap_or("/usr/local/bin:/usr/bin:/bin");
     let mut candidates =
         std::env::split_paths(directories).filter_map(|directory| std::path::absolute(directory.join(program)).ok());
-    let runs = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let runs =
+        |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     candidates.find(runs).ok_or_else(not_found)
 }
 

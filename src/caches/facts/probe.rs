@@ -196,8 +196,10 @@ impl Probe {
         // Start-up files of a site may print before the answer.
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.trim_end().lines().last().unwrap_or("");
-        let mut answer: Answer = serde_json::from_str(last)
-            .map_err(|_| ProbeError::Garbage { python, said: printable(&last.chars().take(100).collect::<String>()) })?;
+        let mut answer: Answer = serde_json::from_str(last).map_err(|_| ProbeError::Garbage {
+            python,
+            said: printable(&last.chars().take(100).collect::<String>()),
+        })?;
         for fact in Fact::ALL.iter().filter(|fact| !NOT_PROBED.contains(fact)) {
             let known = answer.facts.get(*fact).cloned();
             let known = known.unwrap_or_else(|| Known::Failed("the interpreter said nothing about it".to_owned()));
@@ -208,10 +210,8 @@ impl Probe {
 
     /// What is in the environment needs no Python.
     fn add_environment(&self, facts: &mut Facts) {
-        let set: Vec<String> = TRITON_HASHED
-            .iter()
-            .filter_map(|name| Some(format!("{name}={}", self.environment.get(name)?)))
-            .collect();
+        let set: Vec<String> =
+            TRITON_HASHED.iter().filter_map(|name| Some(format!("{name}={}", self.environment.get(name)?))).collect();
         let known = match facts.get(Fact::Triton) {
             Some(Known::Value(_)) if set.is_empty() => Known::Absent("none of Triton's variables is set".to_owned()),
             Some(Known::Value(_)) => Known::Value(set.join(" ")),
