@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod config;
+mod exec;
 mod facts;
 mod keys;
 mod maintain;
@@ -39,6 +40,8 @@ pub struct Cli {
 enum Command {
     /// Everything on this machine: a metadata server, two agents, and a real transfer of the directories you name
     Quickstart(quickstart::Quickstart),
+    /// Start an engine warm: bring its caches, run it, tell what it used, publish what it adds
+    Exec(exec::Exec),
     /// The node daemon
     Agent(agent::Agent),
     /// The metadata server: who holds what
@@ -108,6 +111,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn short(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Quickstart(command) => command.run().await,
+        Command::Exec(command) => command.run().await,
         Command::Publish(command) => command.run().await,
         Command::Warm(command) => command.run().await,
         Command::Status(command) => command.run().await,

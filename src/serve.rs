@@ -1,3 +1,6 @@
-//! The pod's side: brings what the agent fetched into the pod's own cache root, with the pod's uid, mounts and policy.
+//! The pod's side: brings what the agent fetched into the pod's own cache roots, with the pod's uid, mounts and policy, and
+//! runs the engine on them.
 
+pub mod exec;
+pub mod outlook;
 pub mod warm;

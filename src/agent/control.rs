@@ -38,6 +38,9 @@ const CHUNKS_QUEUED: usize = 4;
 
 const MAX_PAGE: usize = 1000;
 
+/// As many as the metadata server answers at once.
+const MAX_IDENTITIES: usize = 64;
+
 /// Bytes between two reports of a publication's progress: a report for each of many small files would cost more than reading it.
 const PROGRESS_STEP: u64 = 8 * 1024 * 1024;
 
@@ -136,6 +139,19 @@ impl Agent for Control {
                 tracing::debug!("caller of Warm went away; fetches go on");
             }
         }))
+    }
+
+    async fn find(&self, request: Request<pb::FindRequest>) -> Result<Response<pb::FindReply>, Status> {
+        let asked = request.into_inner().identities;
+        if asked.len() > MAX_IDENTITIES {
+            return Err(Status::invalid_argument(format!("more than {MAX_IDENTITIES} identities in one call")));
+        }
+        let identities = asked.iter().map(|identity| IdentityId::try_from(&identity[..]));
+        let identities = identities
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| Status::invalid_argument("an identity is not 32 bytes"))?;
+        let (offers, unreachable) = self.0.fetching.offers(identities).await;
+        Ok(Response::new(convert::found(offers, unreachable)))
     }
 
     async fn read_chunks(

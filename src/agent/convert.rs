@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tonic::Status;
 
 use super::fetching::{Failed, Wanted};
-use super::publish::{Publication, Published};
+use super::publish::{Content, Publication, Published};
 use crate::artifact::{Admitted, Provenance, SourceIdentity};
-use crate::caches::{ScanRules, Special};
+use crate::caches::{CacheFamily, ScanRules, Special};
 use crate::digest::ArtifactId;
-use crate::identity::{TrustClass, UnixTime};
+use crate::identity::UnixTime;
+use crate::protocol::metadata::Offer;
 use crate::protocol::pb;
 use crate::store::{Artifact, Report, Swept};
 use crate::transfer::{Fetched, Progress};
@@ -34,7 +35,22 @@ pub(super) fn publication(request: pb::PublishRequest) -> Result<Publication, St
     let family = request.family.parse().map_err(|error| invalid(&error))?;
     let facts: BTreeMap<String, String> = request.facts.into_iter().collect();
     let identity = SourceIdentity::new(family, facts).map_err(|error| invalid(&error))?;
-    let class: TrustClass = request.trust_class.parse().map_err(|error: String| invalid(&error))?;
+    let (content, class) = match CacheFamily::by_name(&request.family).filter(|family| family.name != "directory") {
+        Some(family) => {
+            let settled_by = Duration::from_millis(request.settled_by_ms);
+            let settled_by = (request.settled_by_ms > 0).then(|| SystemTime::UNIX_EPOCH + settled_by);
+            (Content::Family { family, settled_by }, family.class)
+        }
+        None => {
+            let class = request.trust_class.parse().map_err(|error: String| invalid(&error))?;
+            let rules = ScanRules {
+                entry_depth: (request.entry_depth as usize).max(1),
+                keep_mtime: request.keep_mtime,
+                special: if request.skip_special { Special::Skip } else { Special::Refuse },
+            };
+            (Content::All(rules), class)
+        }
+    };
     let expires = (request.expires_in_s > 0).then(|| UnixTime::now().after(Duration::from_secs(request.expires_in_s)));
     Ok(Publication {
         directory,
@@ -47,11 +63,7 @@ pub(super) fn publication(request: pb::PublishRequest) -> Result<Publication, St
             engine_version: request.engine_version,
             builder: format!("warmd {}", env!("CARGO_PKG_VERSION")),
         },
-        rules: ScanRules {
-            entry_depth: (request.entry_depth as usize).max(1),
-            keep_mtime: request.keep_mtime,
-            special: if request.skip_special { Special::Skip } else { Special::Refuse },
-        },
+        content,
         expires,
     })
 }
@@ -80,6 +92,26 @@ pub(super) fn published(published: Published) -> pb::PublishEvent {
 pub(super) fn reading(bytes: u64, bytes_total: u64) -> pb::PublishEvent {
     let progress = pb::Progress { phase: "read".to_owned(), bytes, bytes_total, files: 0, holders: 0 };
     pb::PublishEvent { event: Some(pb::publish_event::Event::Progress(progress)) }
+}
+
+pub(super) fn found(offers: Vec<Offer>, unreachable: Option<String>) -> pb::FindReply {
+    let found = offers.into_iter().map(|offer| {
+        let artifact = offer.artifact;
+        pb::FoundArtifact {
+            artifact_id: id_bytes(&artifact.artifact),
+            identity: Bytes::copy_from_slice(artifact.identity.as_bytes()),
+            subject: artifact.subject.to_string(),
+            generation: artifact.generation,
+            created_s: artifact.created.seconds(),
+            size: artifact.size,
+            wire_size: artifact.wire_size,
+            files: artifact.files,
+            signer: Bytes::copy_from_slice(artifact.signer.as_bytes()),
+            holders: offer.holder_count,
+            here: offer.holders.is_empty(),
+        }
+    });
+    pb::FindReply { found: found.collect(), metadata_failure: unreachable.unwrap_or_default() }
 }
 
 pub(super) fn offer(wanted: &[Wanted]) -> pb::WarmEvent {

@@ -124,6 +124,23 @@ impl Fetching {
         Ok(by_subject.into_values().take(MAX_SUBJECTS).map(Wanted::new).collect())
     }
 
+    /// What there is of many identities, each artifact once, and why the directory could not be asked.
+    pub(super) async fn offers(&self, identities: Vec<IdentityId>) -> (Vec<Offer>, Option<String>) {
+        let local = identities.iter().flat_map(|identity| self.local_offers(*identity));
+        let mut offers: HashMap<ArtifactId, Offer> = local.map(|offer| (offer.artifact.artifact, offer)).collect();
+        let lookup = Lookup { identities, want: Some(WANT), near: self.locality.clone(), exclude: vec![self.node] };
+        let failure = match self.client.lookup(&lookup).await {
+            Ok(found) => {
+                for offer in found.offers {
+                    offers.entry(offer.artifact.artifact).or_insert(offer);
+                }
+                None
+            }
+            Err(error) => Some(unreachable(&error).detail),
+        };
+        (offers.into_values().collect(), failure)
+    }
+
     fn local_offers(&self, identity: IdentityId) -> Vec<Offer> {
         let here = self.store.list().into_iter();
         here.filter(|artifact| artifact.identity() == identity && artifact.state() == State::Complete)

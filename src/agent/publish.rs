@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::trust::Trust;
 use crate::artifact::{Base, Draft, Manifest, ManifestError, Outputs, Provenance, SignedManifest, SourceIdentity};
-use crate::caches::{ScanRules, SnapshotError, snapshot};
+use crate::caches::{CacheFamily, ScanRules, Selection, SnapshotError, snapshot, snapshot_subject};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{PrivateKey, TrustClass, UnixTime};
 use crate::store::{Artifact, Store, StoreError};
@@ -18,8 +19,18 @@ pub(super) struct Publication {
     pub(super) subject: String,
     pub(super) attributes: std::collections::BTreeMap<String, String>,
     pub(super) provenance: Provenance,
-    pub(super) rules: ScanRules,
+    pub(super) content: Content,
     pub(super) expires: Option<UnixTime>,
+}
+
+/// Which files of the directory.
+pub(super) enum Content {
+    All(ScanRules),
+    /// Those of the subject, in a family's root, but for entries with files younger than that.
+    Family {
+        family: &'static CacheFamily,
+        settled_by: Option<SystemTime>,
+    },
 }
 
 /// What came of it.
@@ -69,7 +80,7 @@ impl Publisher {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Published, PublishError> {
         let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
-        let Publication { directory, identity, class, subject, attributes, provenance, rules, expires } = publication;
+        let Publication { directory, identity, class, subject, attributes, provenance, content, expires } = publication;
         let before = self.store.latest(&identity.id(), &subject, &signer.public().id());
         // Held, so that its chunks are not evicted while the next generation is built on them.
         let before = before.and_then(|artifact| self.store.hold(&artifact.id()));
@@ -78,7 +89,14 @@ impl Publisher {
         let put = |chunk: &crate::artifact::Chunk, encoded: &[u8]| {
             self.store.put_chunk(&chunk.digest, encoded).map(drop).map_err(std::io::Error::other)
         };
-        let taken = snapshot(&directory, &rules, base.as_ref(), &Outputs { store: &put, progress })?;
+        let outputs = Outputs { store: &put, progress };
+        let taken = match content {
+            Content::All(rules) => snapshot(&directory, &rules, base.as_ref(), &outputs)?,
+            Content::Family { family, settled_by } => {
+                let selection = Selection { root: &directory, family, subject: &subject, settled_by };
+                snapshot_subject(&selection, base.as_ref(), &outputs)?
+            }
+        };
         let reused = taken.built.reused_bytes;
         let draft = Draft {
             identity,

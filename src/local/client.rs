@@ -8,12 +8,12 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
-use crate::digest::ArtifactId;
+use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, ChunkData, EvictRequest, ExportRequest, GcReply, GcRequest, ImportReply, InspectReply,
-    InspectRequest, ListArtifactsReply, ListArtifactsRequest, PublishEvent, PublishRequest, ReadChunksRequest,
-    StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    ArchiveBytes, ChunkData, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply,
+    InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, PublishEvent, PublishRequest,
+    ReadChunksRequest, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -58,6 +58,11 @@ impl Client {
 
     pub async fn warm(&self, request: WarmRequest) -> Result<Streaming<WarmEvent>, ClientError> {
         Ok(self.0.clone().warm(request).await?.into_inner())
+    }
+
+    pub async fn find(&self, identities: &[IdentityId]) -> Result<FindReply, ClientError> {
+        let identities = identities.iter().map(|identity| bytes::Bytes::copy_from_slice(identity.as_bytes())).collect();
+        Ok(self.0.clone().find(FindRequest { identities }).await?.into_inner())
     }
 
     pub async fn read_chunks(&self, id: ArtifactId, indices: Vec<u32>) -> Result<Streaming<ChunkData>, ClientError> {

@@ -10,7 +10,7 @@
 
 mod install;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tonic::Streaming;
 
 use self::install::{Feed, InstallWork};
-use crate::artifact::{Admitted, ManifestError, SignedManifest, SourceIdentity};
+use crate::artifact::{Admitted, ManifestError, RelPath, SignedManifest, SourceIdentity};
 use crate::digest::ArtifactId;
 use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
@@ -60,6 +60,11 @@ pub struct ArtifactReport {
     pub wire_bytes: u64,
     pub reused_bytes: u64,
     pub holders: u32,
+    /// All of its entries, and what its signer says about it.
+    #[serde(skip)]
+    pub entries: Vec<RelPath>,
+    #[serde(skip)]
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// How an attempt ended.
@@ -412,6 +417,8 @@ impl ArtifactReport {
             wire_bytes: 0,
             reused_bytes: 0,
             holders: 0,
+            entries: admitted.manifest().entries.clone(),
+            attributes: admitted.manifest().attributes.clone(),
         }
     }
 }

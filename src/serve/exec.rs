@@ -1,0 +1,274 @@
+//! A start-up hook in front of any engine command: warm, start, wait until it is ready, tell what was used, publish what is
+//! new, for as long as the engine lives.
+//!
+//! ```text
+//! facts -> identities -> find -> warm, all families side by side -> engine -> ready -> proof -> publish, again and again
+//! ```
+//!
+//! Nothing here fails the engine: whatever goes wrong before it is a cold start with the reason told, within the budget (I6).
+
+mod proof;
+mod publishing;
+mod signals;
+mod warming;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+
+pub use self::proof::{FamilyProof, Proof};
+use self::publishing::Publishing;
+use self::signals::Signals;
+use self::warming::Warmed;
+use super::outlook::{Outlook, outlook};
+use crate::caches::{Directories, Environment, Interpreter, Launch, Probe};
+use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Serving, Signal, StartError, StartLog};
+use crate::identity::Policy;
+use crate::install::Limits;
+use crate::local::{Client, chain};
+
+/// What to run, and how long what may take.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Replaces the interpreter that the command names.
+    pub python: Option<PathBuf>,
+    /// Directory below which the caches are, unless the environment says where.
+    pub root: Option<PathBuf>,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Absent, nothing is installed: the reason why.
+    pub policy: Result<Arc<Policy>, String>,
+    /// From the beginning until the engine is started.
+    pub budget: Duration,
+    pub limits: Limits,
+    /// Answers of the interpreter are kept here.
+    pub facts_cache: Option<PathBuf>,
+    pub image: Option<String>,
+    /// Asked instead of the engine's own address.
+    pub ready_url: Option<String>,
+    /// The engine is given up on as a publisher after this time.
+    pub ready_timeout: Duration,
+    /// Whether new entries are published, once nothing was written for this long.
+    pub publish_after: Option<Duration>,
+    /// From a signal to end until the engine is killed.
+    pub grace: Duration,
+}
+
+/// One line for the user.
+pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit: Exit,
+    /// Present if the engine was ready.
+    pub proof: Option<Proof>,
+}
+
+/// Runs the engine to its end. The only error is that there is no engine to run.
+pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
+    let begun = Instant::now();
+    let mut signals = Signals::listen()?;
+    let mut plan = Plan::new(&exec, &say);
+    tokio::select! {
+        () = plan.warm(&exec, begun, &say) => {}
+        // Whoever wants us to end wants no engine any more.
+        signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
+    }
+    plan.look_at_roots().await;
+    say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
+    let log = Arc::new(Mutex::new(StartLog::default()));
+    let seen = log.clone();
+    let observer = move |_, line: &str| {
+        seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
+    };
+    let engine = Engine::start(plan.command(&exec), Output::inherited(Arc::new(observer))).await?;
+    Ok(supervise(engine, &exec, &plan, &log, &mut signals, &say).await)
+}
+
+/// Everything that is known before the engine starts.
+struct Plan {
+    environment: Environment,
+    changes: Vec<(String, String)>,
+    launch: Option<Launch>,
+    outlook: Outlook,
+    warmed: Vec<Warmed>,
+    client: Option<Client>,
+}
+
+impl Plan {
+    fn new(exec: &Exec, say: &Say) -> Self {
+        let mut environment = Environment::of_this_process();
+        let mut changes = Vec::new();
+        match Directories::choose(exec.root.as_deref(), &environment) {
+            Ok(directories) => {
+                if let Some(notice) = directories.notice() {
+                    say(&notice);
+                }
+                directories.apply(&mut environment);
+                changes =
+                    directories.changes().iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            }
+            Err(error) => say(&format!("cache directories are left as they are: {error}")),
+        }
+        let launch = Launch::parse(&exec.command);
+        match &launch {
+            Ok(launch) => launch.notes().iter().for_each(|note| say(note)),
+            Err(error) => say(&format!("the engine's command line is not understood: {error}")),
+        }
+        let launch = launch.ok();
+        Self { environment, changes, launch, outlook: Outlook::default(), warmed: Vec::new(), client: None }
+    }
+
+    /// Every way out of it tells why the start is cold, if it is.
+    async fn warm(&mut self, exec: &Exec, begun: Instant, say: &Say) {
+        let identified = timeout(exec.budget, self.identify(exec)).await;
+        if let Err(reason) = identified.unwrap_or_else(|_| Err(format!("no facts within {:?}", exec.budget))) {
+            return say(&format!("cold start: {reason}"));
+        }
+        self.outlook.failed.iter().for_each(|error| say(&format!("left out: {error}")));
+        let client = match Client::connect(&exec.socket).await {
+            Ok(client) => self.client.insert(client).clone(),
+            Err(error) => return say(&format!("cold start: {error}")),
+        };
+        match &exec.policy {
+            Ok(policy) => {
+                let left = exec.budget.saturating_sub(begun.elapsed());
+                let prospects = &self.outlook.prospects;
+                // Each family keeps the time itself; this is for a file system that hangs.
+                let last = left + Duration::from_secs(1);
+                match timeout(last, warming::all(&client, prospects, policy, exec.limits, left, say)).await {
+                    Ok(warmed) => self.warmed = warmed,
+                    Err(_) => say(&format!("the budget of {:?} is over: the engine starts as it is", exec.budget)),
+                }
+            }
+            Err(reason) => say(&format!("cold start: {reason}")),
+        }
+    }
+
+    async fn identify(&mut self, exec: &Exec) -> Result<(), String> {
+        let mut environment = self.environment.clone();
+        if let Some(image) = &exec.image {
+            environment.set("WARMD_IMAGE_DIGEST", image);
+        }
+        let interpreter = Interpreter::find(&exec.command, exec.python.as_deref(), &environment);
+        let interpreter = interpreter.map_err(|error| error.to_string())?;
+        let probe = Probe { interpreter, environment, deadline: exec.budget, cache: exec.facts_cache.clone() };
+        let probed = probe.run().await.map_err(|error| chain(&error))?;
+        self.outlook = outlook(&self.environment, &probed.facts, self.launch.as_ref());
+        Ok(())
+    }
+
+    /// What is there before the engine adds to it.
+    async fn look_at_roots(&mut self) {
+        warming::add_unoffered(&mut self.warmed, &self.outlook.prospects);
+        for warmed in &mut self.warmed {
+            warmed.look().await;
+        }
+    }
+
+    fn command(&self, exec: &Exec) -> Command {
+        let mut words = exec.command.iter().map(Into::into);
+        let program = words.next().unwrap_or_default();
+        Command { program, args: words.collect(), set: self.changes.clone(), directory: None }
+    }
+
+    /// Where the engine tells that it is ready.
+    fn readiness(&self, exec: &Exec) -> Result<engine::Probe, engine::ProbeError> {
+        match (&exec.ready_url, &self.launch) {
+            (Some(url), _) => engine::Probe::of_url(url),
+            (None, Some(launch)) => engine::Probe::of_engine(&serving(launch), &self.environment),
+            (None, None) => engine::Probe::of_engine(&Serving::default(), &self.environment),
+        }
+    }
+}
+
+fn serving(launch: &Launch) -> Serving {
+    let text = |name: &str| launch.option(name).map(str::to_owned);
+    let defaults = Serving::default();
+    Serving {
+        host: launch.host().map(str::to_owned),
+        port: launch.port().unwrap_or(defaults.port),
+        socket: launch.uds().map(Into::into),
+        certificate: text("ssl-certfile").map(Into::into),
+        headless: launch.is_headless(),
+        node_rank: launch.option("node-rank").and_then(|rank| rank.parse().ok()).unwrap_or(0),
+        server_on_every_node: launch.has("data-parallel-external-lb") || launch.has("data-parallel-hybrid-lb"),
+        data_parallel_address: text("data-parallel-address"),
+        master_address: text("master-addr"),
+    }
+}
+
+async fn supervise(
+    mut engine: Engine,
+    exec: &Exec,
+    plan: &Plan,
+    log: &Mutex<StartLog>,
+    signals: &mut Signals,
+    say: &Say,
+) -> Ended {
+    let proof = Mutex::new(None);
+    let mut following = std::pin::pin!(follow(engine.exited(), exec, plan, log, &proof, say));
+    let mut grace = std::pin::pin!(sleep(Duration::MAX));
+    let (mut followed, mut ending) = (false, false);
+    loop {
+        tokio::select! {
+            _ = engine.exited() => break,
+            signal = signals.next() => {
+                engine.signal(signal);
+                if matches!(signal, Signal::Terminate | Signal::Interrupt) && !ending {
+                    ending = true;
+                    grace.set(sleep(exec.grace));
+                }
+            }
+            () = &mut grace, if ending => {
+                say(&format!("the engine did not end within {:?}", exec.grace));
+                break;
+            }
+            () = &mut following, if !followed && !ending => followed = true,
+        }
+    }
+    let stopped = engine.stop(Duration::ZERO).await;
+    if !stopped.killed.is_empty() {
+        let names: Vec<String> =
+            stopped.killed.iter().map(|member| format!("{} ({})", member.name, member.pid)).collect();
+        say(&format!("killed what the engine left behind: {}", names.join(", ")));
+    }
+    let proof = proof.lock().unwrap_or_else(PoisonError::into_inner).take();
+    Ended { exit: stopped.exit, proof }
+}
+
+/// From the start of the engine on: readiness, proof, publishing.
+async fn follow(
+    exited: impl Future<Output = Exit>,
+    exec: &Exec,
+    plan: &Plan,
+    log: &Mutex<StartLog>,
+    proof: &Mutex<Option<Proof>>,
+    say: &Say,
+) {
+    let probe = match plan.readiness(exec) {
+        Ok(probe) => probe,
+        Err(error) => return say(&format!("nothing will be proven or published: {error}")),
+    };
+    let after = match engine::wait(&probe, exec.ready_timeout, exited).await {
+        Readiness::Ready { after } => after,
+        Readiness::Exited(_) => return,
+        Readiness::Deadline(last) => {
+            let last = last.map(|failure| format!(": {failure}")).unwrap_or_default();
+            return say(&format!(
+                "not ready within {:?} at {probe}{last}; nothing will be published. See --ready-url, --ready-timeout",
+                exec.ready_timeout
+            ));
+        }
+    };
+    let proven = Proof::of(&plan.warmed, log, after).await;
+    proven.lines().iter().for_each(|line| say(line));
+    *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven);
+    let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
+    Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), quiet).run(say).await;
+}

@@ -1,0 +1,161 @@
+//! After an engine is ready: what of the caches it was offered it really used, and what it had to make itself.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::publishing::COMPILE_SECONDS;
+use super::warming::{Entries, Warmed, entries};
+use crate::engine::{AotSlot, StartLog};
+
+/// What one family brought.
+#[derive(Debug, Clone, Serialize)]
+pub struct FamilyProof {
+    pub family: &'static str,
+    /// Artifacts that there were.
+    pub offered: usize,
+    /// Entries that came, and those that were in the root before.
+    pub installed: usize,
+    pub existing: usize,
+    /// Entries that the engine added: it compiled them again, or nobody had them.
+    pub made: usize,
+    /// Whether the engine used what was in the root; `None` where neither its log nor its files tell.
+    pub used: Option<bool>,
+    /// Seconds that the publisher of what was used had spent on compiling it, less what was spent here.
+    pub saved_seconds: Option<f64>,
+    /// Why something was made although it was there, or why nothing came.
+    pub reason: Option<String>,
+}
+
+/// What a start was like.
+#[derive(Debug, Clone, Serialize)]
+pub struct Proof {
+    /// From the start of the engine until it was ready.
+    pub ready_seconds: f64,
+    /// Spent on `torch.compile`, as far as the engine says.
+    pub compile_seconds: Option<f64>,
+    /// Those with anything to tell.
+    pub families: Vec<FamilyProof>,
+}
+
+impl Proof {
+    pub(super) async fn of(warmed: &[Warmed], log: &Mutex<StartLog>, ready: Duration) -> Self {
+        let mut families = Vec::new();
+        for one in warmed {
+            let now = entries(&one.prospect).await;
+            let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            families.push(prove(one, &now, &log));
+        }
+        families.retain(|family| family.offered + family.existing + family.made > 0);
+        let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { ready_seconds: ready.as_secs_f64(), compile_seconds: seconds(log.compiling()), families }
+    }
+
+    /// A short table.
+    pub fn lines(&self) -> Vec<String> {
+        let compiled = self.compile_seconds.map(|spent| format!(", {spent:.1} s of it compiling")).unwrap_or_default();
+        let mut lines = vec![format!("ready after {:.1} s{compiled}", self.ready_seconds)];
+        if !self.families.is_empty() {
+            let head = ["family", "offered", "installed", "there", "used", "made", "saved"].map(str::to_owned);
+            let rows: Vec<[String; 7]> =
+                std::iter::once(head).chain(self.families.iter().map(FamilyProof::row)).collect();
+            let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+            let widths: [usize; 7] = std::array::from_fn(width);
+            for row in &rows {
+                let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+                lines.push(cells.collect::<Vec<_>>().join("  ").trim_end().to_owned());
+            }
+        }
+        let reasons = self.families.iter().filter_map(|family| Some((family.family, family.reason.as_ref()?)));
+        lines.extend(reasons.map(|(family, reason)| format!("{family}: {reason}")));
+        lines
+    }
+}
+
+impl FamilyProof {
+    fn row(&self) -> [String; 7] {
+        let used = match self.used {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "-",
+        };
+        [
+            self.family.to_owned(),
+            self.offered.to_string(),
+            self.installed.to_string(),
+            self.existing.to_string(),
+            used.to_owned(),
+            self.made.to_string(),
+            self.saved_seconds.map_or_else(|| "-".to_owned(), |saved| format!("{saved:.1} s")),
+        ]
+    }
+}
+
+fn seconds(duration: Option<Duration>) -> Option<f64> {
+    duration.map(|duration| duration.as_secs_f64())
+}
+
+/// `now` is what is in the root after the start.
+fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
+    let artifacts = || warmed.report.iter().flat_map(|report| &report.artifacts);
+    let before = &warmed.before;
+    let had: usize = before.values().map(std::collections::BTreeSet::len).sum();
+    let installed: usize = artifacts().map(|artifact| artifact.installed).sum();
+    let made = now
+        .iter()
+        .map(|(subject, entries)| match before.get(subject) {
+            Some(before) => entries.difference(before).count(),
+            None => entries.len(),
+        })
+        .sum();
+    let (used, reason) = match warmed.prospect.family.name {
+        "vllm-aot" => used_models(warmed, log),
+        // Of a content-keyed cache a hit leaves no trace; a miss leaves a new entry.
+        _ if made > 0 || had == 0 => (None, None),
+        _ => (Some(true), None),
+    };
+    let reason = reason.or_else(|| warmed.trouble.clone());
+    let loaded: Vec<String> = log.aot_loaded().filter_map(AotSlot::of).map(|slot| slot.key).collect();
+    let spent = artifacts()
+        .filter(|artifact| artifact.subject.is_empty() || loaded.contains(&artifact.subject))
+        .filter_map(|artifact| artifact.attributes.get(COMPILE_SECONDS)?.parse::<f64>().ok())
+        .reduce(f64::max);
+    let here = log.compiling().unwrap_or_default().as_secs_f64();
+    let saved_seconds = spent.filter(|_| used == Some(true)).map(|spent| (spent - here).max(0.0));
+    FamilyProof {
+        family: warmed.prospect.family.name,
+        offered: warmed.offered,
+        installed,
+        existing: had.saturating_sub(installed),
+        made,
+        used,
+        saved_seconds,
+        reason,
+    }
+}
+
+/// The engine says which compiled models it loaded, and why it did not load one that was there.
+fn used_models(warmed: &Warmed, log: &StartLog) -> (Option<bool>, Option<String>) {
+    if let Some((path, reason)) = log.aot_failed().next() {
+        let key = AotSlot::of(path).map_or_else(|| path.display().to_string(), |slot| slot.key);
+        return (Some(false), Some(format!("{key} was there and could not be loaded: {reason}")));
+    }
+    let loaded = log.aot_loaded().count();
+    let saved: Vec<String> = log.aot_saved().filter_map(AotSlot::of).map(|slot| slot.key).collect();
+    match (loaded, saved.first()) {
+        (0, Some(key)) if warmed.before.is_empty() => {
+            (Some(false), Some(format!("compiled {key}: nobody had any variant")))
+        }
+        (0, Some(key)) => {
+            let variants = warmed.before.len();
+            let reason = format!(
+                "compiled {key}: {variants} other variants of this stack and model are here; an argument or a hashed \
+                 variable differs, see `warmd doctor`"
+            );
+            (Some(false), Some(reason))
+        }
+        (0, None) => (None, None),
+        _ => (Some(true), None),
+    }
+}

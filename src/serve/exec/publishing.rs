@@ -1,0 +1,189 @@
+//! Publishing what an engine has added to its caches, once it is ready and nothing is being written, for as long as it lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+use super::Say;
+use super::warming::{Entries, Warmed};
+use crate::artifact::RelPath;
+use crate::caches::{Subject, survey};
+use crate::engine::{AotSlot, StartLog};
+use crate::local::{Client, ClientError, chain};
+use crate::protocol::pb::{PublishRequest, Published, publish_event};
+use crate::serve::outlook::Prospect;
+
+/// The publisher's own measure, in a manifest: seconds of `torch.compile`.
+pub(super) const COMPILE_SECONDS: &str = "compile_seconds";
+
+/// Between two looks at the roots: soon after something changed, seldom when nothing does.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+const LAST_LOOK: Duration = Duration::from_secs(30);
+
+pub(super) struct Publishing<'a> {
+    client: Client,
+    families: Vec<(&'a Prospect, Entries)>,
+    log: &'a Mutex<StartLog>,
+    image: Option<String>,
+    quiet: Duration,
+}
+
+/// What a look at one root found.
+struct Look {
+    fresh: Vec<Fresh>,
+    /// Something is still being written.
+    busy: bool,
+}
+
+/// A subject with entries that no known artifact has.
+struct Fresh {
+    subject: String,
+    entries: BTreeSet<RelPath>,
+}
+
+impl<'a> Publishing<'a> {
+    pub(super) fn new(
+        client: Client,
+        warmed: &'a [Warmed],
+        log: &'a Mutex<StartLog>,
+        image: Option<String>,
+        quiet: Duration,
+    ) -> Self {
+        let families = warmed.iter().map(|one| (&one.prospect, one.known())).collect();
+        Self { client, families, log, image, quiet }
+    }
+
+    /// Ends only when the agent will never take anything.
+    pub(super) async fn run(mut self, say: &Say) {
+        let mut pause = FIRST_LOOK;
+        loop {
+            sleep(pause).await;
+            let mut active = false;
+            for at in 0..self.families.len() {
+                match self.look_after(at, say).await {
+                    Ok(changing) => active |= changing,
+                    Err(refused) => return say(&format!("nothing is published: {refused}")),
+                }
+            }
+            pause = if active { FIRST_LOOK } else { (pause * 2).min(LAST_LOOK) };
+        }
+    }
+
+    /// One look at one family; whether anything is going on there. Fails when trying again makes no sense.
+    async fn look_after(&mut self, at: usize, say: &Say) -> Result<bool, Refused> {
+        let (prospect, known) = &self.families[at];
+        let look = look(prospect, known.clone(), self.quiet).await;
+        if look.busy {
+            // Half a set that is being written is no use to anybody.
+            return Ok(true);
+        }
+        let active = !look.fresh.is_empty();
+        for fresh in look.fresh {
+            let prospect = self.families[at].0;
+            match self.publish(prospect, &fresh).await {
+                Ok(published) => {
+                    say(&told(prospect, &fresh, &published));
+                    self.families[at].1.entry(fresh.subject).or_default().extend(fresh.entries);
+                }
+                Err(refused) if refused.is_final() => return Err(refused),
+                Err(refused) => say(&format!("{}: not published, will try again: {refused}", prospect.family.name)),
+            }
+        }
+        Ok(active)
+    }
+
+    async fn publish(&self, prospect: &Prospect, fresh: &Fresh) -> Result<Published, Refused> {
+        let settled_by = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let settled_by = settled_by.saturating_sub(self.quiet);
+        let facts = prospect.identity.facts();
+        let request = PublishRequest {
+            directory: prospect.root.to_string_lossy().into_owned(),
+            family: prospect.family.name.to_owned(),
+            facts: facts.clone().into_iter().collect(),
+            subject: fresh.subject.clone(),
+            attributes: self.attributes(&fresh.subject).into_iter().collect(),
+            image_digest: self.image.clone().unwrap_or_default(),
+            engine_version: facts.get("vllm").or_else(|| facts.get("sglang")).cloned().unwrap_or_default(),
+            settled_by_ms: u64::try_from(settled_by.as_millis()).unwrap_or(0),
+            ..PublishRequest::default()
+        };
+        let mut events = self.client.publish(request).await?;
+        while let Some(event) = events.message().await.map_err(ClientError::from)? {
+            if let Some(publish_event::Event::Published(published)) = event.event {
+                return Ok(published);
+            }
+        }
+        Err(Refused::NoAnswer)
+    }
+
+    /// What was measured here, for a model that was compiled here.
+    fn attributes(&self, subject: &str) -> BTreeMap<String, String> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = log.aot_saved().filter_map(AotSlot::of).any(|slot| slot.key == subject);
+        let spent = log.compiling().filter(|_| made);
+        spent.map(|spent| (COMPILE_SECONDS.to_owned(), format!("{:.1}", spent.as_secs_f64()))).into_iter().collect()
+    }
+}
+
+/// The agent did not publish.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{}", chain(.0))]
+    Client(#[from] ClientError),
+    #[error("the agent ended the call without an answer")]
+    NoAnswer,
+}
+
+impl Refused {
+    /// It will say the same next time.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Refused(status))
+            if matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied))
+    }
+}
+
+async fn look(prospect: &Prospect, known: Entries, quiet: Duration) -> Look {
+    let (family, root) = (prospect.family, prospect.root.clone());
+    let looked = tokio::task::spawn_blocking(move || survey(&root, family)).await;
+    match looked {
+        Ok(Ok(survey)) => Look {
+            busy: survey.subjects.iter().any(|subject| !has_settled(subject, quiet)),
+            fresh: survey.subjects.iter().filter_map(|subject| fresh(subject, &known)).collect(),
+        },
+        Ok(Err(error)) => {
+            tracing::warn!(family = family.name, error = %chain(&error), "look at a cache");
+            Look { fresh: Vec::new(), busy: false }
+        }
+        Err(_) => Look { fresh: Vec::new(), busy: false },
+    }
+}
+
+/// Nothing of it was written for a while. A file from the future, by a clock that was set back, has waited long enough.
+fn has_settled(subject: &Subject, quiet: Duration) -> bool {
+    subject.newest().is_none_or(|newest| newest.elapsed().map_or(true, |age| age >= quiet))
+}
+
+fn fresh(subject: &Subject, known: &Entries) -> Option<Fresh> {
+    let entries: BTreeSet<RelPath> = subject.entries.iter().map(|entry| entry.path.clone()).collect();
+    let is_known = known.get(&subject.name).is_some_and(|known| entries.is_subset(known));
+    (!is_known).then(|| Fresh { subject: subject.name.clone(), entries })
+}
+
+fn told(prospect: &Prospect, fresh: &Fresh, published: &Published) -> String {
+    let about = if fresh.subject.is_empty() { String::new() } else { format!(" {}", short(&fresh.subject)) };
+    let what = if published.unchanged { "was published before as" } else { "published as" };
+    format!(
+        "{}{about}: {what} generation {}: {} files, {:.1} MB ({:.1} MB on the wire)",
+        prospect.family.name,
+        published.generation,
+        published.files,
+        published.size as f64 / 1e6,
+        published.wire_size as f64 / 1e6,
+    )
+}
+
+fn short(subject: &str) -> String {
+    subject.chars().take(12).collect()
+}

@@ -1,0 +1,188 @@
+//! All families of a node at once: one question to the directory, then an install for each family that is offered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::Say;
+use crate::artifact::RelPath;
+use crate::caches::survey;
+use crate::digest::IdentityId;
+use crate::identity::Policy;
+use crate::install::Limits;
+use crate::local::{Client, chain};
+use crate::serve::outlook::Prospect;
+use crate::serve::warm::{self, Job, Report, Verdict};
+
+/// Families that are installed at the same time. They get their turn in the order of their worth, so that a short budget
+/// is spent on what saves most.
+const SIDE_BY_SIDE: usize = 4;
+
+/// What became of one family.
+pub(super) struct Warmed {
+    pub(super) prospect: Prospect,
+    /// Artifacts that there are.
+    pub(super) offered: usize,
+    pub(super) report: Option<Report>,
+    /// Why there is no report.
+    pub(super) trouble: Option<String>,
+    /// Entries that were in the root when the engine started, by subject.
+    pub(super) before: Entries,
+}
+
+/// Entries by subject.
+pub(super) type Entries = BTreeMap<String, BTreeSet<RelPath>>;
+
+impl Warmed {
+    fn new(prospect: Prospect, offered: usize) -> Self {
+        Self { prospect, offered, report: None, trouble: None, before: Entries::new() }
+    }
+
+    /// Looks at what is in the root.
+    pub(super) async fn look(&mut self) {
+        self.before = entries(&self.prospect).await;
+    }
+
+    /// Entries that are known to be in an artifact already.
+    pub(super) fn known(&self) -> Entries {
+        let mut known = Entries::new();
+        for artifact in self.report.iter().flat_map(|report| &report.artifacts) {
+            known.entry(artifact.subject.clone()).or_default().extend(artifact.entries.iter().cloned());
+        }
+        known
+    }
+}
+
+/// What is in a family's root; nothing, if it cannot be looked at.
+pub(super) async fn entries(prospect: &Prospect) -> Entries {
+    let (family, root) = (prospect.family, prospect.root.clone());
+    let looked = tokio::task::spawn_blocking(move || survey(&root, family)).await;
+    match looked {
+        Ok(Ok(survey)) => survey
+            .subjects
+            .into_iter()
+            .map(|subject| (subject.name, subject.entries.into_iter().map(|entry| entry.path).collect()))
+            .collect(),
+        Ok(Err(error)) => {
+            tracing::warn!(family = family.name, error = %chain(&error), "look at a cache");
+            Entries::new()
+        }
+        Err(_) => Entries::new(),
+    }
+}
+
+/// Brings what is offered. Families that nobody offers have no part in the answer.
+pub(super) async fn all(
+    client: &Client,
+    prospects: &[Prospect],
+    policy: &Arc<Policy>,
+    limits: Limits,
+    budget: Duration,
+    say: &Say,
+) -> Vec<Warmed> {
+    let ends = Instant::now() + budget;
+    let offers = match offers(client, prospects, budget, say).await {
+        Ok(offers) => offers,
+        Err(reason) => {
+            say(&format!("cold start: {reason}"));
+            return Vec::new();
+        }
+    };
+    let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
+    let mut running = JoinSet::new();
+    for prospect in prospects {
+        let Some(offered) = offers.get(&prospect.identity.id()).copied() else { continue };
+        let (client, policy, turns) = (client.clone(), policy.clone(), turns.clone());
+        let mut warmed = Warmed::new(prospect.clone(), offered);
+        // Turns are given in the order in which they are asked for.
+        let turn = turns.acquire_owned();
+        running.spawn(async move {
+            let _turn = turn.await;
+            let job = Job {
+                identity: warmed.prospect.identity.clone(),
+                subject: None,
+                into: warmed.prospect.root.clone(),
+                policy,
+                budget: ends.saturating_duration_since(Instant::now()),
+                limits,
+                ignore_markers: false,
+            };
+            match warm::warm(&client, job, &|_| ()).await {
+                Ok(report) => warmed.report = Some(report),
+                Err(error) => warmed.trouble = Some(chain(&error)),
+            }
+            warmed
+        });
+    }
+    let mut warmed = Vec::new();
+    while let Some(ended) = running.join_next().await {
+        if let Ok(one) = ended {
+            say(&line(&one));
+            warmed.push(one);
+        }
+    }
+    warmed.sort_by(|a, b| b.prospect.family.worth.total_cmp(&a.prospect.family.worth));
+    warmed
+}
+
+/// How many artifacts there are of each identity.
+async fn offers(
+    client: &Client,
+    prospects: &[Prospect],
+    left: Duration,
+    say: &Say,
+) -> Result<BTreeMap<IdentityId, usize>, String> {
+    let identities: Vec<IdentityId> = prospects.iter().map(|prospect| prospect.identity.id()).collect();
+    let asked = timeout(left, client.find(&identities)).await;
+    let reply = asked.map_err(|_| "the agent did not answer in time".to_owned())?.map_err(|error| chain(&error))?;
+    if !reply.metadata_failure.is_empty() {
+        say(&format!("only what this node has: {}", reply.metadata_failure));
+    }
+    let mut offers = BTreeMap::new();
+    for found in &reply.found {
+        if let Ok(identity) = IdentityId::try_from(&found.identity[..]) {
+            *offers.entry(identity).or_insert(0) += 1;
+        }
+    }
+    if offers.is_empty() {
+        say(&format!("cold start: nobody has any of the {} families that this node can use", prospects.len()));
+    }
+    Ok(offers)
+}
+
+/// Families of which nothing was offered: what the engine writes into them is new to the fleet.
+pub(super) fn add_unoffered(warmed: &mut Vec<Warmed>, prospects: &[Prospect]) {
+    for prospect in prospects {
+        if !warmed.iter().any(|one| one.prospect.family.name == prospect.family.name) {
+            warmed.push(Warmed::new(prospect.clone(), 0));
+        }
+    }
+}
+
+fn line(warmed: &Warmed) -> String {
+    let name = warmed.prospect.family.name;
+    let root = warmed.prospect.root.display();
+    let Some(report) = &warmed.report else {
+        return format!("{name}: cold: {root}: {}", warmed.trouble.as_deref().unwrap_or("unknown"));
+    };
+    match &report.verdict {
+        Verdict::Nothing { class, detail } => format!("{name}: cold: {class}: {detail}"),
+        Verdict::Shared => format!("{name}: warm: another process has just installed it into {root}"),
+        Verdict::Installed => {
+            let sum = |of: fn(&warm::ArtifactReport) -> u64| report.artifacts.iter().map(of).sum::<u64>();
+            format!(
+                "{name}: warm: {} entries installed into {root}, {} there before ({} files, {:.1} MB; {:.1} MB over the wire) in {:.2} s",
+                sum(|artifact| artifact.installed as u64),
+                sum(|artifact| artifact.existing as u64),
+                sum(|artifact| artifact.files),
+                sum(|artifact| artifact.bytes) as f64 / 1e6,
+                sum(|artifact| artifact.wire_bytes) as f64 / 1e6,
+                report.total_seconds,
+            )
+        }
+    }
+}
