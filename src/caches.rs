@@ -10,6 +10,7 @@
 mod environment;
 mod facts;
 mod family;
+mod kind;
 mod pattern;
 mod relocation;
 mod scan;
@@ -18,6 +19,7 @@ mod survey;
 pub use environment::Environment;
 pub use facts::{Fact, Facts, Known};
 pub use family::{CacheFamily, IdentityError, Place, Unit};
+pub use kind::{KindError, check_kind};
 pub use relocation::{GroupError, MAX_GROUP, Relocation, expand, normalise};
 pub use scan::{Found, ScanError, ScanRules, Special, scan};
 pub use survey::{Entry, Selection, Subject, Survey, snapshot_subject, survey};

@@ -11,10 +11,13 @@ use rayon::prelude::*;
 use super::relocation::{GroupError, MAX_GROUP, normalise};
 use super::scan::{Filter, walk};
 use super::{CacheFamily, Found, Place, ScanError, ScanRules, Snapshot, SnapshotError, Special, Unit, capture};
-use crate::artifact::{Base, BuildError, Outputs, RelPath, SourceFile};
+use crate::artifact::{Base, BuildError, MAX_FILES, Outputs, RelPath, SourceFile};
 
 /// Bytes of rewritten groups that are held at once; real ones of 50,000 kernels have 60 MB.
 const MAX_REWRITTEN: usize = 256 * 1024 * 1024;
+
+/// Files and directories that are looked at in one root: nobody chose what lies in it.
+const MAX_NAMES: usize = 2 * MAX_FILES;
 
 /// What the root of a family holds.
 #[derive(Debug, Default)]
@@ -93,6 +96,7 @@ impl Subject {
 struct Named<'a> {
     family: &'static CacheFamily,
     subject: Option<&'a str>,
+    most_names: usize,
 }
 
 impl Filter for Named<'_> {
@@ -107,6 +111,10 @@ impl Filter for Named<'_> {
             Place::Left(why) => Some(why),
             Place::Entry { .. } => None,
         }
+    }
+
+    fn most_names(&self) -> usize {
+        self.most_names
     }
 }
 
@@ -123,10 +131,11 @@ fn look(
 ) -> Result<Survey, ScanError> {
     let rules = ScanRules { entry_depth: 1, keep_mtime: family.keep_mtime, special: Special::Skip };
     let root = std::path::absolute(root).map_err(|source| ScanError::Read { path: root.to_owned(), source })?;
-    let (mut files, mut left) = match walk(&root, &rules, Some(&Named { family, subject })) {
+    let (mut files, mut left) = match walk(&root, &rules, Some(&Named { family, subject, most_names: MAX_NAMES })) {
         Err(ScanError::Read { path, source }) if path == root && source.kind() == io::ErrorKind::NotFound => {
             return Ok(Survey::default());
         }
+        Err(ScanError::TooMany { directory }) => return Err(ScanError::Overgrown { directory, limit: MAX_FILES }),
         walked => walked?,
     };
     files.sort_unstable_by(|a, b| a.path.cmp(&b.path));

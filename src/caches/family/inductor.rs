@@ -15,7 +15,7 @@ macro_rules! inductor_units {
             Unit { path: concat!($below, "fxgraph/*/*/*"), holds: &[] },
             Unit { path: concat!($below, "aotautograd/*/*"), holds: &[] },
             Unit { path: concat!($below, "cache/*"), holds: &[] },
-            Unit { path: concat!($below, "triton/*/*"), holds: crate::caches::family::triton::KEY_HOLDS },
+            Unit { path: concat!($below, "triton/*/*/"), holds: crate::caches::family::triton::KEY_HOLDS },
             Unit { path: concat!($below, "quack/*/*"), holds: &[] },
             // Generated code, libraries and tuning results, by the second and third letter of their key.
             Unit { path: concat!($below, "??/*"), holds: &[] },
