@@ -54,8 +54,8 @@ static ALL: &[&CacheFamily] = &[
     &vllm_piecewise::FAMILY,
 ];
 
-/// Names of files and directories that never leave the node: locks, logs, what is not finished, and
-/// what tells of the node or its environment.
+/// Names of files and directories that never leave the node: locks, logs, what is not finished, and what tells of the
+/// node or its environment.
 const NEVER: &[&str] = &[
     "lock",
     "locks",
@@ -162,7 +162,7 @@ impl CacheFamily {
         }
     }
 
-    /// Whether a directory can hold anything that leaves the node.
+    /// Whether a directory, in one that is entered, can hold anything that leaves the node.
     pub fn enters(&self, directory: &str) -> bool {
         let name = directory.rsplit('/').next().unwrap_or(directory);
         !self.stays(name) && self.units.iter().any(|unit| unit.meets(directory))

@@ -89,6 +89,9 @@ pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
     Ok(Found { files, entries: entries.into_iter().collect(), skipped })
 }
 
+/// The reason of a [`Filter`] that nobody needs to hear.
+pub(super) const UNTOLD: &str = "";
+
 /// Which part of a tree is looked at. With it, a single file that cannot be published is left out and refuses nothing.
 pub(super) trait Filter: Sync {
     /// Why a directory or a file is left out, by its path below the top.
@@ -154,7 +157,9 @@ impl Walk<'_> {
             let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if let Some(why) = self.filtered(&relative, is_directory)? {
-                self.leave(&mut skipped, format!("{relative}: {why}"));
+                if why != UNTOLD {
+                    self.leave(&mut skipped, format!("{relative}: {why}"));
+                }
                 continue;
             }
             if is_directory {

@@ -177,6 +177,7 @@ fn a_subject_is_captured_alone() {
     assert_eq!(taken.contents.len(), 2);
     assert_eq!(taken.contents[&format!("{b}/rank_0_0/model")], b.as_bytes());
     assert_eq!(taken.snapshot.entries.len(), 2);
+    assert!(taken.snapshot.skipped.is_empty(), "other subjects are nothing that was left out");
     let gone = Selection { subject: "cc", ..selection };
     assert!(matches!(take(&gone), Err(SnapshotError::Scan(ScanError::Empty(_)))));
 }
