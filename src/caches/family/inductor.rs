@@ -3,7 +3,7 @@
 //! Everything is named by what it was made from, so entries of several nodes can be merged. C++ sources and locks are not
 //! needed: with the `.so` files alone every graph hits (measured on a CPU engine).
 
-use super::CacheFamily;
+use super::{CacheFamily, Unit};
 use crate::caches::{Fact, Relocation};
 use crate::identity::TrustClass;
 
@@ -23,8 +23,6 @@ macro_rules! inductor_units {
     };
 }
 pub(super) use inductor_units;
-
-use super::Unit;
 
 /// Sources that were compiled already.
 pub(super) const LEFT: &[&str] = &["*.cpp"];
