@@ -3,6 +3,7 @@
 //! ```text
 //! begin: which entries are missing, is there room -> staging directory, 0700, on the same file system
 //! chunk: verify, decode, hash from memory, write beneath the staging directory   (any thread, any order)
+//!        (groups of Triton: verified as signed, written for this root)
 //! commit: syncfs -> rename-no-replace of each entry -> fsync of their directories -> marker
 //! ```
 //!
@@ -18,6 +19,7 @@ mod lock;
 mod marker;
 mod metrics;
 mod plan;
+mod relocated;
 mod root;
 mod staging;
 mod verify;
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::artifact::RelPath;
+use crate::caches::{GroupError, KindError};
 
 pub use installation::{Installation, Installed, Limits};
 pub use lock::{InstallLock, LockError};
@@ -56,6 +59,11 @@ pub enum InstallError {
     TooLarge { wanted: u64, limit: u64 },
     #[error("`{0}` lies in the directory that warmd keeps for itself")]
     Reserved(RelPath),
+    #[error(transparent)]
+    Kind(#[from] KindError),
+    /// Whatever the signer meant by it, the engine would be led to other files.
+    #[error("`{path}` {source}")]
+    Group { path: RelPath, source: GroupError },
     #[error("{missing} chunks are missing or failed")]
     Incomplete { missing: usize },
     #[error("{verb} `{path}`: {source}", path = path.display())]
@@ -78,7 +86,11 @@ impl InstallError {
     pub fn class(&self) -> NegativeClass {
         match self {
             Self::NoSpace { .. } | Self::TooLarge { .. } => NegativeClass::NoSpace,
-            Self::Root { .. } | Self::OtherFileSystem { .. } | Self::Reserved(_) => NegativeClass::Incompatible,
+            Self::Root { .. }
+            | Self::OtherFileSystem { .. }
+            | Self::Reserved(_)
+            | Self::Kind(_)
+            | Self::Group { .. } => NegativeClass::Incompatible,
             Self::Corrupt { .. } | Self::CorruptFile { .. } | Self::Incomplete { .. } | Self::Io { .. } => {
                 NegativeClass::Transient
             }

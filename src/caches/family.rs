@@ -54,8 +54,8 @@ static ALL: &[&CacheFamily] = &[
     &vllm_piecewise::FAMILY,
 ];
 
-/// Names of files and directories that never leave the node: locks, logs, what is not finished, and
-/// what tells of the node or its environment.
+/// Names of files and directories that never leave the node: locks, logs, what is not finished, and what tells of the
+/// node or its environment.
 const NEVER: &[&str] = &[
     "lock",
     "locks",
@@ -108,6 +108,7 @@ pub struct CacheFamily {
 #[derive(Debug)]
 pub struct Unit {
     /// From the root on; each component is a pattern: `*` stands for any text, `?` for one byte, `<64 hex>` for digits.
+    /// A directory ends with `/`.
     pub path: &'static str,
     /// Names that it must hold, `|` between alternatives: without them loading would crash the engine or do nothing.
     pub holds: &'static [&'static str],
@@ -161,7 +162,7 @@ impl CacheFamily {
         }
     }
 
-    /// Whether a directory can hold anything that leaves the node.
+    /// Whether a directory, in one that is entered, can hold anything that leaves the node.
     pub fn enters(&self, directory: &str) -> bool {
         let name = directory.rsplit('/').next().unwrap_or(directory);
         !self.stays(name) && self.units.iter().any(|unit| unit.meets(directory))
@@ -202,20 +203,30 @@ impl CacheFamily {
 }
 
 impl Unit {
-    /// The entry of this kind that `path` is or lies in.
-    fn entry<'p>(&self, path: &'p str) -> Option<&'p str> {
-        let mut names = path.split('/');
+    /// Patterns of the components, and whether it is a directory.
+    fn parts(&self) -> (std::str::Split<'static, char>, bool) {
+        let directory = self.path.strip_suffix('/');
+        (directory.unwrap_or(self.path).split('/'), directory.is_some())
+    }
+
+    /// The entry of this kind that a file is or lies in.
+    fn entry<'p>(&self, file: &'p str) -> Option<&'p str> {
+        let (patterns, is_directory) = self.parts();
+        let mut names = file.split('/');
         let mut end = 0;
-        for pattern in self.path.split('/') {
+        for pattern in patterns {
             let name = names.next().filter(|name| matches(pattern, name))?;
             end += name.len() + 1;
         }
-        Some(&path[..end - 1])
+        (names.next().is_some() == is_directory).then(|| &file[..end - 1])
     }
 
-    /// Whether entries of this kind may lie in a directory, or it in them.
+    /// Whether entries of this kind may lie in a directory, or it is one or lies in one.
     fn meets(&self, directory: &str) -> bool {
-        self.path.split('/').zip(directory.split('/')).all(|(pattern, name)| matches(pattern, name))
+        let (mut patterns, is_directory) = self.parts();
+        let mut names = directory.split('/');
+        let fits = names.by_ref().zip(patterns.by_ref()).all(|(name, pattern)| matches(pattern, name));
+        fits && (is_directory || patterns.next().is_some())
     }
 
     /// The first of the names that an entry lacks. `names` are relative to it.

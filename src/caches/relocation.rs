@@ -15,7 +15,7 @@ use crate::artifact::RelPath;
 /// Stands for the root that an artifact is installed into.
 const ROOT: &str = "[WARMD_ROOT]";
 
-/// Bytes of the largest group; those of Triton have about 1,200.
+/// Bytes of the largest group, in an artifact and on a disk; those of Triton have about 1,200.
 pub const MAX_GROUP: u64 = 64 * 1024;
 
 /// How files are made independent of where they were written.
@@ -131,7 +131,8 @@ fn parse(group: &[u8]) -> Result<Group, GroupError> {
 }
 
 fn encode(group: &Group) -> Result<Vec<u8>, GroupError> {
-    serde_json::to_vec(group).map_err(|error| GroupError::Malformed(error.to_string()))
+    let bytes = serde_json::to_vec(group).map_err(|error| GroupError::Malformed(error.to_string()))?;
+    if bytes.len() as u64 > MAX_GROUP { Err(GroupError::TooLarge) } else { Ok(bytes) }
 }
 
 #[cfg(test)]

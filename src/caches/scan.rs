@@ -13,9 +13,6 @@ use crate::artifact::{MAX_FILES, PathError, RelPath, SourceFile, Stamp};
 const SETUID_SETGID: u32 = 0o6000;
 const ANY_EXECUTE: u32 = 0o111;
 
-/// Names that are looked at in the root of a family, whose user did not choose what lies in it.
-const MAX_NAMES: usize = 400_000;
-
 /// Reasons that are kept; a root full of locks needs no more.
 const MAX_REASONS: usize = 1000;
 
@@ -37,8 +34,8 @@ pub enum ScanError {
     Special { path: PathBuf, what: &'static str },
     #[error("{path}: the name is not UTF-8; rename it or leave it out with `--skip-special`", path = path.display())]
     NotUtf8 { path: PathBuf },
-    #[error("{directory} holds more than {MAX_NAMES} files and directories: remove what no engine needs", directory = directory.display())]
-    Overgrown { directory: PathBuf },
+    #[error("{directory} holds more than {limit} files and directories: remove what no engine needs", directory = directory.display())]
+    Overgrown { directory: PathBuf, limit: usize },
     #[error("{path} holds a private key: it must not leave this node; publish another directory", path = .0.display())]
     PrivateKey(PathBuf),
     #[error("{path}: {source}", path = path.display())]
@@ -92,10 +89,16 @@ pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
     Ok(Found { files, entries: entries.into_iter().collect(), skipped })
 }
 
+/// The reason of a [`Filter`] that nobody needs to hear.
+pub(super) const UNTOLD: &str = "";
+
 /// Which part of a tree is looked at. With it, a single file that cannot be published is left out and refuses nothing.
 pub(super) trait Filter: Sync {
     /// Why a directory or a file is left out, by its path below the top.
     fn leaves(&self, path: &str, is_directory: bool) -> Option<&'static str>;
+
+    /// Files and directories that are looked at before the walk gives up.
+    fn most_names(&self) -> usize;
 }
 
 /// Files in no order, and what was left out.
@@ -154,7 +157,9 @@ impl Walk<'_> {
             let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if let Some(why) = self.filtered(&relative, is_directory)? {
-                self.leave(&mut skipped, format!("{relative}: {why}"));
+                if why != UNTOLD {
+                    self.leave(&mut skipped, format!("{relative}: {why}"));
+                }
                 continue;
             }
             if is_directory {
@@ -191,8 +196,9 @@ impl Walk<'_> {
         let Some(filter) = self.filter else {
             return Ok(None);
         };
-        if self.names.fetch_add(1, Ordering::Relaxed) >= MAX_NAMES {
-            return Err(ScanError::Overgrown { directory: self.directory.to_owned() });
+        let limit = filter.most_names();
+        if self.names.fetch_add(1, Ordering::Relaxed) >= limit {
+            return Err(ScanError::Overgrown { directory: self.directory.to_owned(), limit });
         }
         // Nothing below could be named, and the walk must not go as deep as somebody likes.
         let too_deep = is_directory && RelPath::new(relative).is_err();

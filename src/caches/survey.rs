@@ -5,16 +5,18 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::relocation::{GroupError, MAX_GROUP, normalise};
-use super::scan::{Filter, walk};
+use super::scan::{self, Filter, walk};
 use super::{CacheFamily, Found, Place, ScanError, ScanRules, Snapshot, SnapshotError, Special, Unit, capture};
-use crate::artifact::{Base, BuildError, Outputs, RelPath, SourceFile};
+use crate::artifact::{Base, BuildError, MAX_FILES, Outputs, RelPath, SourceFile};
 
-/// Bytes of rewritten groups that are held at once; real ones of 50,000 kernels have 60 MB.
-const MAX_REWRITTEN: usize = 256 * 1024 * 1024;
+/// Bytes of groups that are held at once; real ones of 50,000 kernels have 60 MB.
+const MAX_GROUPS: u64 = 256 * 1024 * 1024;
+
+/// Files and directories that are looked at in one root: nobody chose what lies in it.
+const MAX_NAMES: usize = 2 * MAX_FILES;
 
 /// What the root of a family holds.
 #[derive(Debug, Default)]
@@ -93,12 +95,13 @@ impl Subject {
 struct Named<'a> {
     family: &'static CacheFamily,
     subject: Option<&'a str>,
+    most_names: usize,
 }
 
 impl Filter for Named<'_> {
     fn leaves(&self, path: &str, is_directory: bool) -> Option<&'static str> {
         if self.subject.is_some_and(|subject| self.family.subject_depth > 0 && !is_on_the_way(path, subject)) {
-            return Some("another subject");
+            return Some(scan::UNTOLD);
         }
         if is_directory {
             return (!self.family.enters(path)).then_some("is no part of this kind of cache");
@@ -107,6 +110,10 @@ impl Filter for Named<'_> {
             Place::Left(why) => Some(why),
             Place::Entry { .. } => None,
         }
+    }
+
+    fn most_names(&self) -> usize {
+        self.most_names
     }
 }
 
@@ -121,21 +128,24 @@ fn look(
     subject: Option<&str>,
     settled_by: Option<SystemTime>,
 ) -> Result<Survey, ScanError> {
-    let rules = ScanRules { entry_depth: 1, keep_mtime: family.keep_mtime, special: Special::Skip };
     let root = std::path::absolute(root).map_err(|source| ScanError::Read { path: root.to_owned(), source })?;
-    let (mut files, mut left) = match walk(&root, &rules, Some(&Named { family, subject })) {
-        Err(ScanError::Read { path, source }) if path == root && source.kind() == io::ErrorKind::NotFound => {
-            return Ok(Survey::default());
+    let (files, mut left) = find(&root, Named { family, subject, most_names: MAX_NAMES })?;
+    let mut candidates = group(files, family);
+    let mut held = 0;
+    candidates.retain(|candidate| {
+        held += candidate.group_bytes(family);
+        let fits = held <= MAX_GROUPS;
+        if !fits {
+            left.push(format!("{}: its group is one too many", candidate.entry));
         }
-        walked => walked?,
-    };
-    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        fits
+    });
     let check = |mut candidate: Candidate| {
         let young = settled_by.is_some_and(|by| candidate.newest() > by);
         let finished = if young { Err("was written just now".to_owned()) } else { candidate.finish(&root, family) };
         (candidate, finished)
     };
-    let checked: Vec<(Candidate, Result<(), String>)> = group(files, family).into_par_iter().map(check).collect();
+    let checked: Vec<(Candidate, Result<(), String>)> = candidates.into_par_iter().map(check).collect();
     let mut subjects = Subjects::default();
     for (candidate, finished) in checked {
         match finished.and_then(|()| subjects.accept(&candidate)) {
@@ -145,6 +155,20 @@ fn look(
     }
     left.sort_unstable();
     Ok(Survey { subjects: subjects.sorted(), left })
+}
+
+/// Sorted by path.
+fn find(root: &Path, named: Named<'_>) -> Result<(Vec<SourceFile>, Vec<String>), ScanError> {
+    let rules = ScanRules { entry_depth: 1, keep_mtime: named.family.keep_mtime, special: Special::Skip };
+    let (mut files, left) = match walk(root, &rules, Some(&named)) {
+        Err(ScanError::Read { path, source }) if path == root && source.kind() == io::ErrorKind::NotFound => {
+            return Ok(Default::default());
+        }
+        Err(ScanError::TooMany { directory }) => return Err(ScanError::Overgrown { directory, limit: MAX_FILES }),
+        walked => walked?,
+    };
+    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok((files, left))
 }
 
 /// An entry that may or may not be complete.
@@ -180,14 +204,21 @@ impl Candidate {
         if let Some(missing) = self.unit.lacks(names) {
             return Err(format!("not finished, it lacks {missing}"));
         }
-        let moving: Vec<usize> =
-            (0..self.files.len()).filter(|index| family.relocation.changes(&self.files[*index].path)).collect();
-        for index in moving {
-            let content = self.rewritten(&self.files[index], root);
-            let content = content.map_err(|error| format!("{} {error}", self.files[index].path.file_name()))?;
-            self.files[index].content = Some(content.into());
+        for index in 0..self.files.len() {
+            let file = &self.files[index];
+            if family.relocation.changes(&file.path) {
+                let content =
+                    self.rewritten(file, root).map_err(|error| format!("{} {error}", file.path.file_name()))?;
+                self.files[index].content = Some(content.into());
+            }
         }
         Ok(())
+    }
+
+    /// What [`Candidate::finish`] will hold; it does not read larger ones.
+    fn group_bytes(&self, family: &CacheFamily) -> u64 {
+        let groups = self.files.iter().filter(|file| family.relocation.changes(&file.path));
+        groups.map(|file| file.stamp.size).filter(|size| *size <= MAX_GROUP).sum()
     }
 
     fn rewritten(&self, file: &SourceFile, root: &Path) -> Result<Vec<u8>, Unmovable> {
@@ -229,15 +260,10 @@ struct Subjects {
     by_name: BTreeMap<String, Subject>,
     /// Paths so far, in lower case: some file systems cannot hold two that differ in case only.
     folded: HashSet<String>,
-    rewritten: usize,
 }
 
 impl Subjects {
     fn accept(&mut self, candidate: &Candidate) -> Result<(), String> {
-        let bytes: usize = candidate.files.iter().filter_map(|file| file.content.as_ref()).map(Bytes::len).sum();
-        if self.rewritten + bytes > MAX_REWRITTEN {
-            return Err("there are too many groups".to_owned());
-        }
         let mut folded = HashSet::with_capacity(candidate.files.len());
         for file in &candidate.files {
             let path = file.path.as_str().to_lowercase();
@@ -245,7 +271,6 @@ impl Subjects {
                 return Err(format!("`{}` differs from another file in case only", file.path));
             }
         }
-        self.rewritten += bytes;
         self.folded.extend(folded);
         Ok(())
     }

@@ -14,9 +14,11 @@ use super::dir::{DIR_MODE, Dir, set_mtime};
 use super::layout::{TREE, is_reserved};
 use super::marker::{BootId, InstalledMarker, Marker};
 use super::plan::{Part, Plan, split};
+use super::relocated::Relocated;
 use super::staging::Staging;
 use super::{At, CacheRoot, InstallError, InstallLock, fault};
 use crate::artifact::{Admitted, Bitmap, Chunk, Codec, Decoder, File, FileHasher, Manifest, RelPath, piece_value};
+use crate::caches::check_kind;
 use crate::digest::Digest;
 
 /// What an installation may take.
@@ -52,6 +54,7 @@ pub struct Installation<'r> {
     /// For each of the plan's cuts: the digests of its pieces so far.
     cuts: Vec<Mutex<FileHasher>>,
     decoders: Mutex<Vec<Decoder>>,
+    relocated: Relocated,
 }
 
 const WAITING: u8 = 0;
@@ -71,11 +74,13 @@ impl<'r> Installation<'r> {
         if let Some(entry) = manifest.entries.iter().find(|entry| is_reserved(entry)) {
             return Err(InstallError::Reserved(entry.clone()));
         }
+        check_kind(manifest)?;
         let missing = missing_entries(root, manifest)?;
         let here = |index: &usize| missing.binary_search(index).is_err();
         let existing = (0..manifest.entries.len()).filter(here).map(|index| manifest.entries[index].clone()).collect();
         let plan = Plan::new(manifest, missing);
         check_empty_files(manifest, &plan)?;
+        let relocated = Relocated::new(root, manifest)?;
         if plan.bytes > limits.max_bytes {
             return Err(InstallError::TooLarge { wanted: plan.bytes, limit: limits.max_bytes });
         }
@@ -85,7 +90,8 @@ impl<'r> Installation<'r> {
         let hasher =
             |files: &[usize]| Mutex::new(FileHasher::new(files.first().map_or(0, |f| manifest.files[*f].size)));
         let cuts = plan.cut.iter().map(|cut| hasher(&cut.files)).collect();
-        Ok(Self { root, limits, plan, existing, staging, states, cuts, decoders: Mutex::default(), admitted })
+        let decoders = Mutex::default();
+        Ok(Self { root, limits, plan, existing, staging, states, cuts, decoders, relocated, admitted })
     }
 
     /// Chunks that the missing entries need.
@@ -152,7 +158,8 @@ impl<'r> Installation<'r> {
                 Some((open, dir)) if open == directory => dir,
                 _ => self.staged_directory(directory)?,
             };
-            write_part(&dir, file, part, bytes_of(decoded, part))
+            let bytes = self.relocated.expand(self.admitted.manifest(), file, bytes_of(decoded, part))?;
+            write_part(&dir, file, part, &bytes)
                 .map_err(|errno| InstallError::io("write", self.staged(file), errno))?;
             parent = Some((directory, dir));
         }

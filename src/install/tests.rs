@@ -6,6 +6,7 @@ mod hostile;
 mod locks;
 mod markers;
 mod model;
+mod relocated;
 mod roots;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,8 +8,10 @@ use rustix::fs::fstat;
 use rustix::io::Errno;
 
 use super::dir::is_regular;
+use super::relocated::Relocated;
 use super::{CacheRoot, InstallError};
 use crate::artifact::{File, Manifest, RelPath};
+use crate::caches::MAX_GROUP;
 use crate::digest::Digest;
 
 /// Bytes read at once.
@@ -34,8 +36,9 @@ impl Report {
 
 /// Hashes every file of `manifest` that is in `root`, on all cores.
 pub fn verify_installed(root: &CacheRoot, manifest: &Manifest) -> Result<Report, InstallError> {
-    let found: Vec<Found> =
-        manifest.files.par_iter().map(|file| look_at(root, file)).collect::<Result<_, InstallError>>()?;
+    let relocated = Relocated::new(root, manifest)?;
+    let look = |file| look_at(root, manifest, &relocated, file);
+    let found: Vec<Found> = manifest.files.par_iter().map(look).collect::<Result<_, InstallError>>()?;
     let mut report = Report::default();
     for (file, found) in manifest.files.iter().zip(found) {
         match found {
@@ -56,7 +59,7 @@ enum Found {
     Different,
 }
 
-fn look_at(root: &CacheRoot, file: &File) -> Result<Found, InstallError> {
+fn look_at(root: &CacheRoot, manifest: &Manifest, relocated: &Relocated, file: &File) -> Result<Found, InstallError> {
     let failed = |source| InstallError::Io { verb: "read", path: root.path().join(file.path.as_str()), source };
     let open = match root.dir.open_read(file.path.as_str()) {
         Ok(open) => open,
@@ -65,7 +68,17 @@ fn look_at(root: &CacheRoot, file: &File) -> Result<Found, InstallError> {
         Err(errno) => return Err(failed(errno.into())),
     };
     let stat = fstat(&open).map_err(|errno| failed(errno.into()))?;
-    if !is_regular(&stat) || stat.st_size as u64 != file.size {
+    if !is_regular(&stat) {
+        return Ok(Found::Different);
+    }
+    if relocated.changes(file) {
+        let mut bytes = Vec::new();
+        open.take(MAX_GROUP + 1).read_to_end(&mut bytes).map_err(failed)?;
+        let normal = relocated.normalise(manifest, file, &bytes);
+        let same = normal.is_some_and(|normal| Digest::of(&normal) == file.digest);
+        return Ok(if same { Found::Same } else { Found::Different });
+    }
+    if stat.st_size as u64 != file.size {
         return Ok(Found::Different);
     }
     let digest = hash(open, file.size).map_err(failed)?;

@@ -128,6 +128,22 @@ fn every_size_of_file_comes_back_byte_for_byte() {
 }
 
 #[test]
+fn a_file_with_content_of_its_own_travels_with_that_and_counts_as_changed_all_the_same() {
+    let files = BTreeMap::from([("a".to_owned(), noise(1, 3000)), ("group".to_owned(), b"on this node".to_vec())]);
+    let tree = Tree::new(&files);
+    let mut sources = tree.sources(files.keys());
+    sources[1].content = Some(Bytes::from_static(b"anywhere"));
+    let chunks = Chunks::default();
+    let first = chunks.build(&sources, None).unwrap();
+    let manifest = manifest(&first);
+    assert_eq!((manifest.files[1].size, chunks.content(&manifest, &manifest.files[1])), (8, b"anywhere".to_vec()));
+    let base = Base { manifest: &manifest, has_chunk: &|_| true };
+    assert_eq!(chunks.build(&sources, Some(&base)).unwrap().files, first.files);
+    tree.write("group", b"rewritten on this node");
+    assert!(matches!(chunks.build(&sources, None), Err(BuildError::Changed(path)) if path.as_str() == "group"));
+}
+
+#[test]
 fn equal_files_are_stored_once_and_small_ones_share_chunks() {
     let mut files = many(200, 2000);
     for copy in 0..28 {

@@ -8,7 +8,7 @@ use super::{CacheFamily, Unit, vllm_cache_root};
 use crate::caches::{Fact, Relocation};
 use crate::identity::TrustClass;
 
-pub(super) const UNITS: &[Unit] = &[Unit { path: "cache/kernel.*", holds: &["kernel.cu", "kernel.cubin"] }];
+pub(super) const UNITS: &[Unit] = &[Unit { path: "cache/kernel.*/", holds: &["kernel.cu", "kernel.cubin"] }];
 
 pub(super) const FACTS: &[Fact] = &[Fact::GpuArch, Fact::Cuda, Fact::Nvcc, Fact::DeepGemm, Fact::DeepGemmInclude];
 

@@ -9,7 +9,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     about: "a directory that the user names",
     class: TrustClass::HostCode,
     root: |_| None,
-    units: &[Unit { path: "*", holds: &[] }],
+    units: &[Unit { path: "*/", holds: &[] }, Unit { path: "*", holds: &[] }],
     left: &[],
     subject_depth: 0,
     relocation: Relocation::None,

@@ -18,10 +18,12 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     class: TrustClass::HostCode,
     root: directory,
     units: &[
-        Unit { path: "*/*/cached_ops/*", holds: BUILT },
+        Unit { path: "*/*/cached_ops/*/", holds: BUILT },
+        Unit { path: "*/*/generated/*/", holds: &[] },
         Unit { path: "*/*/generated/*", holds: &[] },
         // Before 0.4 the version was no part of the path.
-        Unit { path: "*/cached_ops/*", holds: BUILT },
+        Unit { path: "*/cached_ops/*/", holds: BUILT },
+        Unit { path: "*/generated/*/", holds: &[] },
         Unit { path: "*/generated/*", holds: &[] },
     ],
     // A family of its own, and what NVIDIA serves.

@@ -12,7 +12,11 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     root: |environment| {
         environment.path("HUMMING_CACHE_DIR").or_else(|| Some(environment.home()?.join(".humming/cache")))
     },
-    units: &[Unit { path: "launcher/*", holds: &[] }, Unit { path: "*", holds: &["kernel.cubin"] }],
+    units: &[
+        Unit { path: "launcher/*/", holds: &[] },
+        Unit { path: "launcher/*", holds: &[] },
+        Unit { path: "*/", holds: &["kernel.cubin"] },
+    ],
     left: &[],
     subject_depth: 0,
     relocation: Relocation::None,

@@ -3,7 +3,7 @@
 //! Everything is named by what it was made from, so entries of several nodes can be merged. C++ sources and locks are not
 //! needed: with the `.so` files alone every graph hits (measured on a CPU engine).
 
-use super::CacheFamily;
+use super::{CacheFamily, Unit};
 use crate::caches::{Fact, Relocation};
 use crate::identity::TrustClass;
 
@@ -15,7 +15,7 @@ macro_rules! inductor_units {
             Unit { path: concat!($below, "fxgraph/*/*/*"), holds: &[] },
             Unit { path: concat!($below, "aotautograd/*/*"), holds: &[] },
             Unit { path: concat!($below, "cache/*"), holds: &[] },
-            Unit { path: concat!($below, "triton/*/*"), holds: crate::caches::family::triton::KEY_HOLDS },
+            Unit { path: concat!($below, "triton/*/*/"), holds: crate::caches::family::triton::KEY_HOLDS },
             Unit { path: concat!($below, "quack/*/*"), holds: &[] },
             // Generated code, libraries and tuning results, by the second and third letter of their key.
             Unit { path: concat!($below, "??/*"), holds: &[] },
@@ -23,8 +23,6 @@ macro_rules! inductor_units {
     };
 }
 pub(super) use inductor_units;
-
-use super::Unit;
 
 /// Sources that were compiled already.
 pub(super) const LEFT: &[&str] = &["*.cpp"];

@@ -12,7 +12,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
         let caches = environment.path("SGLANG_CACHE_DIR").or_else(|| Some(environment.home()?.join(".cache/sglang")));
         Some(caches?.join("torch_compile_cache"))
     },
-    units: &[Unit { path: "<10 hex>/rank_*", holds: &[] }],
+    units: &[Unit { path: "<10 hex>/rank_*/", holds: &[] }],
     left: &[],
     subject_depth: 1,
     relocation: Relocation::TritonGroups,

@@ -13,8 +13,8 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
         environment.path("TILELANG_CACHE_DIR").or_else(|| Some(environment.home()?.join(".tilelang/cache")))
     },
     units: &[
-        Unit { path: "*/*/kernels/*", holds: &["manifest.json", "params.json"] },
-        Unit { path: "*/*/cuda-binaries/*", holds: &["metadata.json"] },
+        Unit { path: "*/*/kernels/*/", holds: &["manifest.json", "params.json"] },
+        Unit { path: "*/*/cuda-binaries/*/", holds: &["metadata.json"] },
     ],
     left: &[],
     subject_depth: 0,

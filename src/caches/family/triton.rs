@@ -21,7 +21,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
             Some(home?.join(".triton/cache"))
         })
     },
-    units: &[Unit { path: "*", holds: KEY_HOLDS }],
+    units: &[Unit { path: "*/", holds: KEY_HOLDS }],
     left: &[],
     subject_depth: 0,
     relocation: Relocation::TritonGroups,

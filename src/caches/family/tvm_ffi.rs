@@ -12,7 +12,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     root: |environment| {
         environment.directory("TVM_FFI_CACHE_DIR").or_else(|| Some(environment.home()?.join(".cache/tvm-ffi")))
     },
-    units: &[Unit { path: "*", holds: &["*.so|*.o", "build.ninja", ".ninja_log", ".ninja_deps"] }],
+    units: &[Unit { path: "*/", holds: &["*.so|*.o", "build.ninja", ".ninja_log", ".ninja_deps"] }],
     left: &[],
     subject_depth: 0,
     relocation: Relocation::None,

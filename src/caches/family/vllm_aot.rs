@@ -14,7 +14,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     about: "models that vLLM compiled ahead of time",
     class: TrustClass::HostCode,
     root: |environment| Some(vllm_cache_root(environment)?.join("torch_compile_cache/torch_aot_compile")),
-    units: inductor_units!["<64 hex>/inductor_cache/", Unit { path: "<64 hex>/rank_*_*", holds: &["model"] }],
+    units: inductor_units!["<64 hex>/inductor_cache/", Unit { path: "<64 hex>/rank_*_*/", holds: &["model"] }],
     left: inductor::LEFT,
     subject_depth: 1,
     relocation: Relocation::TritonGroups,

@@ -14,9 +14,9 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
     class: TrustClass::HostCode,
     root: |environment| Some(vllm_cache_root(environment)?.join("torch_compile_cache")),
     units: &[
-        Unit { path: "<10 hex>/rank_*_*/inductor_cache", holds: &[] },
-        Unit { path: "<10 hex>/rank_*_*/triton_cache", holds: &[] },
-        Unit { path: "<10 hex>/rank_*_*/*", holds: &["vllm_compile_cache.py"] },
+        Unit { path: "<10 hex>/rank_*_*/inductor_cache/", holds: &[] },
+        Unit { path: "<10 hex>/rank_*_*/triton_cache/", holds: &[] },
+        Unit { path: "<10 hex>/rank_*_*/*/", holds: &["vllm_compile_cache.py"] },
     ],
     left: &[],
     subject_depth: 1,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::publishing::COMPILE_SECONDS;
+use super::publishing::{COMPILE_SECONDS, INIT_SECONDS};
 use super::warming::{Entries, Warmed, entries};
 use crate::engine::{AotSlot, StartLog};
 
@@ -116,13 +116,7 @@ fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
         _ => (Some(true), None),
     };
     let reason = reason.or_else(|| warmed.trouble.clone());
-    let loaded: Vec<String> = log.aot_loaded().filter_map(AotSlot::of).map(|slot| slot.key).collect();
-    let spent = artifacts()
-        .filter(|artifact| artifact.subject.is_empty() || loaded.contains(&artifact.subject))
-        .filter_map(|artifact| artifact.attributes.get(COMPILE_SECONDS)?.parse::<f64>().ok())
-        .reduce(f64::max);
-    let here = log.compiling().unwrap_or_default().as_secs_f64();
-    let saved_seconds = spent.filter(|_| used == Some(true)).map(|spent| (spent - here).max(0.0));
+    let saved_seconds = if used == Some(true) { saved(warmed, log) } else { None };
     FamilyProof {
         family: warmed.prospect.family.name,
         offered: warmed.offered,
@@ -133,6 +127,21 @@ fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
         saved_seconds,
         reason,
     }
+}
+
+/// What the publisher of a loaded model had spent, less what was spent here, both by the same measure.
+fn saved(warmed: &Warmed, log: &StartLog) -> Option<f64> {
+    let loaded: Vec<String> = log.aot_loaded().filter_map(AotSlot::of).map(|slot| slot.key).collect();
+    let artifacts = warmed.report.iter().flat_map(|report| &report.artifacts);
+    let used = artifacts.filter(|artifact| loaded.contains(&artifact.subject));
+    let measures = [(COMPILE_SECONDS, log.compiling()), (INIT_SECONDS, log.initialized())];
+    let saved = used.filter_map(|artifact| {
+        measures.iter().find_map(|(name, here)| {
+            let there: f64 = artifact.attributes.get(*name)?.parse().ok()?;
+            Some((there - (*here)?.as_secs_f64()).max(0.0))
+        })
+    });
+    saved.reduce(f64::max)
 }
 
 /// The engine says which compiled models it loaded, and why it did not load one that was there.

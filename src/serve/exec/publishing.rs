@@ -15,8 +15,10 @@ use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{PublishRequest, Published, publish_event};
 use crate::serve::outlook::Prospect;
 
-/// The publisher's own measure, in a manifest: seconds of `torch.compile`.
+/// The publisher's own measures, in a manifest: seconds of `torch.compile`, where the engine tells them, and of the whole
+/// initialisation around it.
 pub(super) const COMPILE_SECONDS: &str = "compile_seconds";
+pub(super) const INIT_SECONDS: &str = "init_seconds";
 
 /// Between two looks at the roots: soon after something changed, seldom when nothing does.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -122,8 +124,9 @@ impl<'a> Publishing<'a> {
     fn attributes(&self, subject: &str) -> BTreeMap<String, String> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let made = log.aot_saved().filter_map(AotSlot::of).any(|slot| slot.key == subject);
-        let spent = log.compiling().filter(|_| made);
-        spent.map(|spent| (COMPILE_SECONDS.to_owned(), format!("{:.1}", spent.as_secs_f64()))).into_iter().collect()
+        let measured = [(COMPILE_SECONDS, log.compiling()), (INIT_SECONDS, log.initialized())];
+        let told = measured.into_iter().filter_map(|(name, spent)| Some((name, spent.filter(|_| made)?)));
+        told.map(|(name, spent)| (name.to_owned(), format!("{:.1}", spent.as_secs_f64()))).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! All families of a node at once: one question to the directory, then an install for each family that is offered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,9 +113,13 @@ pub(super) async fn all(
                 limits,
                 ignore_markers: false,
             };
-            match warm::warm(&client, job, &|_| ()).await {
+            let warming = async {
+                parents(&job.into).await?;
+                warm::warm(&client, job, &|_| ()).await.map_err(|error| chain(&error))
+            };
+            match warming.await {
                 Ok(report) => warmed.report = Some(report),
-                Err(error) => warmed.trouble = Some(chain(&error)),
+                Err(reason) => warmed.trouble = Some(reason),
             }
             warmed
         });
@@ -127,6 +133,16 @@ pub(super) async fn all(
     }
     warmed.sort_by(|a, b| b.prospect.family.worth.total_cmp(&a.prospect.family.worth));
     warmed
+}
+
+/// The library would make the directories above its own too.
+async fn parents(root: &Path) -> Result<(), String> {
+    let Some(parent) = root.parent().map(Path::to_owned) else { return Ok(()) };
+    let made = tokio::task::spawn_blocking(move || {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent);
+        made.map_err(|error| format!("make {}: {error}", parent.display()))
+    });
+    made.await.map_err(|_| "the thread that makes directories panicked".to_owned())?
 }
 
 /// How many artifacts there are of each identity.

@@ -1,0 +1,117 @@
+//! Whether a manifest is what its family's name says: a signer that is trusted with one kind must not bring another.
+
+use super::{CacheFamily, Place};
+use crate::artifact::{Family, Manifest, RelPath};
+use crate::identity::TrustClass;
+
+/// A manifest is none of its family.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KindError {
+    /// A policy that trusts a signer with data would let it sign code.
+    #[error("{family} is {class}, but the manifest says {claimed}")]
+    Class { family: &'static str, class: TrustClass, claimed: TrustClass },
+    #[error("`{path}` is no part of {family}")]
+    Stray { family: &'static str, path: RelPath },
+    #[error("`{entry}` lacks {missing}, without which {family} cannot use it")]
+    Unfinished { family: &'static str, entry: RelPath, missing: &'static str },
+}
+
+/// Holds of every manifest that [`super::snapshot_subject`] made. Families that nobody knows, and directories that the
+/// user named, hold what they like.
+pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
+    let name = manifest.identity.family();
+    let Some(family) = CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory()) else {
+        return Ok(());
+    };
+    if family.class > manifest.class {
+        return Err(KindError::Class { family: family.name, class: family.class, claimed: manifest.class });
+    }
+    // Sorted, so that the files of an entry are neighbours.
+    for files in manifest.files.chunk_by(|a, b| manifest.entry_of(&a.path) == manifest.entry_of(&b.path)) {
+        let stray = |path: &RelPath| KindError::Stray { family: family.name, path: path.clone() };
+        let Some(entry) = manifest.entry_of(&files[0].path) else {
+            return Err(stray(&files[0].path));
+        };
+        let mut unit = None;
+        for file in files {
+            match family.place(file.path.as_str()) {
+                Place::Entry { entry: own, unit: of, .. } if own == entry.as_str() => unit = Some(of),
+                _ => return Err(stray(&file.path)),
+            }
+        }
+        let names = files.iter().map(|file| file.path.as_str().get(entry.as_str().len() + 1..).unwrap_or(""));
+        if let Some(missing) = unit.and_then(|unit| unit.lacks(names)) {
+            return Err(KindError::Unfinished { family: family.name, entry: entry.clone(), missing });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::artifact::{Draft, File, Provenance, SourceIdentity};
+    use crate::digest::Digest;
+    use crate::identity::UnixTime;
+
+    /// Of empty files; entries are the first `depth` components.
+    fn manifest(family: &str, class: TrustClass, depth: usize, paths: &[&str]) -> Manifest {
+        let path = |path: &&str| RelPath::new(path).unwrap();
+        let file = |path| File { path, executable: false, mtime_ns: 0, size: 0, digest: Digest::of(b""), offset: 0 };
+        let paths: BTreeSet<RelPath> = paths.iter().map(path).collect();
+        let entries: BTreeSet<RelPath> = paths.iter().map(|path| path.prefix(depth)).collect();
+        Manifest::new(Draft {
+            identity: SourceIdentity::new(family.parse().unwrap(), BTreeMap::new()).unwrap(),
+            class,
+            subject: String::new(),
+            generation: 1,
+            created: UnixTime::from_seconds(1),
+            expires: None,
+            provenance: Provenance::default(),
+            files: paths.into_iter().map(file).collect(),
+            chunks: Vec::new(),
+            entries: entries.into_iter().collect(),
+            attributes: BTreeMap::new(),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn whole_entries_in_their_place_are_what_the_family_has() {
+        let kernel = ["cache/kernel.a.0/kernel.cu", "cache/kernel.a.0/kernel.cubin"];
+        assert_eq!(check_kind(&manifest("deep-gemm", TrustClass::DeviceCode, 2, &kernel)), Ok(()));
+        assert_eq!(check_kind(&manifest("modelinfos", TrustClass::HostCode, 1, &["a.json", "b.json"])), Ok(()));
+    }
+
+    #[test]
+    fn code_signed_as_data_is_refused() {
+        let error = check_kind(&manifest("triton", TrustClass::Data, 1, &["KEY/k.so"])).unwrap_err();
+        assert!(matches!(error, KindError::Class { class: TrustClass::HostCode, claimed: TrustClass::Data, .. }));
+    }
+
+    #[test]
+    fn files_that_the_family_does_not_have_are_refused() {
+        for path in ["evil.py", "a.json/evil.so", "x.json.tmp"] {
+            let error = check_kind(&manifest("modelinfos", TrustClass::Data, 1, &["ok.json", path])).unwrap_err();
+            assert!(matches!(&error, KindError::Stray { path: stray, .. } if stray.as_str() == path), "{error}");
+        }
+        // Entries of another depth would be renamed apart from their members.
+        let apart = manifest("triton", TrustClass::HostCode, 2, &["KEY/__grp__k.json", "KEY/k.cubin"]);
+        assert!(matches!(check_kind(&apart), Err(KindError::Stray { .. })));
+    }
+
+    #[test]
+    fn an_entry_that_would_crash_the_engine_is_refused() {
+        let error = check_kind(&manifest("deep-gemm", TrustClass::DeviceCode, 2, &["cache/kernel.a.0/kernel.cu"]));
+        assert!(matches!(error, Err(KindError::Unfinished { missing: "kernel.cubin", .. })));
+    }
+
+    #[test]
+    fn what_nobody_knows_and_what_the_user_names_is_free() {
+        for family in ["unheard-of", "directory"] {
+            assert_eq!(check_kind(&manifest(family, TrustClass::Data, 1, &["any/thing.lock"])), Ok(()));
+        }
+    }
+}
