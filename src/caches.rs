@@ -1,4 +1,5 @@
-//! What caches are on disk: which files of a directory belong to an artifact, and which of them are installed as one.
+//! What caches are on disk: which files of a directory belong to an artifact, and which of them are installed as one. And
+//! what decides where they fit: the node's [`Facts`], the engine's [`Launch`], the [`Directories`] they are in.
 //!
 //! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
 //! looks the same after the reading as before. A tree that keeps changing is an error, never a torn artifact.

@@ -31,12 +31,12 @@
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
 //! | `store`, `transport` | chunks and artifacts on disk; QUIC (the only place that names quinn) |
-//! | `caches` | which files of a directory make an artifact, captured consistently |
+//! | `caches` | which files of a directory make an artifact, captured consistently; the facts that decide where it fits |
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy |
 //! | `telemetry` | logs, `/metrics` |
-//! | `lifecycle`, `digest`, `durable` | owned tasks and signals; ids; small files that survive a crash |
+//! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
 //! # Invariants
 //!

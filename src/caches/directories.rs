@@ -80,7 +80,8 @@ impl Directories {
             return None;
         }
         let names: Vec<&str> = self.changes.iter().map(|(name, _)| *name).collect();
-        let kept = if self.kept.is_empty() { String::new() } else { format!("; kept as set: {}", self.kept.join(", ")) };
+        let kept =
+            if self.kept.is_empty() { String::new() } else { format!("; kept as set: {}", self.kept.join(", ")) };
         Some(format!("cache directories are below {}: {}{kept}", self.root.display(), names.join(", ")))
     }
 }
@@ -102,7 +103,9 @@ fn place(name: &str, root: &Path, environment: &Environment) -> PathBuf {
             None => root.join("triton"),
         },
         // Where vLLM puts it; both engines' kernels have the same keys.
-        "DG_JIT_CACHE_DIR" => environment.directory("VLLM_CACHE_ROOT").unwrap_or_else(|| root.to_owned()).join("deep_gemm"),
+        "DG_JIT_CACHE_DIR" => {
+            environment.directory("VLLM_CACHE_ROOT").unwrap_or_else(|| root.to_owned()).join("deep_gemm")
+        }
         "SGLANG_DG_CACHE_DIR" => match environment.directory("DG_JIT_CACHE_DIR") {
             Some(set) => set,
             None => place("DG_JIT_CACHE_DIR", root, environment),
@@ -168,7 +171,8 @@ mod tests {
 
     #[test]
     fn what_the_user_set_is_kept_and_what_follows_from_it_too() {
-        let variables = [("VLLM_CACHE_ROOT", "/old"), ("TRITON_HOME", "/t"), ("CUDA_CACHE_PATH", "/c"), ("QUACK_CACHE_DIR", "")];
+        let variables =
+            [("VLLM_CACHE_ROOT", "/old"), ("TRITON_HOME", "/t"), ("CUDA_CACHE_PATH", "/c"), ("QUACK_CACHE_DIR", "")];
         let environment = chosen(Some("/cache"), &variables);
         let expected = [
             ("VLLM_CACHE_ROOT", "/old"),
@@ -189,7 +193,10 @@ mod tests {
     fn the_notice_is_one_line_and_absent_when_nothing_is_set() {
         let directories = Directories::choose(Some(Path::new("/cache")), &environment(&[("CUDA_CACHE_PATH", "/c")]));
         let notice = directories.unwrap().notice().unwrap();
-        assert!(notice.contains("/cache: VLLM_CACHE_ROOT, ") && notice.ends_with("kept as set: CUDA_CACHE_PATH"), "{notice}");
+        assert!(
+            notice.contains("/cache: VLLM_CACHE_ROOT, ") && notice.ends_with("kept as set: CUDA_CACHE_PATH"),
+            "{notice}"
+        );
         assert_eq!(notice.lines().count(), 1);
         let all = chosen(Some("/cache"), &[]);
         assert_eq!(Directories::choose(None, &all).unwrap().notice(), None);

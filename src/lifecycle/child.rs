@@ -18,6 +18,9 @@ use tokio::process::{Child, Command};
 /// Bytes of standard error that are kept: the last ones.
 const MAX_COMPLAINT: usize = 4096;
 
+/// Characters of a line that are told.
+const MAX_LINE: usize = 200;
+
 /// A program to run. Its standard input is empty.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -204,11 +207,11 @@ impl Complaint {
         }
     }
 
-    /// The last line that is not empty, with control characters escaped.
+    /// The last line that is not empty: its first characters, with control characters escaped.
     pub fn last_line(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.0);
         let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-        Some(line.chars().flat_map(escaped).collect())
+        Some(line.chars().take(MAX_LINE).flat_map(escaped).collect())
     }
 }
 
@@ -313,10 +316,10 @@ mod tests {
     async fn the_deadline_ends_a_program_and_its_descendants_and_tells_its_last_words() {
         let witness = Witness::new();
         let script = witness.script("echo reading gpu >&2; wait");
-        let program = shell(&script).deadline(Duration::from_millis(300));
+        let program = shell(&script).deadline(Duration::from_secs(2));
         let (output, file) = tokio::join!(program.run(), witness.appears());
         let error = output.unwrap_err().to_string();
-        assert!(error.contains("300ms") && error.ends_with(": reading gpu"), "{error}");
+        assert!(error.contains("2s") && error.ends_with(": reading gpu"), "{error}");
         assert!(gone(file));
     }
 
@@ -341,7 +344,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_end_of_a_long_complaint_is_kept_and_escaped() {
-        let script = "i=0; while [ $i -lt 3000 ]; do echo line $i >&2; i=$((i+1)); done; printf 'bad\\033[31m end\\n\\n' >&2";
+        let script =
+            "i=0; while [ $i -lt 3000 ]; do echo line $i >&2; i=$((i+1)); done; printf 'bad\\033[31m end\\n\\n' >&2";
         let complaint = shell(script).run().await.unwrap().complaint;
         assert!(complaint.0.len() <= MAX_COMPLAINT);
         assert_eq!(complaint.last_line().unwrap(), "bad\\u{1b}[31m end");

@@ -25,7 +25,8 @@ fn names(gpus: &Path) -> Vec<String> {
 /// What changes with the GPUs of a node and with its drivers: a text to compare.
 pub(super) fn set_of_gpus() -> String {
     let mut text = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let devices = fs::read_dir("/dev").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let devices =
+        fs::read_dir("/dev").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let mut devices: Vec<String> = devices.filter(|name| name.starts_with("nvidia") || name == "kfd").collect();
     devices.sort();
     // Writing to a String cannot fail.

@@ -29,8 +29,8 @@ pub enum InterpreterError {
     NotFound { program: String },
     #[error("there is no {program}: {WAY_OUT}", program = program.display())]
     Missing { program: PathBuf },
-    #[error("read {program}: {source}: {WAY_OUT}", program = program.display())]
-    Unreadable { program: PathBuf, source: io::Error },
+    #[error("read {program}: {error}: {WAY_OUT}", program = program.display())]
+    Unreadable { program: PathBuf, error: io::Error },
     #[error("{program} {what}: {WAY_OUT}", program = program.display())]
     NotPython { program: PathBuf, what: &'static str },
 }
@@ -57,16 +57,12 @@ impl Interpreter {
     }
 }
 
-fn of_command(
-    program: &str,
-    arguments: &[String],
-    environment: &Environment,
-) -> Result<Interpreter, InterpreterError> {
+fn of_command(program: &str, arguments: &[String], environment: &Environment) -> Result<Interpreter, InterpreterError> {
     let path = lookup(program, environment)?;
     if is_python(&path) {
         return Ok(of_python(path, arguments, environment));
     }
-    let head = head(&path).map_err(|source| InterpreterError::Unreadable { program: path.clone(), source })?;
+    let head = head(&path).map_err(|error| InterpreterError::Unreadable { program: path.clone(), error })?;
     let refused = |what| InterpreterError::NotPython { program: path.clone(), what };
     let Some(line) = head.strip_prefix("#!").and_then(|rest| rest.lines().next()) else {
         return Err(refused("is no script, so it names no Python interpreter"));
@@ -122,8 +118,7 @@ fn of_python(python: PathBuf, arguments: &[String], environment: &Environment) -
 fn is_isolated(options: &[String], environment: &Environment) -> bool {
     let short = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains(['I', 'P']);
     let ignores = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains('E');
-    options.iter().any(short)
-        || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
+    options.iter().any(short) || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
 }
 
 /// Installers write this for interpreters that a `#!` line cannot name, because of length or spaces: a text that is a
@@ -151,7 +146,8 @@ fn lookup(program: &str, environment: &Environment) -> Result<PathBuf, Interpret
     let directories = environment.get("PATH").unwrap_or("/usr/local/bin:/usr/bin:/bin");
     let mut candidates =
         std::env::split_paths(directories).filter_map(|directory| std::path::absolute(directory.join(program)).ok());
-    let runs = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let runs =
+        |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     candidates.find(runs).ok_or_else(not_found)
 }
 

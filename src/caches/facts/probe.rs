@@ -113,10 +113,10 @@ pub struct Probed {
 /// The facts could not be read. The texts name the interpreter and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("{source}: is --python (or WARMD_PYTHON) right?")]
-    Start { source: ProgramError },
-    #[error("{source}: the fact that it was reading hangs; give it more time, or mend what it waits for")]
-    TimedOut { source: ProgramError },
+    #[error("{0}: is --python (or WARMD_PYTHON) right?")]
+    Start(ProgramError),
+    #[error("{0}; give it more time, or see why that takes so long")]
+    TimedOut(ProgramError),
     #[error("{python} failed ({status}){complaint}: is it the Python 3 that runs the engine? See --python", python = python.display())]
     Exited { python: PathBuf, status: std::process::ExitStatus, complaint: String },
     #[error("{python} did not print facts but `{said}`: is it the Python 3 that runs the engine? See --python", python = python.display())]
@@ -161,8 +161,8 @@ impl Probe {
         let began = SystemTime::now();
         let output = match self.program().run().await {
             Ok(output) => output,
-            Err(source @ ProgramError::TimedOut { .. }) => return Err(ProbeError::TimedOut { source }),
-            Err(source) => return Err(ProbeError::Start { source }),
+            Err(error @ ProgramError::TimedOut { .. }) => return Err(ProbeError::TimedOut(error)),
+            Err(error) => return Err(ProbeError::Start(error)),
         };
         let Answer { facts, watch } = self.parse(&output)?;
         // What failed may be mended by the next start without a trace in the files.
@@ -196,8 +196,10 @@ impl Probe {
         // Start-up files of a site may print before the answer.
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.trim_end().lines().last().unwrap_or("");
-        let mut answer: Answer = serde_json::from_str(last)
-            .map_err(|_| ProbeError::Garbage { python, said: printable(&last.chars().take(100).collect::<String>()) })?;
+        let mut answer: Answer = serde_json::from_str(last).map_err(|_| ProbeError::Garbage {
+            python,
+            said: printable(&last.chars().take(100).collect::<String>()),
+        })?;
         for fact in Fact::ALL.iter().filter(|fact| !NOT_PROBED.contains(fact)) {
             let known = answer.facts.get(*fact).cloned();
             let known = known.unwrap_or_else(|| Known::Failed("the interpreter said nothing about it".to_owned()));
@@ -208,10 +210,8 @@ impl Probe {
 
     /// What is in the environment needs no Python.
     fn add_environment(&self, facts: &mut Facts) {
-        let set: Vec<String> = TRITON_HASHED
-            .iter()
-            .filter_map(|name| Some(format!("{name}={}", self.environment.get(name)?)))
-            .collect();
+        let set: Vec<String> =
+            TRITON_HASHED.iter().filter_map(|name| Some(format!("{name}={}", self.environment.get(name)?))).collect();
         let known = match facts.get(Fact::Triton) {
             Some(Known::Value(_)) if set.is_empty() => Known::Absent("none of Triton's variables is set".to_owned()),
             Some(Known::Value(_)) => Known::Value(set.join(" ")),

@@ -44,7 +44,10 @@ fn what_a_command_serves_and_where_is_read() {
          --uds /run/v.sock --headless --ssl-certfile c.pem",
     );
     assert_eq!((launch.model(), launch.revision()), (Some("org/m"), Some("abc")));
-    assert_eq!((launch.host(), launch.port(), launch.uds()), (Some("0.0.0.0"), Some(8001), Some(Path::new("/run/v.sock"))));
+    assert_eq!(
+        (launch.host(), launch.port(), launch.uds()),
+        (Some("0.0.0.0"), Some(8001), Some(Path::new("/run/v.sock")))
+    );
     assert_eq!((launch.tensor_parallel(), launch.pipeline_parallel(), launch.data_parallel()), (4, 2, 3));
     assert!(launch.is_headless() && launch.has_tls());
 }
@@ -52,7 +55,10 @@ fn what_a_command_serves_and_where_is_read() {
 #[test]
 fn a_command_with_little_in_it_has_defaults() {
     let launch = launch("sglang serve --model-path m --tp 2");
-    assert_eq!((launch.model(), launch.port(), launch.tensor_parallel(), launch.data_parallel()), (Some("m"), None, 2, 1));
+    assert_eq!(
+        (launch.model(), launch.port(), launch.tensor_parallel(), launch.data_parallel()),
+        (Some("m"), None, 2, 1)
+    );
     assert!(!launch.is_headless() && !launch.has_tls());
 }
 

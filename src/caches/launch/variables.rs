@@ -1,7 +1,7 @@
 //! Which environment variables decide what an engine compiles.
 
-use super::super::directories;
 use super::super::Environment;
+use super::super::directories;
 
 /// Not in vLLM's key although they begin like its own: the ignore list of `vllm.envs.compile_factors` (0.32), what 0.33
 /// added to it, and what names places.
@@ -126,9 +126,11 @@ fn is_secret(name: &str) -> bool {
 /// Kubernetes puts the address of each service into the environment of every pod: of one named `vllm`, in variables that
 /// look like vLLM's.
 fn is_service_link(name: &str) -> bool {
-    let port = |at: &str| at.split_once('_').is_some_and(|(port, rest)| {
-        port.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].iter().any(|protocol| rest.starts_with(protocol))
-    });
+    let port = |at: &str| {
+        at.split_once('_').is_some_and(|(port, rest)| {
+            port.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].iter().any(|protocol| rest.starts_with(protocol))
+        })
+    };
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.match_indices("_PORT_").any(|(at, found)| port(&name[at + found.len()..]))

@@ -115,7 +115,10 @@ fn a_named_interpreter_replaces_the_commands_own() {
     let find = |command: &[String]| Interpreter::find(command, Some(&other), &bin.environment()).unwrap();
     let module = find(&["python3".to_owned(), "-m".to_owned(), "vllm".to_owned()]);
     assert_eq!((module.python, module.first), (other.clone(), std::env::current_dir().ok()));
-    assert_eq!(find(&["entrypoint.sh".to_owned()]), Interpreter { python: other.clone(), options: vec![], first: None });
+    assert_eq!(
+        find(&["entrypoint.sh".to_owned()]),
+        Interpreter { python: other.clone(), options: vec![], first: None }
+    );
     let missing = Interpreter::find(&[], Some(Path::new("/no/python")), &bin.environment()).unwrap_err();
     assert!(missing.to_string().contains("/no/python"));
 }

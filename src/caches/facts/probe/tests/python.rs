@@ -99,7 +99,9 @@ async fn a_damaged_package_fails_by_name_and_alone() {
     site.write("vllm/_version.py", "version = None\n");
     let facts = site.facts(&[]).await;
     assert!(matches!(facts.get(Fact::Torch), Some(Known::Failed(why)) if why.contains("SyntaxError")));
-    assert!(matches!(facts.get(Fact::Vllm), Some(Known::Failed(why)) if why.contains("_version.py has no `__version__`")));
+    assert!(
+        matches!(facts.get(Fact::Vllm), Some(Known::Failed(why)) if why.contains("_version.py has no `__version__`"))
+    );
     assert!(facts.value(Fact::VllmSource).is_some());
 }
 
@@ -123,7 +125,8 @@ async fn a_digest_of_sources_is_about_names_and_contents_only() {
 async fn a_large_library_is_taken_from_record_unless_it_is_newer() {
     let library = "x".repeat(9 << 20);
     let record = "triton/_C/libtriton.so,sha256=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA,9437184\n";
-    let files = [("triton/__init__.py", ""), ("triton/_C/libtriton.so", &library), ("triton-3.7.dist-info/RECORD", record)];
+    let files =
+        [("triton/__init__.py", ""), ("triton/_C/libtriton.so", &library), ("triton-3.7.dist-info/RECORD", record)];
     let Some(site) = Site::with(&files) else { return };
     let set_time = |name: &str, seconds: u64| {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
