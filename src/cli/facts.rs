@@ -22,7 +22,7 @@ pub(super) struct Facts {
     #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
     image_digest: Option<String>,
     /// Time for the interpreter
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "WARMD_FACTS_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Directory of kept answers; absent: warmd/facts in the user's cache directory
     #[arg(long, env = "WARMD_FACTS_CACHE", value_name = "DIR")]

@@ -116,9 +116,11 @@ fn of_python(python: PathBuf, arguments: &[String], environment: &Environment) -
 
 /// With `-I`, `-P` or PYTHONSAFEPATH Python adds nothing to its path.
 fn is_isolated(options: &[String], environment: &Environment) -> bool {
-    let short = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains(['I', 'P']);
-    let ignores = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains('E');
-    options.iter().any(short) || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
+    // `-X` and `-W` are followed by words.
+    let letters =
+        |option: &String| option.strip_prefix('-').filter(|rest| !rest.starts_with(['-', 'X', 'W'])).map(str::to_owned);
+    let given = |wanted: &[char]| options.iter().filter_map(letters).any(|letters| letters.contains(wanted));
+    given(&['I', 'P']) || (environment.get("PYTHONSAFEPATH").is_some() && !given(&['E']))
 }
 
 /// Installers write this for interpreters that a `#!` line cannot name, because of length or spaces: a text that is a

@@ -42,7 +42,7 @@ const RELEVANT: &[&str] = &[
     "VIRTUAL_ENV",
 ];
 
-/// The variables that Triton 3.0 to 3.9 puts into its keys (`get_cache_invalidating_env_vars`).
+/// The variables that Triton 3.7 puts into its keys (`get_cache_invalidating_env_vars`), and three of other versions.
 const TRITON_HASHED: &[&str] = &[
     "ALLOW_LHS_TMEM_LAYOUT_CONVERSION",
     "AMDGCN_ENABLE_DUMP",
@@ -63,9 +63,6 @@ const TRITON_HASHED: &[&str] = &[
     "MLIR_ENABLE_REMARK",
     "MLIR_ENABLE_TIMING",
     "NVPTX_ENABLE_DUMP",
-    "PTXAS_OPTIONS",
-    "STORE_TMEM_TO_GLOBAL_BYPASS_SMEM",
-    "SWIZZLE_DOT_OPERAND_TO_SHARED",
     "TRITON_DEFAULT_FP_FUSION",
     "TRITON_DISABLE_LINE_INFO",
     "TRITON_DISABLE_RESHAPE_ENCODING_INFERENCE",
@@ -74,9 +71,6 @@ const TRITON_HASHED: &[&str] = &[
     "TRITON_ENABLE_EXPERIMENTAL_CONSAN",
     "TRITON_ENABLE_LLVM_DEBUG",
     "TRITON_F32_DEFAULT",
-    "TRITON_HIP_GLOBAL_PREFETCH",
-    "TRITON_HIP_LOCAL_PREFETCH",
-    "TRITON_HIP_STREAM_PREFETCH",
     "TRITON_HIP_USE_ASYNC_COPY",
     "TRITON_HIP_USE_BLOCK_PINGPONG",
     "TRITON_HIP_USE_IN_THREAD_TRANSPOSE",

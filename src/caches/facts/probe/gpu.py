@@ -133,8 +133,8 @@ def gpu_arch():
     if not hip():
         return gpu("arch")
     found = set()
-    for node in listing("/sys/class/kfd/kfd/topology/nodes", "properties"):
-        told = re.search(r"^gfx_target_version (\d+)$", text(node[1]), re.M)
+    for node in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
+        told = re.search(r"^gfx_target_version (\d+)$", text(node), re.M)
         if told and int(told.group(1)):
             number = int(told.group(1))
             found.add("gfx%d%x%x" % (number // 10000, number // 100 % 100, number % 100))
