@@ -25,8 +25,18 @@ const PREFIX: &str = "WARMD_";
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Environment names that belong to something else than the file.
-const NOT_CONFIG: [&str; 6] =
-    ["WARMD_CACHE_ROOT", "WARMD_CONFIG", "WARMD_FACTS_CACHE", "WARMD_IMAGE_DIGEST", "WARMD_PYTHON", "WARMD_SOCKET"];
+const NOT_CONFIG: [&str; 7] = [
+    "WARMD_BUDGET",
+    "WARMD_CACHE_ROOT",
+    "WARMD_CONFIG",
+    "WARMD_FACTS_CACHE",
+    "WARMD_FACTS_TIMEOUT",
+    "WARMD_IMAGE_DIGEST",
+    "WARMD_PYTHON",
+    "WARMD_READY_TIMEOUT",
+    "WARMD_READY_URL",
+    "WARMD_SOCKET",
+];
 
 /// The configuration cannot be used. `Display` names the file or variable and the key.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,7 @@
 //! | `artifact` | digests, content stream, chunks, manifest |
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy |
 //! | `telemetry` | logs, `/metrics` |
-//! | `lifecycle`, `digest`, `durable` | owned tasks and signals; ids; small files that survive a crash |
+//! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
 //! # Invariants
 //!

@@ -12,7 +12,7 @@ mod vllm;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use options::{Options, Syntax};
+use options::{Options, Syntax, is_option};
 
 use super::Environment;
 use crate::digest::Digest;
@@ -65,7 +65,7 @@ impl Launch {
             Engine::Vllm => &vllm::SYNTAX,
             Engine::Sglang => &sglang::SYNTAX,
             Engine::Other => {
-                let options = Options { positional: command.to_vec(), ..Options::default() };
+                let options = Options { positional: without_secrets(command), ..Options::default() };
                 return Ok(Self { engine, options, opaque: None, notes: Vec::new() });
             }
         };
@@ -203,11 +203,12 @@ impl Launch {
     }
 
     fn is_ignored(&self, name: &str) -> bool {
-        match self.engine {
+        let ignored = match self.engine {
             Engine::Vllm => vllm::SYNTAX.is_ignored(name),
             Engine::Sglang => sglang::SYNTAX.is_ignored(name),
             Engine::Other => false,
-        }
+        };
+        ignored || variables::is_secret(name)
     }
 }
 
@@ -244,6 +245,21 @@ fn started_by_python(arguments: &[String]) -> Option<(&str, &[String])> {
 
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The words of a command of which nothing is known, without what names like `--api-key` and `API_KEY=` say.
+fn without_secrets(command: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut words = command.iter().peekable();
+    while let Some(word) = words.next() {
+        let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+        let secret = variables::is_secret(name) && (value.is_some() || is_option(word));
+        kept.push(if secret { name.to_owned() } else { word.clone() });
+        if secret && value.is_none() {
+            words.next_if(|word| !is_option(word));
+        }
+    }
+    kept
 }
 
 /// Objects in JSON are equal whatever the order of their keys.

@@ -10,6 +10,9 @@ use serde::Serialize;
 use super::output;
 use crate::caches::{self, Environment, Fact, Interpreter, Known, Launch, Probe, name_of_gpu};
 
+/// Characters of a line of a value.
+const WIDTH: usize = 90;
+
 #[derive(Debug, Args)]
 pub(super) struct Facts {
     /// Python interpreter that runs the engine; absent: the one that the command names
@@ -19,7 +22,7 @@ pub(super) struct Facts {
     #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
     image_digest: Option<String>,
     /// Time for the interpreter
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "WARMD_FACTS_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Directory of kept answers; absent: warmd/facts in the user's cache directory
     #[arg(long, env = "WARMD_FACTS_CACHE", value_name = "DIR")]
@@ -90,20 +93,66 @@ impl Facts {
 }
 
 fn show(report: &Report<'_>) -> anyhow::Result<()> {
+    // What failed comes last, where it is seen.
+    let order = |known: &Known| match known {
+        Known::Value(_) => 0,
+        Known::Absent(_) => 1,
+        Known::Failed(_) => 2,
+    };
     let told = |known: &Known| match known {
         Known::Value(value) => value.clone(),
         Known::Absent(reason) => format!("- ({reason})"),
         Known::Failed(reason) => format!("FAILED: {reason}"),
     };
-    let rows: Vec<Vec<String>> =
-        report.facts.iter().map(|(fact, known)| vec![fact.name().to_owned(), told(known)]).collect();
+    let mut facts: Vec<(Fact, &Known)> = report.facts.iter().collect();
+    facts.sort_by_key(|(_, known)| order(known));
+    let mut rows = Vec::new();
+    for (fact, known) in facts {
+        for (at, part) in wrapped(&told(known)).into_iter().enumerate() {
+            rows.push(vec![if at == 0 { fact.name().to_owned() } else { String::new() }, part]);
+        }
+    }
     output::table(&rows)?;
     let how = if report.kept { "kept from before and still true, looked up in" } else { "read in" };
     let interpreter = report.interpreter.display();
     output::note(format!("facts of {interpreter}, {how} {}", output::seconds(report.seconds)));
     let failed = report.facts.failed().count();
     if failed > 0 {
-        output::note(format!("{} failed: families that need them are left out", output::count(failed as u64, "fact")));
+        output::note(format!(
+            "{} failed: families that need one of them are left out",
+            output::count(failed as u64, "fact")
+        ));
     }
     Ok(())
+}
+
+/// Lines of about the width of a terminal, beside the names.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + word.chars().count() < WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_wrapped_between_words_and_nothing_is_lost() {
+        let text = ["avx512"; 40].join(" ");
+        let lines = wrapped(&text);
+        assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= WIDTH));
+        assert_eq!(lines.join(" "), text);
+        assert_eq!(wrapped(&"x".repeat(200)).len(), 1);
+        assert_eq!(wrapped(""), [""]);
+    }
 }

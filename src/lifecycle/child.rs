@@ -14,9 +14,16 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a killed program may take to be gone.
+const REAPING: Duration = Duration::from_secs(1);
 
 /// Bytes of standard error that are kept: the last ones.
 const MAX_COMPLAINT: usize = 4096;
+
+/// Characters of a line that are told.
+const MAX_LINE: usize = 200;
 
 /// A program to run. Its standard input is empty.
 #[derive(Debug, Clone)]
@@ -95,10 +102,9 @@ impl Program {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
         let (mut printed, mut complaint) = (Vec::new(), Complaint::default());
-        let ending = group.ending().map_err(failed)?;
         let work = async {
             let ended = async {
-                ending.await?;
+                group.ended().await?;
                 // Others may hold the pipes: they end here, so that the reading does.
                 group.kill();
                 Ok(())
@@ -108,15 +114,16 @@ impl Program {
         };
         let outcome = tokio::time::timeout(self.deadline, work).await;
         group.kill();
-        let status = group.child.wait().await.map_err(failed)?;
+        // A process that waits for a broken device cannot be killed: the runtime reaps it when it can.
+        let reaped = tokio::time::timeout(REAPING, group.child.wait()).await;
         let program = self.path.clone();
-        match outcome {
-            Err(_) => Err(ProgramError::TimedOut { program, deadline: self.deadline, complaint }),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+        match (outcome, reaped) {
+            (Ok(Err(error)), _) if error.kind() == io::ErrorKind::FileTooLarge => {
                 Err(ProgramError::TooMuch { program, limit: self.max_output })
             }
-            Ok(Err(error)) => Err(failed(error)),
-            Ok(Ok(())) => Ok(Output { status, stdout: printed, complaint }),
+            (Ok(Err(error)), _) | (Ok(Ok(())), Ok(Err(error))) => Err(failed(error)),
+            (Ok(Ok(())), Ok(Ok(status))) => Ok(Output { status, stdout: printed, complaint }),
+            _ => Err(ProgramError::TimedOut { program, deadline: self.deadline, complaint }),
         }
     }
 }
@@ -156,17 +163,15 @@ impl Group {
     }
 
     /// Completes when the leader has ended, and leaves it unreaped: its number cannot become another's before the rest
-    /// of the group is killed. The thread that waits ends at the latest when the group is dropped.
-    fn ending(&self) -> io::Result<impl Future<Output = io::Result<()>> + use<>> {
-        let pidfd = self.pidfd.try_clone()?;
-        let wait = move || loop {
-            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
-                Err(rustix::io::Errno::INTR) => {}
-                ended => return ended.map(|_| ()),
-            }
-        };
-        let waiting = tokio::task::spawn_blocking(wait);
-        Ok(async move { Ok(waiting.await.map_err(io::Error::other)??) })
+    /// of the group is killed.
+    async fn ended(&self) -> io::Result<()> {
+        // Listening begins before the first look, so that no end is missed.
+        let mut changes = signal(SignalKind::child())?;
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        while waitid(WaitId::PidFd(self.pidfd.as_fd()), how)?.is_none() {
+            changes.recv().await;
+        }
+        Ok(())
     }
 
     fn kill(&self) {
@@ -204,11 +209,11 @@ impl Complaint {
         }
     }
 
-    /// The last line that is not empty, with control characters escaped.
+    /// The last line that is not empty: its first characters, with control characters escaped.
     pub fn last_line(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.0);
         let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-        Some(line.chars().flat_map(escaped).collect())
+        Some(line.chars().take(MAX_LINE).flat_map(escaped).collect())
     }
 }
 
@@ -313,10 +318,10 @@ mod tests {
     async fn the_deadline_ends_a_program_and_its_descendants_and_tells_its_last_words() {
         let witness = Witness::new();
         let script = witness.script("echo reading gpu >&2; wait");
-        let program = shell(&script).deadline(Duration::from_millis(300));
+        let program = shell(&script).deadline(Duration::from_secs(2));
         let (output, file) = tokio::join!(program.run(), witness.appears());
         let error = output.unwrap_err().to_string();
-        assert!(error.contains("300ms") && error.ends_with(": reading gpu"), "{error}");
+        assert!(error.contains("2s") && error.ends_with(": reading gpu"), "{error}");
         assert!(gone(file));
     }
 

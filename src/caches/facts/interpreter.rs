@@ -29,8 +29,8 @@ pub enum InterpreterError {
     NotFound { program: String },
     #[error("there is no {program}: {WAY_OUT}", program = program.display())]
     Missing { program: PathBuf },
-    #[error("read {program}: {source}: {WAY_OUT}", program = program.display())]
-    Unreadable { program: PathBuf, source: io::Error },
+    #[error("read {program}: {error}: {WAY_OUT}", program = program.display())]
+    Unreadable { program: PathBuf, error: io::Error },
     #[error("{program} {what}: {WAY_OUT}", program = program.display())]
     NotPython { program: PathBuf, what: &'static str },
 }
@@ -62,7 +62,7 @@ fn of_command(program: &str, arguments: &[String], environment: &Environment) ->
     if is_python(&path) {
         return Ok(of_python(path, arguments, environment));
     }
-    let head = head(&path).map_err(|source| InterpreterError::Unreadable { program: path.clone(), source })?;
+    let head = head(&path).map_err(|error| InterpreterError::Unreadable { program: path.clone(), error })?;
     let refused = |what| InterpreterError::NotPython { program: path.clone(), what };
     let Some(line) = head.strip_prefix("#!").and_then(|rest| rest.lines().next()) else {
         return Err(refused("is no script, so it names no Python interpreter"));
@@ -116,9 +116,11 @@ fn of_python(python: PathBuf, arguments: &[String], environment: &Environment) -
 
 /// With `-I`, `-P` or PYTHONSAFEPATH Python adds nothing to its path.
 fn is_isolated(options: &[String], environment: &Environment) -> bool {
-    let short = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains(['I', 'P']);
-    let ignores = |option: &String| option.starts_with('-') && !option.starts_with("--") && option.contains('E');
-    options.iter().any(short) || (environment.get("PYTHONSAFEPATH").is_some() && !options.iter().any(ignores))
+    // `-X` and `-W` are followed by words.
+    let letters =
+        |option: &String| option.strip_prefix('-').filter(|rest| !rest.starts_with(['-', 'X', 'W'])).map(str::to_owned);
+    let given = |wanted: &[char]| options.iter().filter_map(letters).any(|letters| letters.contains(wanted));
+    given(&['I', 'P']) || (environment.get("PYTHONSAFEPATH").is_some() && !given(&['E']))
 }
 
 /// Installers write this for interpreters that a `#!` line cannot name, because of length or spaces: a text that is a

@@ -42,7 +42,7 @@ const RELEVANT: &[&str] = &[
     "VIRTUAL_ENV",
 ];
 
-/// The variables that Triton 3.0 to 3.9 puts into its keys (`get_cache_invalidating_env_vars`).
+/// The variables that Triton 3.7 puts into its keys (`get_cache_invalidating_env_vars`), and three of other versions.
 const TRITON_HASHED: &[&str] = &[
     "ALLOW_LHS_TMEM_LAYOUT_CONVERSION",
     "AMDGCN_ENABLE_DUMP",
@@ -63,9 +63,6 @@ const TRITON_HASHED: &[&str] = &[
     "MLIR_ENABLE_REMARK",
     "MLIR_ENABLE_TIMING",
     "NVPTX_ENABLE_DUMP",
-    "PTXAS_OPTIONS",
-    "STORE_TMEM_TO_GLOBAL_BYPASS_SMEM",
-    "SWIZZLE_DOT_OPERAND_TO_SHARED",
     "TRITON_DEFAULT_FP_FUSION",
     "TRITON_DISABLE_LINE_INFO",
     "TRITON_DISABLE_RESHAPE_ENCODING_INFERENCE",
@@ -74,9 +71,6 @@ const TRITON_HASHED: &[&str] = &[
     "TRITON_ENABLE_EXPERIMENTAL_CONSAN",
     "TRITON_ENABLE_LLVM_DEBUG",
     "TRITON_F32_DEFAULT",
-    "TRITON_HIP_GLOBAL_PREFETCH",
-    "TRITON_HIP_LOCAL_PREFETCH",
-    "TRITON_HIP_STREAM_PREFETCH",
     "TRITON_HIP_USE_ASYNC_COPY",
     "TRITON_HIP_USE_BLOCK_PINGPONG",
     "TRITON_HIP_USE_IN_THREAD_TRANSPOSE",
@@ -113,10 +107,10 @@ pub struct Probed {
 /// The facts could not be read. The texts name the interpreter and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("{source}: is --python (or WARMD_PYTHON) right?")]
-    Start { source: ProgramError },
-    #[error("{source}: the fact that it was reading hangs; give it more time, or mend what it waits for")]
-    TimedOut { source: ProgramError },
+    #[error("{0}: is --python (or WARMD_PYTHON) right?")]
+    Start(ProgramError),
+    #[error("{0}; give it more time, or see why that takes so long")]
+    TimedOut(ProgramError),
     #[error("{python} failed ({status}){complaint}: is it the Python 3 that runs the engine? See --python", python = python.display())]
     Exited { python: PathBuf, status: std::process::ExitStatus, complaint: String },
     #[error("{python} did not print facts but `{said}`: is it the Python 3 that runs the engine? See --python", python = python.display())]
@@ -161,8 +155,8 @@ impl Probe {
         let began = SystemTime::now();
         let output = match self.program().run().await {
             Ok(output) => output,
-            Err(source @ ProgramError::TimedOut { .. }) => return Err(ProbeError::TimedOut { source }),
-            Err(source) => return Err(ProbeError::Start { source }),
+            Err(error @ ProgramError::TimedOut { .. }) => return Err(ProbeError::TimedOut(error)),
+            Err(error) => return Err(ProbeError::Start(error)),
         };
         let Answer { facts, watch } = self.parse(&output)?;
         // What failed may be mended by the next start without a trace in the files.

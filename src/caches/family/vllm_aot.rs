@@ -24,6 +24,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
         // The `.so` files of a CPU engine end the start if they cannot be loaded.
         Fact::Libc,
         Fact::CpuIsa,
+        Fact::CpuFlags,
         Fact::Device,
         Fact::GpuName,
         // To the patch: vLLM refuses others.

@@ -26,6 +26,7 @@ pub(super) static FAMILY: CacheFamily = CacheFamily {
         Fact::Machine,
         Fact::Libc,
         Fact::CpuIsa,
+        Fact::CpuFlags,
         Fact::Device,
         Fact::GpuName,
         Fact::PythonAbi,

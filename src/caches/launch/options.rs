@@ -131,11 +131,12 @@ impl Options {
 }
 
 /// As argparse tells options from values: a negative number is a value, and so is what has a space in it.
-fn is_option(word: &str) -> bool {
+pub(super) fn is_option(word: &str) -> bool {
     word.len() > 1 && word.starts_with('-') && word.parse::<f64>().is_err() && !word.contains(' ')
 }
 
-fn listed(list: &[&str], name: &str) -> bool {
+/// An entry that ends with `*` stands for all names that begin so.
+pub(super) fn listed(list: &[&str], name: &str) -> bool {
     list.iter().any(|entry| match entry.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => name == *entry,

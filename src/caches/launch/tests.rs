@@ -183,3 +183,16 @@ fn secrets_are_not_shown() {
     let shown = format!("{:?}", launch("vllm serve m --api-key hunter2 --hf-token hunter3"));
     assert!(shown.contains("api-key") && !shown.contains("hunter"), "{shown}");
 }
+
+#[test]
+fn secrets_are_in_no_digest() {
+    let pairs = [
+        ("trtllm-serve m --api-key a --port 1", "trtllm-serve m --api-key b --port 1"),
+        ("env API_KEY=a my-server m --hf-token=a", "env API_KEY=b my-server m --hf-token=b"),
+        ("vllm serve m --gateway-secret a", "vllm serve m --gateway-secret b"),
+    ];
+    for (one, other) in pairs {
+        assert_eq!(digest(one), digest(other), "{one}");
+    }
+    assert_ne!(digest("my-server --max-tokens 1"), digest("my-server --max-tokens 2"));
+}

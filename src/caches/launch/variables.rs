@@ -1,7 +1,7 @@
 //! Which environment variables decide what an engine compiles.
 
-use super::super::Environment;
-use super::super::directories;
+use super::super::{Environment, directories};
+use super::options::listed;
 
 /// Not in vLLM's key although they begin like its own: the ignore list of `vllm.envs.compile_factors` (0.32), what 0.33
 /// added to it, and what names places.
@@ -118,9 +118,11 @@ fn is_hashed(name: &str) -> bool {
         && !is_service_link(name)
 }
 
-/// By the ends of names: `TOKENS` are settings.
-fn is_secret(name: &str) -> bool {
-    ["_KEY", "_KEY_ID", "_TOKEN", "_SECRET", "_PASSWORD", "_CREDENTIALS"].iter().any(|end| name.ends_with(end))
+/// Of a variable or an option, by the end of its name: `TOKENS` are settings.
+pub(super) fn is_secret(name: &str) -> bool {
+    let name = name.trim_start_matches('-').replace('-', "_").to_ascii_uppercase();
+    let last = |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'));
+    ["KEY", "KEY_ID", "TOKEN", "SECRET", "PASSWORD", "CREDENTIALS"].iter().any(|end| last(end))
 }
 
 /// Kubernetes puts the address of each service into the environment of every pod: of one named `vllm`, in variables that
@@ -134,13 +136,6 @@ fn is_service_link(name: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.match_indices("_PORT_").any(|(at, found)| port(&name[at + found.len()..]))
-}
-
-fn listed(list: &[&str], name: &str) -> bool {
-    list.iter().any(|entry| match entry.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix),
-        None => name == *entry,
-    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ class Nvml:
         try:
             self.library = ctypes.CDLL("libnvidia-ml.so.1")
         except OSError as error:
-            raise Absent("no NVIDIA driver: %s" % error)
+            raise Absent("no NVIDIA driver" if "No such file" in str(error) else "no NVIDIA driver: %s" % error)
         self.library.nvmlErrorString.restype = ctypes.c_char_p
         self.call("nvmlInit_v2")
 
@@ -77,15 +77,26 @@ def smi():
 
 
 @functools.lru_cache(None)
-def gpus():
-    """Those that CUDA would see."""
+def attached():
+    """All GPUs, or why there are none: looking once is slow enough."""
     try:
-        found = list(Nvml().gpus())
+        return list(Nvml().gpus())
     except Absent as absent:
         try:
-            found = list(smi())
+            return list(smi())
         except Absent:
-            raise absent
+            return absent
+        except Exception as error:
+            return error
+    except Exception as error:
+        return error
+
+
+def gpus():
+    """Those that CUDA would see."""
+    found = attached()
+    if isinstance(found, Exception):
+        raise found
     listed = ENV.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         named = [word.strip() for word in listed.split(",")]
@@ -122,8 +133,8 @@ def gpu_arch():
     if not hip():
         return gpu("arch")
     found = set()
-    for node in listing("/sys/class/kfd/kfd/topology/nodes", "properties"):
-        told = re.search(r"^gfx_target_version (\d+)$", text(node[1]), re.M)
+    for node in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
+        told = re.search(r"^gfx_target_version (\d+)$", text(node), re.M)
         if told and int(told.group(1)):
             number = int(told.group(1))
             found.add("gfx%d%x%x" % (number // 10000, number // 100 % 100, number % 100))

@@ -16,6 +16,7 @@ sys.path[:] = SEARCH
 
 import ast
 import functools
+import glob
 import hashlib
 import importlib.util
 import json
