@@ -25,7 +25,7 @@ const PREFIX: &str = "WARMD_";
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Environment names that belong to something else than the file.
-const NOT_CONFIG: [&str; 7] = [
+const NOT_CONFIG: [&str; 10] = [
     "WARMD_BUDGET",
     "WARMD_CACHE_ROOT",
     "WARMD_CONFIG",
