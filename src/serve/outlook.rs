@@ -54,12 +54,9 @@ fn told(value: Option<&str>, what: &str) -> Known {
 mod tests {
     use super::*;
 
-    fn facts(values: &[(Fact, &str)]) -> Facts {
+    fn facts() -> Facts {
         let mut facts = Facts::default();
-        for fact in Fact::ALL {
-            facts.set(*fact, Known::Absent("not in this test".to_owned()));
-        }
-        values.iter().for_each(|(fact, value)| facts.set(*fact, Known::Value((*value).to_owned())));
+        Fact::ALL.iter().for_each(|fact| facts.set(*fact, Known::Value("x".to_owned())));
         facts
     }
 
@@ -69,7 +66,8 @@ mod tests {
 
     #[test]
     fn families_whose_library_is_absent_are_not_looked_up_and_a_failed_fact_is_told() {
-        let mut known = facts(&[(Fact::Machine, "x86_64"), (Fact::Triton, "3.7.1 abc")]);
+        let mut known = facts();
+        known.set(Fact::Vllm, Known::Absent("vllm is not installed".to_owned()));
         known.set(Fact::Tilelang, Known::Failed("dist-info is damaged".to_owned()));
         let outlook = outlook(&environment(), &known, None);
         assert!(outlook.failed.iter().any(|error| error.to_string().contains("dist-info is damaged")));
@@ -80,10 +78,7 @@ mod tests {
     #[test]
     fn the_model_is_taken_from_the_command_as_it_is_typed() {
         let launch = Launch::parse(&["vllm", "serve", "./m/"].map(str::to_owned)).unwrap();
-        let mut known = facts(&[]);
-        for fact in Fact::ALL {
-            known.set(*fact, Known::Value("x".to_owned()));
-        }
+        let known = facts();
         let outlook = outlook(&environment(), &known, Some(&launch));
         let aot = outlook.prospects.iter().find(|prospect| prospect.family.name == "vllm-aot").unwrap();
         assert_eq!(aot.identity.facts().get("model").map(String::as_str), Some("./m/"));
@@ -92,10 +87,7 @@ mod tests {
 
     #[test]
     fn what_saves_most_for_its_size_comes_first() {
-        let mut known = facts(&[]);
-        for fact in Fact::ALL {
-            known.set(*fact, Known::Value("x".to_owned()));
-        }
+        let known = facts();
         let worth: Vec<f64> =
             outlook(&environment(), &known, None).prospects.iter().map(|prospect| prospect.family.worth).collect();
         assert!(worth.len() > 5);
