@@ -36,11 +36,11 @@ impl Drop for Slot {
     }
 }
 
-/// What [`Processes::pass`] does besides reaping.
+/// How a process is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    Look,
-    Kill,
+pub(super) enum Kill {
+    Terminate,
+    AtOnce,
 }
 
 /// An engine's processes. Dropping it kills and reaps them. Nobody else waits for them.
@@ -105,14 +105,15 @@ impl Processes {
         });
     }
 
-    /// Reaps what has ended, and kills if told to; what was alive before, by process id. Empty only if two readings of the
-    /// table in a row show nothing: one is not of a single moment, and could miss a process that is just changing parents.
-    pub(super) fn pass(&self, act: Act) -> io::Result<BTreeMap<i32, Member>> {
-        let found = self.look(act)?;
-        if found.is_empty() { self.look(act) } else { Ok(found) }
+    /// Reaps what has ended, and sends to each process that is alive the signal that `decide` names for it; what was alive
+    /// before, by process id. Empty only if two readings of the table in a row show nothing: one is not of a single moment,
+    /// and could miss a process that is just changing parents.
+    pub(super) fn pass(&self, mut decide: impl FnMut(&Member) -> Option<Kill>) -> io::Result<BTreeMap<i32, Member>> {
+        let found = self.look(&mut decide)?;
+        if found.is_empty() { self.look(&mut decide) } else { Ok(found) }
     }
 
-    fn look(&self, act: Act) -> io::Result<BTreeMap<i32, Member>> {
+    fn look(&self, decide: &mut impl FnMut(&Member) -> Option<Kill>) -> io::Result<BTreeMap<i32, Member>> {
         let table = table::all()?;
         let mut alive = BTreeMap::new();
         for process in self.members(&table)? {
@@ -120,10 +121,11 @@ impl Processes {
                 self.reap(&process);
                 continue;
             }
-            if act == Act::Kill {
-                kill(&process);
+            let member = Member { pid: process.pid, name: process.name.clone() };
+            if let Some(kill) = decide(&member) {
+                send(&process, kill);
             }
-            alive.insert(process.pid, Member { pid: process.pid, name: process.name });
+            alive.insert(process.pid, member);
         }
         Ok(alive)
     }
@@ -155,7 +157,7 @@ impl Drop for Processes {
     fn drop(&mut self) {
         let deadline = Instant::now() + DROP_DEADLINE;
         while Instant::now() < deadline {
-            match self.pass(Act::Kill) {
+            match self.pass(|_| Some(Kill::AtOnce)) {
                 Ok(alive) if alive.is_empty() => break,
                 Ok(_) => std::thread::sleep(LOOK_EVERY),
                 Err(error) => {
@@ -170,12 +172,16 @@ impl Drop for Processes {
     }
 }
 
-fn kill(process: &Process) {
+fn send(process: &Process, kill: Kill) {
+    let signal = match kill {
+        Kill::Terminate => rustix::process::Signal::TERM,
+        Kill::AtOnce => rustix::process::Signal::KILL,
+    };
     let Some(pid) = Pid::from_raw(process.pid) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     // The number may have gone to another process since the table was read.
     if table::read(process.pid).is_ok_and(|now| now.begun == process.begun) {
-        let _ = pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+        let _ = pidfd_send_signal(&pidfd, signal);
     }
 }
 
