@@ -42,8 +42,9 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// For the last output, once no process is left that could write more.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Between two looks at the process table while something is awaited there.
+/// Between two looks at the process table while something is awaited there: at first, doubled up to at last.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(200);
 
 /// Between two looks for adopted processes that have ended.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -195,7 +196,7 @@ impl Engine {
     /// What is alive of the engine, the leader among it.
     pub fn members(&self) -> io::Result<Vec<Member>> {
         match self.lock().as_ref() {
-            Some(processes) => Ok(processes.pass(|_| None)?.into_values().collect()),
+            Some(processes) => Ok(list(processes.pass(|_| None)?)),
             None => Ok(Vec::new()),
         }
     }
@@ -216,7 +217,8 @@ impl Engine {
     /// Reaps until nothing is left; from `settled` on each process gets SIGTERM once, from `ends` on SIGKILL.
     async fn sweep(&self, settled: Instant, ends: Instant) -> Swept {
         let gives_up = Instant::now().max(ends) + SWEEP;
-        let (mut terminated, mut killed) = (BTreeMap::new(), BTreeMap::new());
+        let (mut terminated, mut killed, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut pause = LOOK_EVERY;
         loop {
             let now = Instant::now();
             let decide = |member: &Member| {
@@ -228,16 +230,21 @@ impl Engine {
                 first.then_some(Kill::Terminate)
             };
             let passed = self.lock().as_ref().map_or_else(|| Ok(BTreeMap::new()), |processes| processes.pass(decide));
-            let left = passed.unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot see which processes of the engine are left");
-                BTreeMap::new()
-            });
-            if left.is_empty() || now >= gives_up {
+            let whole = passed.is_ok();
+            match passed {
+                Ok(alive) => left = alive,
+                // Such as too many open files: nothing is known, least of all that nothing is left.
+                Err(error) => tracing::warn!(%error, "look for the engine's processes"),
+            }
+            if (whole && left.is_empty()) || now >= gives_up {
+                if whole && let Some(processes) = self.lock().take() {
+                    processes.release();
+                }
                 terminated.retain(|pid, _| !killed.contains_key(pid));
-                let list = |members: BTreeMap<i32, Member>| members.into_values().collect();
                 return Swept { terminated: list(terminated), killed: list(killed), left: list(left) };
             }
-            sleep(LOOK_EVERY).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AT_LEAST_EVERY);
         }
     }
 
@@ -258,6 +265,10 @@ impl Engine {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Processes>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn list(members: BTreeMap<i32, Member>) -> Vec<Member> {
+    members.into_values().collect()
 }
 
 impl Drop for Engine {

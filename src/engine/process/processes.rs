@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, WaitOptions, getpid, kill_process_group, pidfd_open, pidfd_send_signal, waitpid,
+    Pid, PidfdFlags, WaitOptions, getpid, kill_process, kill_process_group, pidfd_open, pidfd_send_signal, waitpid,
 };
 use tokio::sync::watch;
 
@@ -49,6 +50,8 @@ pub(super) struct Processes {
     pidfd: OwnedFd,
     begun: u64,
     exit: watch::Sender<Option<Exit>>,
+    /// Nothing is left, or nothing that could be killed.
+    released: bool,
     _slot: Slot,
 }
 
@@ -60,6 +63,7 @@ impl Processes {
             pidfd: pidfd_open(leader, PidfdFlags::empty())?,
             begun: table::read(number(leader))?.begun,
             exit: watch::Sender::new(None),
+            released: false,
             _slot: slot,
         })
     }
@@ -95,7 +99,7 @@ impl Processes {
                     (None, Some(signal)) => Some(Exit::Signal(signal)),
                     (None, None) => None,
                 },
-                Err(rustix::io::Errno::INTR) => None,
+                Err(Errno::INTR) => None,
                 Err(error) => {
                     tracing::error!(%error, "the engine's exit code was taken by somebody else");
                     Some(Exit::Unseen)
@@ -130,6 +134,11 @@ impl Processes {
         Ok(alive)
     }
 
+    /// For after the last pass: no more is tried.
+    pub(super) fn release(mut self) {
+        self.released = true;
+    }
+
     fn members(&self, table: &Table) -> io::Result<Vec<Process>> {
         let us = number(getpid());
         let root = table.get(&us).ok_or_else(|| io::Error::other("/proc is not of this process's namespace"))?;
@@ -156,7 +165,7 @@ impl fmt::Debug for Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         let deadline = Instant::now() + DROP_DEADLINE;
-        while Instant::now() < deadline {
+        while !self.released && Instant::now() < deadline {
             match self.pass(|_| Some(Kill::AtOnce)) {
                 Ok(alive) if alive.is_empty() => break,
                 Ok(_) => std::thread::sleep(LOOK_EVERY),
@@ -178,10 +187,19 @@ fn send(process: &Process, kill: Kill) {
         Kill::AtOnce => rustix::process::Signal::KILL,
     };
     let Some(pid) = Pid::from_raw(process.pid) else { return };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // The number may have gone to another process since the table was read.
-    if table::read(process.pid).is_ok_and(|now| now.begun == process.begun) {
-        let _ = pidfd_send_signal(&pidfd, signal);
+    let sent = match pidfd_open(pid, PidfdFlags::empty()) {
+        // The number may have gone to another process since the table was read.
+        Ok(pidfd) if table::read(process.pid).is_ok_and(|now| now.begun == process.begun) => {
+            pidfd_send_signal(&pidfd, signal)
+        }
+        Ok(_) | Err(Errno::SRCH) => Ok(()),
+        // Such as too many open files. The number is a few microseconds old.
+        Err(_) => kill_process(pid, signal),
+    };
+    if let Err(error) = sent
+        && error != Errno::SRCH
+    {
+        tracing::warn!(pid = process.pid, name = process.name, %error, "cannot end a process of the engine");
     }
 }
 
