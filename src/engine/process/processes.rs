@@ -121,8 +121,7 @@ impl Processes {
         let table = table::all()?;
         let mut alive = BTreeMap::new();
         for process in self.members(&table)? {
-            if process.dead {
-                self.reap(&process);
+            if process.dead && self.reap(&process) {
                 continue;
             }
             let member = Member { pid: process.pid, name: process.name.clone() };
@@ -145,13 +144,17 @@ impl Processes {
         Ok(table::below(table, root, self.begun))
     }
 
-    fn reap(&self, process: &Process) {
+    /// False if the kernel does not hand it out yet. What has another parent waits for that one, or to be adopted.
+    fn reap(&self, process: &Process) -> bool {
         if process.pid == self.leader() {
             self.reap_leader();
-        } else if process.parent == number(getpid())
-            && let Some(pid) = Pid::from_raw(process.pid)
-        {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            return self.exit.borrow().is_some();
+        }
+        match Pid::from_raw(process.pid) {
+            Some(pid) if process.parent == number(getpid()) => {
+                !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+            }
+            _ => true,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Signal, getpid, getsid, kill_process, setsid};
+use rustix::process::{Signal, getpid, getppid, getsid, kill_process, setsid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +22,8 @@ pub(super) const STEPS: &str = "WARMD_FAKE_ENGINE";
 pub(super) const ARGUMENTS: &str = "WARMD_FAKE_ENGINE_ARGUMENTS";
 /// What a child is, as JSON.
 const KIN: &str = "WARMD_FAKE_ENGINE_KIN";
+/// Process id of a parent that a child waits to lose.
+const LEFT_BY: &str = "WARMD_FAKE_ENGINE_LEFT_BY";
 pub(super) const ENTRY: &str = "harness::engine::player::as_a_fake_engine";
 
 /// Whatever happens to the test, nothing of it stays.
@@ -32,8 +34,6 @@ const LIFETIME: Duration = Duration::from_secs(120);
 fn as_a_fake_engine() {
     let kin = std::env::var(KIN).map(|kin| serde_json::from_str::<Kin>(&kin).unwrap());
     let Ok(steps) = std::env::var(STEPS) else { return };
-    // The test's name stands in the first line already.
-    say("");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let code = runtime.block_on(async {
         let playing = async {
@@ -47,9 +47,10 @@ fn as_a_fake_engine() {
     exit(code);
 }
 
+/// In one write, and on a line of its own: test processes print their test's name without an end, to the same pipe.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).unwrap();
+    out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush()).unwrap();
 }
 
 /// A line as vLLM's logger writes it.
@@ -144,20 +145,30 @@ fn report(variable: &str) {
 }
 
 fn spawn(kin: Kin) -> Child {
+    spawn_with(kin, &[])
+}
+
+fn spawn_with(kin: Kin, variables: &[(&str, String)]) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"]);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     command.env(KIN, serde_json::to_string(&kin).unwrap()).stdin(Stdio::null()).spawn().unwrap()
 }
 
 /// The life of a child.
 async fn be(kin: Kin) -> i32 {
     if kin.orphan {
+        let child = spawn_with(Kin { orphan: false, ..kin }, &[(LEFT_BY, std::process::id().to_string())]);
         // Not waited for: this process is about to end.
-        drop(spawn(Kin { orphan: false, ..kin }));
+        drop(child);
         return 0;
     }
     if kin.own_session {
         setsid().unwrap();
+    }
+    let left_by = std::env::var(LEFT_BY).ok().map(|pid| pid.parse().unwrap());
+    while getppid().is_some_and(|parent| left_by == Some(parent.as_raw_nonzero().get())) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Before it says so: who reads the line may send it.
     let mut terminate = signal(SignalKind::terminate()).unwrap();
@@ -180,26 +191,7 @@ fn cache(root: &Path, entry: &Entry) {
         Entry::Aot { key, rank } => {
             aot(&root.join("torch_compile_cache/torch_aot_compile").join(key).join(rank).join("model"))
         }
-        Entry::Piecewise { hash } => {
-            let directory = root.join("torch_compile_cache").join(hash).join("rank_0_0/backbone");
-            log(
-                "backends.py:1104",
-                &format!("[backbone] Using cache directory: {} for vLLM's torch.compile", directory.display()),
-            );
-            log("backends.py:1166", "[backbone] Dynamo bytecode transform time: 1.25 s");
-            let (range, graph) =
-                ("compile range (1, 2048)", directory.join("artifact_compile_range_1_2048_subgraph_0"));
-            if is_good(&graph) {
-                log(
-                    "backends.py:295",
-                    &format!("[backbone] Directly load the compiled graph(s) for {range} from the cache, took 0.250 s"),
-                );
-            } else {
-                write(&graph);
-                log("backends.py:382", &format!("[backbone] Cache the graph of {range} for later use"));
-                log("backends.py:398", &format!("[backbone] Compiling a graph for {range} takes 5.50 s"));
-            }
-        }
+        Entry::Piecewise { hash } => piecewise(&root.join("torch_compile_cache").join(hash).join("rank_0_0/backbone")),
         Entry::ModelInfo { class } => {
             let file = root.join("modelinfos").join(format!("{}.json", class.replace('.', "-")));
             if is_good(&file) {
@@ -235,6 +227,21 @@ fn aot(model: &Path) {
     write(model);
     log("decorators.py:743", &format!("[backbone] saved AOT compiled function to {path}"));
     log("monitor.py:53", "[backbone] torch.compile took 12.50 s in total");
+}
+
+fn piecewise(directory: &Path) {
+    let (range, graph) = ("compile range (1, 2048)", directory.join("artifact_compile_range_1_2048_subgraph_0"));
+    let tagged = |file: &str, text: &str| log(file, &format!("[backbone] {text}"));
+    let directory = directory.display();
+    tagged("backends.py:1104", &format!("Using cache directory: {directory} for vLLM's torch.compile"));
+    tagged("backends.py:1166", "Dynamo bytecode transform time: 1.25 s");
+    if is_good(&graph) {
+        let text = format!("Directly load the compiled graph(s) for {range} from the cache, took 0.250 s");
+        return tagged("backends.py:295", &text);
+    }
+    write(&graph);
+    tagged("backends.py:382", &format!("Cache the graph of {range} for later use"));
+    tagged("backends.py:398", &format!("Compiling a graph for {range} takes 5.50 s"));
 }
 
 fn is_good(file: &Path) -> bool {
