@@ -29,11 +29,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use self::processes::{Act, Processes};
+use self::processes::{Kill, Processes};
 use super::output::{Output, Stream, pump};
 use crate::lifecycle::Tasks;
 
-/// What an ended leader's children get to end by themselves: Python's resource tracker then removes shared memory.
+/// What an ended leader's children get to end without being told: Python's resource tracker removes shared memory then.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// From the first SIGKILL until what is still there is reported: only a process stuck in the kernel takes so long.
@@ -42,8 +42,9 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// For the last output, once no process is left that could write more.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Between two looks at the process table while something is awaited there.
+/// Between two looks at the process table while something is awaited there: at first, doubled up to at last.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(200);
 
 /// Between two looks for adopted processes that have ended.
 const REAP_EVERY: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub enum StartError {
     NoDirectory(PathBuf),
     #[error("another engine runs in this process: stop it first")]
     AlreadyRunning,
+    #[error("`{}` cannot be executed: the interpreter in its first line does not exist", .0.display())]
+    NoInterpreter(PathBuf),
     #[error("start `{program}`: {source}")]
     Spawn { program: String, source: io::Error },
     #[error("watch the engine's processes: {0}")]
@@ -120,12 +123,21 @@ pub struct Member {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {
     pub exit: Exit,
-    /// What did not end by itself and got SIGKILL, in the order of process ids.
+    /// What outlived the leader and ended at a SIGTERM of ours, in the order of process ids.
+    pub terminated: Vec<Member>,
+    /// What got SIGKILL.
     pub killed: Vec<Member>,
     /// What SIGKILL did not end. Another engine would not find the memory that these hold.
     pub left: Vec<Member>,
     /// Whether all that it printed was passed on.
     pub output_complete: bool,
+}
+
+/// What [`Engine::sweep`] has done.
+struct Swept {
+    terminated: Vec<Member>,
+    killed: Vec<Member>,
+    left: Vec<Member>,
 }
 
 /// A running engine. Dropping it kills every process of it, within 2 s, which blocks the thread: call [`Engine::stop`].
@@ -184,44 +196,55 @@ impl Engine {
     /// What is alive of the engine, the leader among it.
     pub fn members(&self) -> io::Result<Vec<Member>> {
         match self.lock().as_ref() {
-            Some(processes) => Ok(processes.pass(Act::Look)?.into_values().collect()),
+            Some(processes) => Ok(list(processes.pass(|_| None)?)),
             None => Ok(Vec::new()),
         }
     }
 
-    /// SIGTERM to the leader, which tells its children; after `grace`, SIGKILL to all that is left. Returns when nothing
-    /// is left and its last output was passed on, or with what could not be killed. May be dropped and called again, with
-    /// another grace; once it has returned, it does nothing more.
+    /// SIGTERM to the leader, which tells its children. What outlives it by a second gets SIGTERM too, and after `grace`
+    /// all that is left gets SIGKILL. Returns when nothing is left and its last output was passed on, or with what could
+    /// not be killed. May be dropped and called again, with another grace; once it has returned, it does nothing more.
     pub async fn stop(&mut self, grace: Duration) -> Stopped {
         let ends = Instant::now() + grace;
         self.signal(Signal::Terminate);
-        let ended = timeout_at(ends, self.exited()).await.is_ok();
-        let patience = if ended { ends.min(Instant::now() + SETTLE) } else { Instant::now() };
-        let (killed, left) = self.sweep(patience).await;
+        let _ = timeout_at(ends, self.exited()).await;
+        let Swept { terminated, killed, left } = self.sweep(Instant::now() + SETTLE, ends).await;
         self.end();
         let output_complete = self.pumps.shutdown(DRAIN).await;
-        Stopped { exit: self.exited().await, killed, left, output_complete }
+        Stopped { exit: self.exited().await, terminated, killed, left, output_complete }
     }
 
-    /// Reaps until nothing is left, and from `patience` on kills. What was killed, and what is left of it.
-    async fn sweep(&self, patience: Instant) -> (Vec<Member>, Vec<Member>) {
-        let ends = patience.max(Instant::now()) + SWEEP;
-        let mut killed = BTreeMap::new();
+    /// Reaps until nothing is left; from `settled` on each process gets SIGTERM once, from `ends` on SIGKILL.
+    async fn sweep(&self, settled: Instant, ends: Instant) -> Swept {
+        let gives_up = Instant::now().max(ends) + SWEEP;
+        let (mut terminated, mut killed, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut pause = LOOK_EVERY;
         loop {
             let now = Instant::now();
-            let act = if now < patience { Act::Look } else { Act::Kill };
-            let passed = self.lock().as_ref().map_or_else(|| Ok(BTreeMap::new()), |processes| processes.pass(act));
-            let alive = passed.unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot see which processes of the engine are left");
-                BTreeMap::new()
-            });
-            if act == Act::Kill {
-                killed.extend(alive.clone());
+            let decide = |member: &Member| {
+                if now >= ends {
+                    killed.insert(member.pid, member.clone());
+                    return Some(Kill::AtOnce);
+                }
+                let first = now >= settled && terminated.insert(member.pid, member.clone()).is_none();
+                first.then_some(Kill::Terminate)
+            };
+            let passed = self.lock().as_ref().map_or_else(|| Ok(BTreeMap::new()), |processes| processes.pass(decide));
+            let whole = passed.is_ok();
+            match passed {
+                Ok(alive) => left = alive,
+                // Such as too many open files: nothing is known, least of all that nothing is left.
+                Err(error) => tracing::warn!(%error, "look for the engine's processes"),
             }
-            if alive.is_empty() || now >= ends {
-                return (killed.into_values().collect(), alive.into_values().collect());
+            if (whole && left.is_empty()) || now >= gives_up {
+                if whole && let Some(processes) = self.lock().take() {
+                    processes.release();
+                }
+                terminated.retain(|pid, _| !killed.contains_key(pid));
+                return Swept { terminated: list(terminated), killed: list(killed), left: list(left) };
             }
-            sleep(LOOK_EVERY).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AT_LEAST_EVERY);
         }
     }
 
@@ -242,6 +265,10 @@ impl Engine {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Processes>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn list(members: BTreeMap<i32, Member>) -> Vec<Member> {
+    members.into_values().collect()
 }
 
 impl Drop for Engine {
@@ -269,7 +296,7 @@ async fn reap(mut children: tokio::signal::unix::Signal, processes: Arc<Mutex<Op
         let Some(processes) = processes.as_ref() else { return };
         processes.reap_leader();
         if !look {
-            let _ = processes.pass(Act::Look);
+            let _ = processes.pass(|_| None);
         }
     }
 }

@@ -1,5 +1,7 @@
-//! An in-process cluster: a metadata server and agents on loopback, with keys of their own, in temporary directories.
+//! An in-process cluster: a metadata server and agents on loopback, with keys of their own, in temporary directories;
+//! and an engine that needs no Python.
 
 pub mod cluster;
+pub mod engine;
 pub mod process;
 pub mod tree;

@@ -4,6 +4,7 @@
 
 mod caches;
 mod deploy;
+mod engine;
 mod failures;
 mod harness;
 mod layers;

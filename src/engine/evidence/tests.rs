@@ -279,9 +279,7 @@ fn what_went_wrong_is_quoted_without_its_prefix() {
         "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
         "KeyError",
     ] {
-        if text.contains(':') {
-            says(&format!("(EngineCore pid=7) {text}"), Evidence::Exception(text.to_owned()));
-        }
+        says(&format!("(EngineCore pid=7) {text}"), Evidence::Exception(text.to_owned()));
     }
 }
 

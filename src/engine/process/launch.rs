@@ -60,7 +60,11 @@ fn launcher() -> io::Result<SyncSender<Job>> {
 }
 
 fn spawn(command: &Command, program: &Path, slot: Slot) -> Result<Launched, StartError> {
-    let failed = |source| StartError::Spawn { program: program.display().to_string(), source };
+    let failed = |source: io::Error| match source.kind() {
+        // The file itself was found.
+        io::ErrorKind::NotFound => StartError::NoInterpreter(program.to_owned()),
+        _ => StartError::Spawn { program: program.display().to_string(), source },
+    };
     let mut child = std::process::Command::new(program);
     // As a shell would: Python finds its environment by the name that it was called by.
     child.arg0(&command.program).args(&command.args).envs(command.set.iter().map(|(name, value)| (name, value)));

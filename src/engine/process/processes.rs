@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, WaitOptions, getpid, kill_process_group, pidfd_open, pidfd_send_signal, waitpid,
+    Pid, PidfdFlags, WaitOptions, getpid, kill_process, kill_process_group, pidfd_open, pidfd_send_signal, waitpid,
 };
 use tokio::sync::watch;
 
@@ -36,11 +37,11 @@ impl Drop for Slot {
     }
 }
 
-/// What [`Processes::pass`] does besides reaping.
+/// How a process is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    Look,
-    Kill,
+pub(super) enum Kill {
+    Terminate,
+    AtOnce,
 }
 
 /// An engine's processes. Dropping it kills and reaps them. Nobody else waits for them.
@@ -49,6 +50,8 @@ pub(super) struct Processes {
     pidfd: OwnedFd,
     begun: u64,
     exit: watch::Sender<Option<Exit>>,
+    /// Nothing is left, or nothing that could be killed.
+    released: bool,
     _slot: Slot,
 }
 
@@ -60,6 +63,7 @@ impl Processes {
             pidfd: pidfd_open(leader, PidfdFlags::empty())?,
             begun: table::read(number(leader))?.begun,
             exit: watch::Sender::new(None),
+            released: false,
             _slot: slot,
         })
     }
@@ -95,7 +99,7 @@ impl Processes {
                     (None, Some(signal)) => Some(Exit::Signal(signal)),
                     (None, None) => None,
                 },
-                Err(rustix::io::Errno::INTR) => None,
+                Err(Errno::INTR) => None,
                 Err(error) => {
                     tracing::error!(%error, "the engine's exit code was taken by somebody else");
                     Some(Exit::Unseen)
@@ -105,27 +109,33 @@ impl Processes {
         });
     }
 
-    /// Reaps what has ended, and kills if told to; what was alive before, by process id. Empty only if two readings of the
-    /// table in a row show nothing: one is not of a single moment, and could miss a process that is just changing parents.
-    pub(super) fn pass(&self, act: Act) -> io::Result<BTreeMap<i32, Member>> {
-        let found = self.look(act)?;
-        if found.is_empty() { self.look(act) } else { Ok(found) }
+    /// Reaps what has ended, and sends to each process that is alive the signal that `decide` names for it; what was alive
+    /// before, by process id. Empty only if two readings of the table in a row show nothing: one is not of a single moment,
+    /// and could miss a process that is just changing parents.
+    pub(super) fn pass(&self, mut decide: impl FnMut(&Member) -> Option<Kill>) -> io::Result<BTreeMap<i32, Member>> {
+        let found = self.look(&mut decide)?;
+        if found.is_empty() { self.look(&mut decide) } else { Ok(found) }
     }
 
-    fn look(&self, act: Act) -> io::Result<BTreeMap<i32, Member>> {
+    fn look(&self, decide: &mut impl FnMut(&Member) -> Option<Kill>) -> io::Result<BTreeMap<i32, Member>> {
         let table = table::all()?;
         let mut alive = BTreeMap::new();
         for process in self.members(&table)? {
-            if process.dead {
-                self.reap(&process);
+            if process.dead && self.reap(&process) {
                 continue;
             }
-            if act == Act::Kill {
-                kill(&process);
+            let member = Member { pid: process.pid, name: process.name.clone() };
+            if let Some(kill) = decide(&member) {
+                send(&process, kill);
             }
-            alive.insert(process.pid, Member { pid: process.pid, name: process.name });
+            alive.insert(process.pid, member);
         }
         Ok(alive)
+    }
+
+    /// For after the last pass: no more is tried.
+    pub(super) fn release(mut self) {
+        self.released = true;
     }
 
     fn members(&self, table: &Table) -> io::Result<Vec<Process>> {
@@ -134,13 +144,17 @@ impl Processes {
         Ok(table::below(table, root, self.begun))
     }
 
-    fn reap(&self, process: &Process) {
+    /// False if the kernel does not hand it out yet. What has another parent waits for that one, or to be adopted.
+    fn reap(&self, process: &Process) -> bool {
         if process.pid == self.leader() {
             self.reap_leader();
-        } else if process.parent == number(getpid())
-            && let Some(pid) = Pid::from_raw(process.pid)
-        {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            return self.exit.borrow().is_some();
+        }
+        match Pid::from_raw(process.pid) {
+            Some(pid) if process.parent == number(getpid()) => {
+                !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None))
+            }
+            _ => true,
         }
     }
 }
@@ -154,8 +168,8 @@ impl fmt::Debug for Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         let deadline = Instant::now() + DROP_DEADLINE;
-        while Instant::now() < deadline {
-            match self.pass(Act::Kill) {
+        while !self.released && Instant::now() < deadline {
+            match self.pass(|_| Some(Kill::AtOnce)) {
                 Ok(alive) if alive.is_empty() => break,
                 Ok(_) => std::thread::sleep(LOOK_EVERY),
                 Err(error) => {
@@ -170,12 +184,25 @@ impl Drop for Processes {
     }
 }
 
-fn kill(process: &Process) {
+fn send(process: &Process, kill: Kill) {
+    let signal = match kill {
+        Kill::Terminate => rustix::process::Signal::TERM,
+        Kill::AtOnce => rustix::process::Signal::KILL,
+    };
     let Some(pid) = Pid::from_raw(process.pid) else { return };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // The number may have gone to another process since the table was read.
-    if table::read(process.pid).is_ok_and(|now| now.begun == process.begun) {
-        let _ = pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+    let sent = match pidfd_open(pid, PidfdFlags::empty()) {
+        // The number may have gone to another process since the table was read.
+        Ok(pidfd) if table::read(process.pid).is_ok_and(|now| now.begun == process.begun) => {
+            pidfd_send_signal(&pidfd, signal)
+        }
+        Ok(_) | Err(Errno::SRCH) => Ok(()),
+        // Such as too many open files. The number is a few microseconds old.
+        Err(_) => kill_process(pid, signal),
+    };
+    if let Err(error) = sent
+        && error != Errno::SRCH
+    {
+        tracing::warn!(pid = process.pid, name = process.name, %error, "cannot end a process of the engine");
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
+use rustix::io::Errno;
+
 /// Process ids of one reading of the table.
 pub(super) type Table = BTreeMap<i32, Process>;
 
@@ -14,7 +16,8 @@ pub(super) struct Process {
     pub(super) session: i32,
     /// Clock ticks since boot. With the pid, it names a process for good.
     pub(super) begun: u64,
-    /// Ended, and its parent has not waited for it.
+    /// Ended with all its threads, and its parent has not waited for it. While a thread still gives back the memory, of a
+    /// GPU too, it is not dead.
     pub(super) dead: bool,
     pub(super) name: String,
 }
@@ -28,9 +31,13 @@ pub(super) fn all() -> io::Result<Table> {
     let mut table = Table::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Gone since the directory was read.
-        let Ok(process) = read(pid) else { continue };
-        table.insert(pid, process);
+        match read(pid) {
+            Ok(process) => drop(table.insert(pid, process)),
+            // Gone since the directory was read, or somebody else's on a system that hides those (`hidepid`).
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(table)
 }
@@ -43,7 +50,7 @@ fn parse(pid: i32, stat: &[u8]) -> Option<Process> {
     let fields: Vec<&str> = std::str::from_utf8(&stat[close + 1..]).ok()?.split_ascii_whitespace().collect();
     Some(Process {
         pid,
-        dead: matches!(*fields.first()?, "Z" | "X"),
+        dead: matches!(*fields.first()?, "Z" | "X") && matches!(*fields.get(17)?, "0" | "1"),
         parent: fields.get(1)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
         begun: fields.get(19)?.parse().ok()?,
@@ -99,7 +106,16 @@ mod tests {
                 Process { pid: 42, parent: 10, session: 12, begun: 4711, dead: false, name: name.to_owned() };
             assert_eq!(parsed, expected);
         }
-        assert!(parse(42, format!("42 (x) Z{}", &rest[1..]).as_bytes()).unwrap().dead);
+    }
+
+    #[test]
+    fn a_process_is_dead_when_its_last_thread_is() {
+        let dead = |state: &str, threads: u32| {
+            let stat = format!("42 (x) {state} 10 11 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 4711 999");
+            parse(42, stat.as_bytes()).unwrap().dead
+        };
+        assert!(dead("Z", 1) && dead("X", 0));
+        assert!(!dead("Z", 2) && !dead("S", 1) && !dead("D", 1));
     }
 
     #[test]
