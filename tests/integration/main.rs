@@ -5,6 +5,7 @@
 mod caches;
 mod deploy;
 mod engine;
+mod exec;
 mod failures;
 mod harness;
 mod layers;

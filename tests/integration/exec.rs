@@ -1,0 +1,216 @@
+//! `warmd exec` as a user runs it: in front of an engine, with agents of a cluster behind it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use warmd::caches::{Fact, Facts, Known};
+
+use super::harness::cluster::{Cluster, DEADLINE};
+use super::harness::engine::{Entry, FakeEngine, Step};
+
+const KEY: &str = "59af47c66413a5910b866cce6084d50ccc284a7a076b121273f1cdc02e764963";
+
+/// A Python that answers the probe: every fact has a value, but for what `more` says.
+fn python(dir: &Path, more: &[(Fact, Known)]) -> PathBuf {
+    let mut facts = Facts::default();
+    let not_probed = [Fact::Model, Fact::Revision, Fact::CacheRoot, Fact::Launch];
+    for fact in Fact::ALL.iter().filter(|fact| !not_probed.contains(fact)) {
+        facts.set(*fact, Known::Value(format!("some {fact}")));
+    }
+    more.iter().for_each(|(fact, known)| facts.set(*fact, known.clone()));
+    let watch = serde_json::json!({ "files": ["/none"], "sites": [], "trees": [] });
+    let answer = serde_json::json!({ "facts": facts, "watch": watch });
+    program(&dir.join("python3"), &format!("cat <<'END'\n{answer}\nEND"))
+}
+
+fn program(path: &Path, script: &str) -> PathBuf {
+    // Written by another process: a file that this one has open for writing may not be run.
+    let mut tee = std::process::Command::new("/bin/sh");
+    tee.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\"", "sh", script]).arg(path);
+    assert!(tee.status().unwrap().success());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_owned()
+}
+
+/// An engine that compiles one model and looks at one class, then serves.
+fn engine() -> FakeEngine {
+    let aot = Entry::Aot { key: KEY.to_owned(), rank: "rank_0_0".to_owned() };
+    let info = Entry::ModelInfo { class: "LlamaForCausalLM".to_owned() };
+    let root = "$VLLM_CACHE_ROOT".to_owned();
+    let caches = [aot, info].map(|entry| Step::Cache { root: root.clone(), entry });
+    FakeEngine::new(caches.into_iter().chain([Step::Serve { unavailable: 1 }]).collect())
+}
+
+/// How one run of `warmd exec` ended.
+struct Ran {
+    code: Option<i32>,
+    stderr: String,
+    report: Option<Value>,
+}
+
+struct Pod {
+    dir: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+impl Pod {
+    fn new(cluster: &Cluster, agent: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = Self { dir, options: Vec::new() };
+        let python = python(pod.dir.path(), &[]);
+        let socket = cluster.config(agent).local.socket;
+        pod.with("--socket", socket.to_str().unwrap())
+            .with("--policy", cluster.policy_path().to_str().unwrap())
+            .with("--python", python.to_str().unwrap())
+            .with("--reserve-bytes", "0")
+            .with("--quiet", "0s")
+    }
+
+    /// The last of several wins.
+    fn with(mut self, option: &str, value: &str) -> Self {
+        if let Some(at) = self.options.iter().position(|set| set == option) {
+            self.options.drain(at..at + 2);
+        }
+        self.options.extend([option.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Runs the engine, and ends it by SIGTERM once `until` is in a line on standard error.
+    async fn exec(&self, command: &[&str], until: &str) -> Ran {
+        let report = self.dir.path().join("report.json");
+        let mut warmd = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+        warmd.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.dir.path());
+        warmd.arg("exec").args(&self.options).arg("--report").arg(&report).arg("--").args(command);
+        let mut child = warmd.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut stderr = String::new();
+        let running = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                stderr.push_str(&line);
+                stderr.push('\n');
+                if line.contains(until) {
+                    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+                }
+            }
+            child.wait().await.unwrap().code()
+        };
+        let code = tokio::time::timeout(DEADLINE, running).await.expect("`warmd exec` does not end");
+        let report = std::fs::read(report).ok().map(|text| serde_json::from_slice(&text).unwrap());
+        Ran { code, stderr, report }
+    }
+
+    async fn run(&self, engine: &FakeEngine, until: &str) -> Ran {
+        let socket = engine.socket();
+        // As vLLM does itself before it listens.
+        let _ = std::fs::remove_file(&socket);
+        let command = [engine.program().to_str().unwrap(), "serve", "model", "--uds", socket.to_str().unwrap()]
+            .map(str::to_owned);
+        self.exec(&command.each_ref().map(String::as_str), until).await
+    }
+}
+
+fn family<'r>(ran: &'r Ran, name: &str) -> &'r Value {
+    let report = ran.report.as_ref().unwrap_or_else(|| panic!("no report: {}", ran.stderr));
+    let families = report["families"].as_array().unwrap();
+    families.iter().find(|family| family["family"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_engine_of_one_pod_compiled_is_loaded_by_that_of_another_on_another_node() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let engine = engine();
+
+    let cold = Pod::new(&cluster, "a").run(&engine, "vllm-aot 59af47c66413: published").await;
+    assert_eq!(cold.code, Some(0), "{}", cold.stderr);
+    assert!(cold.stderr.contains("cold start: nobody has any"), "{}", cold.stderr);
+    assert_eq!(family(&cold, "vllm-aot")["made"], 1);
+    assert_eq!(family(&cold, "vllm-aot")["used"], false);
+
+    let pod = Pod::new(&cluster, "b");
+    let warm = pod.run(&engine, "warmd: ready after").await;
+    assert_eq!(warm.code, Some(0), "{}", warm.stderr);
+    let aot = family(&warm, "vllm-aot");
+    assert_eq!((&aot["used"], &aot["made"], &aot["installed"]), (&true.into(), &0.into(), &1.into()));
+    assert_eq!(family(&warm, "modelinfos")["made"], 0);
+
+    // Its own pod finds it in place.
+    let again = pod.run(&engine, "warmd: ready after").await;
+    let aot = family(&again, "vllm-aot");
+    assert_eq!((&aot["used"], &aot["existing"], &aot["installed"]), (&true.into(), &1.into(), &0.into()));
+    assert!(!again.stderr.contains("published"), "{}", again.stderr);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_missing_the_engine_starts_cold_and_the_reason_is_told() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let engine = FakeEngine::new(vec![Step::Exit(7)]);
+    let dir = tempfile::tempdir().unwrap();
+    let script = |name: &str, text: &str| program(&dir.path().join(name), text).to_str().unwrap().to_owned();
+    let hangs = script("hangs", "exec sleep 1000");
+    let fails = script("fails", "echo no module >&2; exit 1");
+    let garbage = script("garbage", "echo hello");
+    let pod = || Pod::new(&cluster, "a");
+    for (pod, reason) in [
+        (pod().with("--socket", "/nowhere/agent.sock"), "no agent answers on /nowhere/agent.sock"),
+        (pod().with("--policy", "/nowhere/policy.toml"), "/nowhere/policy.toml"),
+        (pod().with("--python", "/nowhere/python3"), "pass --python"),
+        (pod().with("--python", &fails), "no module"),
+        (pod().with("--python", &garbage), "did not print facts but `hello`"),
+        (pod().with("--python", &hangs).with("--budget", "300ms"), "cold start: "),
+        (pod(), "cold start: nobody has any"),
+    ] {
+        let ran = pod.run(&engine, "\0").await;
+        assert_eq!(ran.code, Some(7), "the engine's own exit code, for `{reason}`: {}", ran.stderr);
+        assert!(ran.stderr.contains(reason), "`{reason}` in {}", ran.stderr);
+    }
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fact_that_cannot_be_read_leaves_its_families_out_and_no_others() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let pod = Pod::new(&cluster, "a");
+    let failed = [(Fact::Tilelang, Known::Failed("its metadata is damaged".to_owned()))];
+    let python = python(pod.dir.path(), &failed);
+    let pod = pod.with("--python", python.to_str().unwrap());
+    let ran = pod.run(&engine(), "vllm-aot 59af47c66413: published").await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("left out: tilelang: tilelang could not be read: its metadata is damaged"));
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_does_not_exist_is_the_one_thing_that_fails() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let ran = Pod::new(&cluster, "a").exec(&["no-such-engine", "serve", "m"], "\0").await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("`no-such-engine` was not found in PATH"), "{}", ran.stderr);
+    let ran = Pod::new(&cluster, "a").exec(&[], "\0").await;
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("COMMAND"), "{}", ran.stderr);
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_crashes_before_it_is_ready_publishes_nothing() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let entry = Entry::Aot { key: KEY.to_owned(), rank: "rank_0_0".to_owned() };
+    let root = "$VLLM_CACHE_ROOT".to_owned();
+    let engine = FakeEngine::new(vec![Step::Cache { root, entry }, Step::Raise(6)]);
+    let ran = Pod::new(&cluster, "a").run(&engine, "\0").await;
+    assert_eq!(ran.code, Some(128 + 6), "{}", ran.stderr);
+    assert!(ran.report.is_none() && !ran.stderr.contains("published"), "{}", ran.stderr);
+    assert_eq!(a.client.status().await.unwrap().artifacts, 0);
+    a.stop().await;
+}
