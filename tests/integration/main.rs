@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary has no outside, and a test ends by panicking")]
 
 mod deploy;
+mod doctor;
 mod failures;
 mod harness;
 mod layers;
