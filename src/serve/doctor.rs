@@ -17,7 +17,7 @@ use tokio::time::timeout;
 pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, diagnose};
 use super::last_start::LastStart;
 use super::outlook::{Outlook, outlook};
-use crate::caches::{Directories, Environment, Interpreter, Launch, Probe, survey};
+use crate::caches::{CacheFamily, Directories, Environment, Interpreter, Known, Launch, Probe, survey};
 use crate::digest::{IdentityId, KeyId};
 use crate::identity::{Policy, UnixTime};
 use crate::local::{Client, chain};
@@ -115,8 +115,10 @@ impl Doctor {
         let probe = Probe { interpreter, environment: probed, deadline: self.timeout, cache: self.facts_cache.clone() };
         match probe.run().await {
             Ok(probed) => {
-                for (fact, why) in probed.facts.failed() {
-                    found.problems.push(format!("{fact} could not be read: {why}"));
+                for (fact, known) in probed.facts.iter() {
+                    if let Known::Failed(why) = known {
+                        found.problems.push(format!("{fact} could not be read: {why}"));
+                    }
                 }
                 outlook(environment, &probed.facts, launch)
             }
@@ -201,7 +203,7 @@ fn neighbour(told: NearbyArtifact) -> Option<Neighbour> {
 async fn look_at_roots(outlook: &Outlook, found: &mut Examination) {
     let roots: Vec<_> = outlook.prospects.iter().map(|prospect| (prospect.family, prospect.root.clone())).collect();
     let look = move || {
-        let look = |(family, root): (&'static crate::caches::CacheFamily, PathBuf)| {
+        let look = |(family, root): (&'static CacheFamily, PathBuf)| {
             let entries = survey(&root, family).map(|survey| survey.subjects.iter().map(|one| one.entries.len()).sum());
             (family.name, entries.map_err(|error| chain(&error)), unwritable(&root))
         };
