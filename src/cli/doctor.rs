@@ -37,7 +37,7 @@ pub(super) struct Doctor {
     /// Digest of the image that this runs in
     #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
     image_digest: Option<String>,
-    /// Time for the interpreter, and for the agent
+    /// Time for the interpreter, for the agent, and for the file system, each
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Print JSON
@@ -180,7 +180,7 @@ fn last_start(last: &LastStart, same: bool, now: UnixTime) -> Vec<String> {
     lines
 }
 
-/// `3h ago`, by the coarsest unit.
+/// `3 h ago`: in one unit.
 fn age(then: UnixTime, now: UnixTime) -> String {
     let seconds = now.seconds().saturating_sub(then.seconds());
     match seconds {

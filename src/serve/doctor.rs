@@ -39,7 +39,7 @@ pub struct Doctor {
     /// Answers of the interpreter are kept here.
     pub facts_cache: Option<PathBuf>,
     pub image: Option<String>,
-    /// For the interpreter, and for the agent.
+    /// For the interpreter, for the agent, and for the file system, each.
     pub timeout: Duration,
 }
 
@@ -92,10 +92,7 @@ impl Doctor {
             }
         };
         found.families = diagnose(&outlook, &canonical, answers.as_ref(), policy);
-        look_at_roots(&outlook, &mut found).await;
-        if let Some(root) = root {
-            remember(&root, &canonical, &mut found);
-        }
+        found.look(&outlook, root, &canonical, self.timeout).await;
         found
     }
 
@@ -199,27 +196,56 @@ fn neighbour(told: NearbyArtifact) -> Option<Neighbour> {
     })
 }
 
-/// What is installed already, and whether more could be.
-async fn look_at_roots(outlook: &Outlook, found: &mut Examination) {
-    let roots: Vec<_> = outlook.prospects.iter().map(|prospect| (prospect.family, prospect.root.clone())).collect();
-    let look = move || {
-        let look = |(family, root): (&'static CacheFamily, PathBuf)| {
-            let entries = survey(&root, family).map(|survey| survey.subjects.iter().map(|one| one.entries.len()).sum());
-            (family.name, entries.map_err(|error| chain(&error)), unwritable(&root))
-        };
-        roots.into_iter().map(look).collect::<Vec<(_, Result<usize, String>, _)>>()
+/// What the file system tells.
+struct Looked {
+    /// Of each family the entries in its root, and why nothing could be put there.
+    roots: Vec<(&'static str, Result<usize, String>, Option<String>)>,
+    last_start: std::io::Result<Option<LastStart>>,
+}
+
+/// Blocking.
+fn look(roots: Vec<(&'static CacheFamily, PathBuf)>, root: Option<&Path>) -> Looked {
+    let look = |(family, root): (&'static CacheFamily, PathBuf)| {
+        let entries = survey(&root, family).map(|survey| survey.subjects.iter().map(|one| one.entries.len()).sum());
+        (family.name, entries.map_err(|error| chain(&error)), unwritable(&root))
     };
-    // A panic in there leaves the counts at nothing.
-    for (family, entries, unwritable) in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
-        let counted = entries.unwrap_or_else(|error| {
-            found.problems.push(format!("{family}: {error}"));
-            0
-        });
-        if let Some(diagnosis) = found.families.iter_mut().find(|diagnosis| diagnosis.family == family) {
-            diagnosis.entries = counted;
+    Looked { roots: roots.into_iter().map(look).collect(), last_start: root.map_or(Ok(None), LastStart::read) }
+}
+
+impl Examination {
+    /// What is installed already, whether more could be, and what came of the last start.
+    async fn look(
+        &mut self,
+        outlook: &Outlook,
+        root: Option<PathBuf>,
+        canonical: &BTreeMap<String, String>,
+        limit: Duration,
+    ) {
+        let roots = outlook.prospects.iter().map(|prospect| (prospect.family, prospect.root.clone())).collect();
+        let looking = tokio::task::spawn_blocking(move || look(roots, root.as_deref()));
+        let Ok(Ok(looked)) = timeout(limit, looking).await else {
+            return self.problems.push(format!("the cache directories could not be looked at within {limit:?}"));
+        };
+        for (family, entries, unwritable) in looked.roots {
+            match entries {
+                Ok(entries) => {
+                    let diagnosis = self.families.iter_mut().find(|diagnosis| diagnosis.family == family);
+                    diagnosis.into_iter().for_each(|diagnosis| diagnosis.entries = entries);
+                }
+                Err(error) => self.problems.push(format!("{family}: {error}")),
+            }
+            // The same directory stops several families.
+            if let Some(problem) = unwritable.filter(|problem| !self.problems.contains(problem)) {
+                self.problems.push(problem);
+            }
         }
-        // The same directory stops several families.
-        found.problems.extend(unwritable.filter(|problem| !found.problems.contains(problem)));
+        match looked.last_start {
+            Ok(last) => {
+                self.same_command = last.as_ref().is_some_and(|last| last.launch == *canonical);
+                self.last_start = last;
+            }
+            Err(error) => self.notes.push(format!("what came of the last start cannot be read: {error}")),
+        }
     }
 }
 
@@ -232,16 +258,6 @@ fn unwritable(root: &Path) -> Option<String> {
     let denied = access(there, Access::WRITE_OK | Access::EXEC_OK).err()?;
     let denied = std::io::Error::from(denied);
     Some(format!("{} cannot be written to: {denied}; mount it writable, or set WARMD_CACHE_ROOT", there.display()))
-}
-
-fn remember(root: &Path, canonical: &BTreeMap<String, String>, found: &mut Examination) {
-    match LastStart::read(root) {
-        Ok(last) => {
-            found.same_command = last.as_ref().is_some_and(|last| last.launch == *canonical);
-            found.last_start = last;
-        }
-        Err(error) => found.notes.push(format!("what came of the last start cannot be read: {error}")),
-    }
 }
 
 #[cfg(test)]
