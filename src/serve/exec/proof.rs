@@ -157,7 +157,8 @@ fn used_models(warmed: &Warmed, log: &StartLog, launch: &BTreeMap<String, String
         }
         (0, Some(key)) => {
             let variants = warmed.before.len();
-            let why = nearest(warmed, launch);
+            let artifacts = warmed.report.iter().flat_map(|report| &report.artifacts);
+            let why = nearest(artifacts.map(|artifact| &artifact.attributes), launch);
             let reason = format!("compiled {key}: {variants} other variants of this stack and model are here; {why}");
             (Some(false), Some(reason))
         }
@@ -167,14 +168,37 @@ fn used_models(warmed: &Warmed, log: &StartLog, launch: &BTreeMap<String, String
 }
 
 /// Which arguments differ from those of the variant that is most like this start.
-fn nearest(warmed: &Warmed, launch: &BTreeMap<String, String>) -> String {
-    let artifacts = warmed.report.iter().flat_map(|report| &report.artifacts);
-    let others = artifacts.filter_map(|artifact| launch_of(&artifact.attributes));
+fn nearest<'a>(
+    variants: impl Iterator<Item = &'a BTreeMap<String, String>>,
+    launch: &BTreeMap<String, String>,
+) -> String {
+    let others = variants.filter_map(launch_of);
     match others.map(|other| differences(launch, &other)).min_by_key(Vec::len) {
         Some(differing) if differing.is_empty() => {
             "one was made by the same arguments and variables, so something else is in the engine's key".to_owned()
         }
         Some(differing) => format!("the nearest was made with {}", in_words(&differing)),
         None => "an argument or a hashed variable differs; their publishers did not say which they had".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::difference::{LAUNCH, encode};
+
+    #[test]
+    fn the_argument_that_differs_from_the_nearest_variant_is_named() {
+        let launch = |tokens: &str, dtype: &str| {
+            let pairs = [("--max-num-batched-tokens", tokens), ("--dtype", dtype)];
+            BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        };
+        let made_by = |tokens, dtype| BTreeMap::from([(LAUNCH.to_owned(), encode(&launch(tokens, dtype)).unwrap())]);
+        let here = launch("2048", "auto");
+        let variants = [made_by("1024", "float16"), made_by("4096", "auto"), BTreeMap::new()];
+        let told = nearest(variants.iter(), &here);
+        assert_eq!(told, "the nearest was made with --max-num-batched-tokens 2048 here, 4096 there");
+        assert!(nearest([made_by("2048", "auto")].iter(), &here).contains("something else"));
+        assert!(nearest([BTreeMap::new()].iter(), &here).contains("did not say"));
     }
 }
