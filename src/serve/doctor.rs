@@ -1,7 +1,7 @@
 //! Why the next start will be warm or cold, told before it; and what came of the last one.
 //!
-//! Changes nothing but the kept answers of the interpreter: no artifact is fetched, no cache directory made. Manifests of what nearly fits are read by the agent, which
-//! tells only of those that its policy accepts.
+//! Changes nothing but the kept answers of the interpreter: no artifact is fetched, no cache directory made. Manifests of
+//! what nearly fits are read by the agent, which tells only of those that its policy accepts.
 
 mod diagnosis;
 
