@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod config;
+mod doctor;
 mod exec;
 mod facts;
 mod keys;
@@ -42,6 +43,8 @@ enum Command {
     Quickstart(quickstart::Quickstart),
     /// Start an engine warm: bring its caches, run it, tell what it used, publish what it adds
     Exec(exec::Exec),
+    /// Before a start: what would hit, and of what nearly fits exactly what differs. After one: what came of it
+    Doctor(doctor::Doctor),
     /// The node daemon
     Agent(agent::Agent),
     /// The metadata server: who holds what
@@ -112,6 +115,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Quickstart(command) => command.run().await,
         Command::Exec(command) => command.run().await,
+        Command::Doctor(command) => command.run().await,
         Command::Publish(command) => command.run().await,
         Command::Warm(command) => command.run().await,
         Command::Status(command) => command.run().await,

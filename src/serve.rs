@@ -1,6 +1,9 @@
 //! The pod's side: brings what the agent fetched into the pod's own cache roots, with the pod's uid, mounts and policy, and
 //! runs the engine on them.
 
+pub mod difference;
+pub mod doctor;
 pub mod exec;
+pub mod last_start;
 pub mod outlook;
 pub mod warm;

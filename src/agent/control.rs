@@ -47,6 +47,10 @@ const PROGRESS_STEP: u64 = 8 * 1024 * 1024;
 /// How long a publish waits for a metadata server to know of it.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time for the manifests of what nearly fits, unless the caller says otherwise, and at most.
+const NEARBY_BUDGET: Duration = Duration::from_secs(2);
+const MAX_NEARBY_BUDGET: Duration = Duration::from_secs(30);
+
 type Events<T> = ReceiverStream<Result<T, Status>>;
 
 pub(super) struct Control(Arc<Parts>);
@@ -152,6 +156,17 @@ impl Agent for Control {
             .map_err(|_| Status::invalid_argument("an identity is not 32 bytes"))?;
         let (offers, unreachable) = self.0.fetching.offers(identities).await;
         Ok(Response::new(convert::found(offers, unreachable)))
+    }
+
+    async fn nearby(&self, request: Request<pb::NearbyRequest>) -> Result<Response<pb::NearbyReply>, Status> {
+        let request = request.into_inner();
+        if request.families.len() > MAX_IDENTITIES {
+            return Err(Status::invalid_argument(format!("more than {MAX_IDENTITIES} families in one call")));
+        }
+        let wishes = request.families.into_iter().map(convert::wish).collect::<Result<Vec<_>, _>>()?;
+        let budget = if request.budget_ms == 0 { NEARBY_BUDGET } else { Duration::from_millis(request.budget_ms) };
+        let (near, unreachable) = self.0.fetching.nearby(wishes, budget.min(MAX_NEARBY_BUDGET)).await;
+        Ok(Response::new(convert::nearby(near, unreachable)))
     }
 
     async fn read_chunks(

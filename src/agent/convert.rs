@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tonic::Status;
 
-use super::fetching::{Failed, Wanted};
+use super::fetching::{Failed, Near, Wanted, Wish};
 use super::publish::{Content, Publication, Published};
 use crate::artifact::{Admitted, Provenance, SourceIdentity};
 use crate::caches::{CacheFamily, ScanRules, Special};
-use crate::digest::ArtifactId;
+use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::UnixTime;
 use crate::protocol::metadata::Offer;
 use crate::protocol::pb;
@@ -112,6 +112,38 @@ pub(super) fn found(offers: Vec<Offer>, unreachable: Option<String>) -> pb::Find
         }
     });
     pb::FindReply { found: found.collect(), metadata_failure: unreachable.unwrap_or_default() }
+}
+
+pub(super) fn wish(asked: pb::FamilyIdentity) -> Result<Wish, Status> {
+    let family = asked.family.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+    let identity = IdentityId::try_from(&asked.identity[..])
+        .map_err(|_| Status::invalid_argument("an identity is not 32 bytes"))?;
+    Ok(Wish { family, identity })
+}
+
+pub(super) fn nearby(near: Vec<Near>, unreachable: Option<String>) -> pb::NearbyReply {
+    let artifacts = near.into_iter().map(|near| {
+        let artifact = near.offer.artifact;
+        let (described, failure) = match near.described {
+            Ok(described) => (described, String::new()),
+            Err(failed) => (Default::default(), failed.detail),
+        };
+        pb::NearbyArtifact {
+            artifact_id: id_bytes(&artifact.artifact),
+            family: artifact.family.to_string(),
+            identity: Bytes::copy_from_slice(artifact.identity.as_bytes()),
+            subject: artifact.subject.to_string(),
+            generation: artifact.generation,
+            created_s: artifact.created.seconds(),
+            holders: near.offer.holder_count,
+            artifacts: count(near.artifacts),
+            facts: described.facts.into_iter().collect(),
+            attributes: described.attributes.into_iter().collect(),
+            signers: described.signers,
+            failure,
+        }
+    });
+    pb::NearbyReply { artifacts: artifacts.collect(), metadata_failure: unreachable.unwrap_or_default() }
 }
 
 pub(super) fn offer(wanted: &[Wanted]) -> pb::WarmEvent {

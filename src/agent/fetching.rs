@@ -1,6 +1,8 @@
 //! Finds and fetches the artifacts of an identity. A fetch belongs to the node, not to who asked: several pods that want
 //! the same artifact share one, and it goes on in the background when a pod's budget is over.
 
+mod nearby;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::Instrument;
 
+pub(super) use self::nearby::{Near, Wish};
 use super::AgentConfig;
 use super::trust::Trust;
 use crate::artifact::{Admitted, ManifestError, SignedManifest};

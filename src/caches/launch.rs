@@ -6,9 +6,11 @@
 mod config;
 mod options;
 mod sglang;
+mod text;
 mod variables;
 mod vllm;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -200,6 +202,28 @@ impl Launch {
             put(&["variable", name, value]);
         }
         Digest::from_array(*hasher.finalize().as_bytes())
+    }
+
+    /// What of [`Launch::digest`] people can read: options by their full names and variables, with the values that count.
+    /// Secrets are left out, of long values only a digest is told. Nothing is known of other engines' words, so nothing of
+    /// them is told.
+    pub fn canonical(&self, environment: &Environment) -> BTreeMap<String, String> {
+        if self.engine == Engine::Other {
+            return BTreeMap::new();
+        }
+        let named = self.options.named.iter().filter(|(name, _)| !self.is_ignored(name));
+        let options = named.map(|(name, values)| {
+            let values: Vec<String> = values.iter().map(|value| text::shown(&canonical(value))).collect();
+            let value = if values.is_empty() { "given".to_owned() } else { values.join(" ") };
+            (format!("--{name}"), text::shown(&value))
+        });
+        let variables = variables::hashed(environment).map(|(name, value)| (name.to_owned(), text::shown(value)));
+        let opaque = self.opaque.map(|digest| ("--config".to_owned(), digest.to_string()));
+        options
+            .chain(variables)
+            .chain(opaque)
+            .filter(|(name, _)| !text::is_secret(name) && !name.chars().any(char::is_control))
+            .collect()
     }
 
     fn is_ignored(&self, name: &str) -> bool {

@@ -12,8 +12,8 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, ChunkData, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply,
-    InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, PublishEvent, PublishRequest,
-    ReadChunksRequest, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, PublishEvent,
+    PublishRequest, ReadChunksRequest, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -63,6 +63,10 @@ impl Client {
     pub async fn find(&self, identities: &[IdentityId]) -> Result<FindReply, ClientError> {
         let identities = identities.iter().map(|identity| bytes::Bytes::copy_from_slice(identity.as_bytes())).collect();
         Ok(self.0.clone().find(FindRequest { identities }).await?.into_inner())
+    }
+
+    pub async fn nearby(&self, request: NearbyRequest) -> Result<NearbyReply, ClientError> {
+        Ok(self.0.clone().nearby(request).await?.into_inner())
     }
 
     pub async fn read_chunks(&self, id: ArtifactId, indices: Vec<u32>) -> Result<Streaming<ChunkData>, ClientError> {

@@ -248,7 +248,12 @@ impl Client {
             let request = request.clone();
             async move { rpc.list(request).await }
         };
-        self.call(Call::List, rpc, |_, reply| reply.try_into()).await
+        let convert = |server: &Server, reply| {
+            let mut page = Page::try_from(reply)?;
+            page.offers.iter_mut().for_each(|offer| remove_unreachable(server, offer));
+            Ok(page)
+        };
+        self.call(Call::List, rpc, convert).await
     }
 
     async fn call<T, D, F: Future<Output = Result<Response<T>, Status>>>(

@@ -12,6 +12,7 @@ mod publishing;
 mod signals;
 mod warming;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub use self::proof::{FamilyProof, Proof};
 use self::publishing::Publishing;
 use self::signals::Signals;
 use self::warming::Warmed;
+use super::last_start::LastStart;
 use super::outlook::{Outlook, outlook};
 use crate::caches::{Directories, Environment, Interpreter, Launch, Probe};
 use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Serving, Signal, StartError, StartLog};
@@ -94,6 +96,8 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
 struct Plan {
     environment: Environment,
     changes: Vec<(String, String)>,
+    /// Below which the caches are.
+    root: Option<PathBuf>,
     launch: Option<Launch>,
     outlook: Outlook,
     warmed: Vec<Warmed>,
@@ -103,13 +107,14 @@ struct Plan {
 impl Plan {
     fn new(exec: &Exec, say: &Say) -> Self {
         let mut environment = Environment::of_this_process();
-        let mut changes = Vec::new();
+        let (mut changes, mut root) = (Vec::new(), None);
         match Directories::choose(exec.root.as_deref(), &environment) {
             Ok(directories) => {
                 if let Some(notice) = directories.notice() {
                     say(&notice);
                 }
                 directories.apply(&mut environment);
+                root = Some(directories.root().to_owned());
                 changes =
                     directories.changes().iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
             }
@@ -121,7 +126,7 @@ impl Plan {
             Err(error) => say(&format!("the engine's command line is not understood: {error}")),
         }
         let launch = launch.ok();
-        Self { environment, changes, launch, outlook: Outlook::default(), warmed: Vec::new(), client: None }
+        Self { environment, changes, root, launch, outlook: Outlook::default(), warmed: Vec::new(), client: None }
     }
 
     /// Every way out of it tells why the start is cold, if it is.
@@ -175,6 +180,11 @@ impl Plan {
         let mut words = exec.command.iter().map(Into::into);
         let program = words.next().unwrap_or_default();
         Command { program, args: words.collect(), set: self.changes.clone(), directory: None }
+    }
+
+    /// The command in the form that is compared and published.
+    fn canonical(&self) -> BTreeMap<String, String> {
+        self.launch.as_ref().map(|launch| launch.canonical(&self.environment)).unwrap_or_default()
     }
 
     /// Where the engine tells that it is ready.
@@ -266,9 +276,13 @@ async fn follow(
             ));
         }
     };
-    let proven = Proof::of(&plan.warmed, log, after).await;
+    let launch = plan.canonical();
+    let proven = Proof::of(&plan.warmed, log, &launch, after).await;
     proven.lines().iter().for_each(|line| say(line));
+    if let Some(root) = plan.root.clone() {
+        LastStart::new(&launch, proven.clone()).keep(root).await;
+    }
     *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven);
     let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
-    Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), quiet).run(say).await;
+    Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), &launch, quiet).run(say).await;
 }

@@ -4,6 +4,7 @@
 
 mod caches;
 mod deploy;
+mod doctor;
 mod engine;
 mod exec;
 mod failures;

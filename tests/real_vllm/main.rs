@@ -53,8 +53,8 @@ impl Vllm {
         Some(Self { program, model: models.join("base"), dir })
     }
 
-    /// One start in a pod of its own: HOME, TMPDIR and caches below `pod`. Ended once a line has all of `until`.
-    async fn start(&self, cluster: &Cluster, agent: &str, pod: &str, more: &[&str], until: &[&str]) -> Start {
+    /// One start in a pod of its own: HOME, TMPDIR and caches below `pod`. Ended once `until` has come.
+    async fn start(&self, cluster: &Cluster, agent: &str, pod: &str, more: &[&str], until: Until) -> Start {
         let root = self.dir.path().join(pod);
         for name in ["home", "tmp"] {
             std::fs::create_dir_all(root.join(name)).unwrap();
@@ -81,7 +81,7 @@ impl Vllm {
         let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut log = String::new();
+        let (mut log, mut seen) = (String::new(), 0);
         let running = async {
             loop {
                 let line = tokio::select! {
@@ -89,7 +89,9 @@ impl Vllm {
                     Ok(Some(line)) = err.next_line() => line,
                     else => break,
                 };
-                if until.iter().all(|part| line.contains(part)) {
+                seen += usize::from(until.parts.iter().all(|part| line.contains(part)));
+                if seen == until.times {
+                    seen += 1;
                     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
                 }
                 log.push_str(&line);
@@ -97,13 +99,24 @@ impl Vllm {
             }
             child.wait().await.unwrap();
         };
-        tokio::time::timeout(DEADLINE, running).await.unwrap_or_else(|_| panic!("no {until:?}"));
+        tokio::time::timeout(DEADLINE, running).await.unwrap_or_else(|_| panic!("no {:?}", until.parts));
         let report = std::fs::read(&report).unwrap_or_else(|_| panic!("not ready: {log}"));
         let start = Start { log, report: serde_json::from_slice(&report).unwrap() };
         eprintln!("{pod}: {}", start.summary());
         start
     }
 }
+
+/// So many lines with all of these parts.
+#[derive(Clone, Copy)]
+struct Until {
+    parts: &'static [&'static str],
+    times: usize,
+}
+
+const READY: Until = Until { parts: &["warmd: ready after"], times: 1 };
+const MODEL_PUBLISHED: Until = Until { parts: &["warmd: vllm-aot", ": published as generation"], times: 1 };
+const ALL_PUBLISHED: Until = Until { parts: &["warmd: ", ": published as generation"], times: 3 };
 
 struct Start {
     log: String,
@@ -138,20 +151,18 @@ async fn what_one_node_compiled_is_used_by_another_for_every_variant_and_a_chang
     let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
     let fewer = ["--max-num-batched-tokens", "1024"];
 
-    let (ready, published) = (["warmd: ready after"], ["warmd: vllm-aot", ": published as generation"]);
-
-    let cold = vllm.start(&cluster, "a", "first", &[], &published).await;
+    let cold = vllm.start(&cluster, "a", "first", &[], ALL_PUBLISHED).await;
     assert!(cold.log.contains("saved AOT compiled function"), "{}", cold.summary());
-    vllm.start(&cluster, "a", "first", &[], &ready).await.assert_warm();
-    vllm.start(&cluster, "b", "second/deeper", &[], &ready).await.assert_warm();
+    vllm.start(&cluster, "a", "first", &[], READY).await.assert_warm();
+    vllm.start(&cluster, "b", "second/deeper", &[], READY).await.assert_warm();
 
     // Another argument is another variant: it misses, and is published beside the first.
-    let other = vllm.start(&cluster, "b", "second/deeper", &fewer, &published).await;
+    let other = vllm.start(&cluster, "b", "second/deeper", &fewer, MODEL_PUBLISHED).await;
     assert_eq!(other.family("vllm-aot")["used"], false, "{}", other.summary());
-    let third = vllm.start(&cluster, "a", "third", &fewer, &ready).await;
+    let third = vllm.start(&cluster, "a", "third", &fewer, READY).await;
     third.assert_warm();
     assert_eq!(third.family("vllm-aot")["offered"], 2);
-    vllm.start(&cluster, "a", "third", &[], &ready).await.assert_warm();
+    vllm.start(&cluster, "a", "third", &[], READY).await.assert_warm();
     a.stop().await;
     b.stop().await;
 }

@@ -196,3 +196,24 @@ fn secrets_are_in_no_digest() {
     }
     assert_ne!(digest("my-server --max-tokens 1"), digest("my-server --max-tokens 2"));
 }
+
+#[test]
+fn the_canonical_form_names_what_counts_and_no_secret() {
+    let launch =
+        launch("vllm serve ./m --port 1 --max_num_batched_tokens=2048 --api-key x --enforce-eager --my-token y");
+    let variables =
+        environment(&[("VLLM_USE_DEEP_GEMM", "1"), ("VLLM_API_KEY", "x"), ("HF_TOKEN", "y"), ("HOME", "/h")]);
+    let told: Vec<(String, String)> = launch.canonical(&variables).into_iter().collect();
+    let expected = [
+        ("--enforce-eager", "given"),
+        ("--max-num-batched-tokens", "2048"),
+        ("--model", "./m"),
+        ("VLLM_USE_DEEP_GEMM", "1"),
+    ];
+    assert_eq!(told, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[test]
+fn nothing_is_told_of_commands_that_are_not_understood() {
+    assert!(launch("./serve --password x").canonical(&environment(&[("VLLM_X", "1")])).is_empty());
+}

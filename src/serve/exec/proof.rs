@@ -1,18 +1,20 @@
 //! After an engine is ready: what of the caches it was offered it really used, and what it had to make itself.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::publishing::{COMPILE_SECONDS, INIT_SECONDS};
 use super::warming::{Entries, Warmed, entries};
 use crate::engine::{AotSlot, StartLog};
+use crate::serve::difference::{differences, in_words, launch_of};
 
 /// What one family brought.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FamilyProof {
-    pub family: &'static str,
+    pub family: String,
     /// Artifacts that there were.
     pub offered: usize,
     /// Entries that came, and those that were in the root before.
@@ -29,7 +31,7 @@ pub struct FamilyProof {
 }
 
 /// What a start was like.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Proof {
     /// From the start of the engine until it was ready.
     pub ready_seconds: f64,
@@ -40,12 +42,18 @@ pub struct Proof {
 }
 
 impl Proof {
-    pub(super) async fn of(warmed: &[Warmed], log: &Mutex<StartLog>, ready: Duration) -> Self {
+    /// `launch` is the canonical form of the engine's command.
+    pub(super) async fn of(
+        warmed: &[Warmed],
+        log: &Mutex<StartLog>,
+        launch: &BTreeMap<String, String>,
+        ready: Duration,
+    ) -> Self {
         let mut families = Vec::new();
         for one in warmed {
             let now = entries(&one.prospect).await;
             let log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            families.push(prove(one, &now, &log));
+            families.push(prove(one, &now, &log, launch));
         }
         families.retain(|family| family.offered + family.existing + family.made > 0);
         let log = log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +75,7 @@ impl Proof {
                 lines.push(cells.collect::<Vec<_>>().join("  ").trim_end().to_owned());
             }
         }
-        let reasons = self.families.iter().filter_map(|family| Some((family.family, family.reason.as_ref()?)));
+        let reasons = self.families.iter().filter_map(|family| Some((&family.family, family.reason.as_ref()?)));
         lines.extend(reasons.map(|(family, reason)| format!("{family}: {reason}")));
         lines
     }
@@ -81,7 +89,7 @@ impl FamilyProof {
             None => "-",
         };
         [
-            self.family.to_owned(),
+            self.family.clone(),
             self.offered.to_string(),
             self.installed.to_string(),
             self.existing.to_string(),
@@ -97,7 +105,7 @@ fn seconds(duration: Option<Duration>) -> Option<f64> {
 }
 
 /// `now` is what is in the root after the start.
-fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
+fn prove(warmed: &Warmed, now: &Entries, log: &StartLog, launch: &BTreeMap<String, String>) -> FamilyProof {
     let artifacts = || warmed.report.iter().flat_map(|report| &report.artifacts);
     let before = &warmed.before;
     let had: usize = before.values().map(std::collections::BTreeSet::len).sum();
@@ -110,7 +118,7 @@ fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
         })
         .sum();
     let (used, reason) = match warmed.prospect.family.name {
-        "vllm-aot" => used_models(warmed, log),
+        "vllm-aot" => used_models(warmed, log, launch),
         // Of a content-keyed cache a hit leaves no trace; a miss leaves a new entry.
         _ if made > 0 || had == 0 => (None, None),
         _ => (Some(true), None),
@@ -118,7 +126,7 @@ fn prove(warmed: &Warmed, now: &Entries, log: &StartLog) -> FamilyProof {
     let reason = reason.or_else(|| warmed.trouble.clone());
     let saved_seconds = if used == Some(true) { saved(warmed, log) } else { None };
     FamilyProof {
-        family: warmed.prospect.family.name,
+        family: warmed.prospect.family.name.to_owned(),
         offered: warmed.offered,
         installed,
         existing: had.saturating_sub(installed),
@@ -145,7 +153,7 @@ fn saved(warmed: &Warmed, log: &StartLog) -> Option<f64> {
 }
 
 /// The engine says which compiled models it loaded, and why it did not load one that was there.
-fn used_models(warmed: &Warmed, log: &StartLog) -> (Option<bool>, Option<String>) {
+fn used_models(warmed: &Warmed, log: &StartLog, launch: &BTreeMap<String, String>) -> (Option<bool>, Option<String>) {
     if let Some((path, reason)) = log.aot_failed().next() {
         let key = AotSlot::of(path).map_or_else(|| path.display().to_string(), |slot| slot.key);
         return (Some(false), Some(format!("{key} was there and could not be loaded: {reason}")));
@@ -158,13 +166,48 @@ fn used_models(warmed: &Warmed, log: &StartLog) -> (Option<bool>, Option<String>
         }
         (0, Some(key)) => {
             let variants = warmed.before.len();
-            let reason = format!(
-                "compiled {key}: {variants} other variants of this stack and model are here; an argument or a hashed \
-                 variable differs, see `warmd doctor`"
-            );
+            let artifacts = warmed.report.iter().flat_map(|report| &report.artifacts);
+            let why = nearest(artifacts.map(|artifact| &artifact.attributes), launch);
+            let reason = format!("compiled {key}: {variants} other variants of this stack and model are here; {why}");
             (Some(false), Some(reason))
         }
         (0, None) => (None, None),
         _ => (Some(true), None),
+    }
+}
+
+/// Which arguments differ from those of the variant that is most like this start.
+fn nearest<'a>(
+    variants: impl Iterator<Item = &'a BTreeMap<String, String>>,
+    launch: &BTreeMap<String, String>,
+) -> String {
+    let others = variants.filter_map(launch_of);
+    match others.map(|other| differences(launch, &other)).min_by_key(Vec::len) {
+        Some(differing) if differing.is_empty() => {
+            "one was made by the same arguments and variables, so something else is in the engine's key".to_owned()
+        }
+        Some(differing) => format!("the nearest was made with {}", in_words(&differing)),
+        None => "an argument or a hashed variable differs; their publishers did not say which they had".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::difference::{LAUNCH, encode};
+
+    #[test]
+    fn the_argument_that_differs_from_the_nearest_variant_is_named() {
+        let launch = |tokens: &str, dtype: &str| {
+            let pairs = [("--max-num-batched-tokens", tokens), ("--dtype", dtype)];
+            BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        };
+        let made_by = |tokens, dtype| BTreeMap::from([(LAUNCH.to_owned(), encode(&launch(tokens, dtype)).unwrap())]);
+        let here = launch("2048", "auto");
+        let variants = [made_by("1024", "float16"), made_by("4096", "auto"), BTreeMap::new()];
+        let told = nearest(variants.iter(), &here);
+        assert_eq!(told, "the nearest was made with --max-num-batched-tokens 2048 here, 4096 there");
+        assert!(nearest([made_by("2048", "auto")].iter(), &here).contains("something else"));
+        assert!(nearest([BTreeMap::new()].iter(), &here).contains("did not say"));
     }
 }

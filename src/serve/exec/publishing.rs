@@ -13,6 +13,7 @@ use crate::caches::{Subject, survey};
 use crate::engine::{AotSlot, StartLog};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{PublishRequest, Published, publish_event};
+use crate::serve::difference::{LAUNCH, encode};
 use crate::serve::outlook::Prospect;
 
 /// The publisher's own measures, in a manifest: seconds of `torch.compile`, where the engine tells them, and of the whole
@@ -29,6 +30,8 @@ pub(super) struct Publishing<'a> {
     families: Vec<(&'a Prospect, Entries)>,
     log: &'a Mutex<StartLog>,
     image: Option<String>,
+    /// The engine's command in canonical form.
+    launch: &'a BTreeMap<String, String>,
     quiet: Duration,
 }
 
@@ -51,10 +54,11 @@ impl<'a> Publishing<'a> {
         warmed: &'a [Warmed],
         log: &'a Mutex<StartLog>,
         image: Option<String>,
+        launch: &'a BTreeMap<String, String>,
         quiet: Duration,
     ) -> Self {
         let families = warmed.iter().map(|one| (&one.prospect, one.known())).collect();
-        Self { client, families, log, image, quiet }
+        Self { client, families, log, image, launch, quiet }
     }
 
     /// Ends only when the agent will never take anything.
@@ -120,13 +124,16 @@ impl<'a> Publishing<'a> {
         Err(Refused::NoAnswer)
     }
 
-    /// What was measured here, for a model that was compiled here.
+    /// What it took, and by which command, for a model that was compiled here.
     fn attributes(&self, subject: &str) -> BTreeMap<String, String> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = log.aot_saved().filter_map(AotSlot::of).any(|slot| slot.key == subject);
+        if !log.aot_saved().filter_map(AotSlot::of).any(|slot| slot.key == subject) {
+            return BTreeMap::new();
+        }
         let measured = [(COMPILE_SECONDS, log.compiling()), (INIT_SECONDS, log.initialized())];
-        let told = measured.into_iter().filter_map(|(name, spent)| Some((name, spent.filter(|_| made)?)));
-        told.map(|(name, spent)| (name.to_owned(), format!("{:.1}", spent.as_secs_f64()))).collect()
+        let measured = measured.into_iter().filter_map(|(name, spent)| Some((name.to_owned(), spent?)));
+        let measured = measured.map(|(name, spent)| (name, format!("{:.1}", spent.as_secs_f64())));
+        measured.chain(encode(self.launch).map(|launch| (LAUNCH.to_owned(), launch))).collect()
     }
 }
 

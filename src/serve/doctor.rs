@@ -1,0 +1,275 @@
+//! Why the next start will be warm or cold, told before it; and what came of the last one.
+//!
+//! Changes nothing but the kept answers of the interpreter: no artifact is fetched, no cache directory made. Manifests of
+//! what nearly fits are read by the agent, which tells only of those that its policy accepts.
+
+mod diagnosis;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Access, access};
+use serde::Serialize;
+use tokio::time::timeout;
+
+pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, diagnose};
+use super::last_start::LastStart;
+use super::outlook::{Outlook, outlook};
+use crate::caches::{CacheFamily, Directories, Environment, Interpreter, Known, Launch, Probe, survey};
+use crate::digest::{IdentityId, KeyId};
+use crate::identity::{Policy, UnixTime};
+use crate::local::{Client, chain};
+use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
+
+/// What to look at, and how long.
+#[derive(Debug, Clone)]
+pub struct Doctor {
+    /// The engine's program and arguments.
+    pub command: Vec<String>,
+    /// Replaces the interpreter that the command names.
+    pub python: Option<PathBuf>,
+    /// Directory below which the caches are, unless the environment says where.
+    pub root: Option<PathBuf>,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Absent, nothing would be installed: the reason why.
+    pub policy: Result<Arc<Policy>, String>,
+    /// Answers of the interpreter are kept here.
+    pub facts_cache: Option<PathBuf>,
+    pub image: Option<String>,
+    /// For the interpreter, for the agent, and for the file system, each.
+    pub timeout: Duration,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Examination {
+    pub interpreter: Option<PathBuf>,
+    /// What would make the start cold, or stop the installation, each with the way out.
+    pub problems: Vec<String>,
+    /// What is worth knowing and not wrong.
+    pub notes: Vec<String>,
+    pub families: Vec<Diagnosis>,
+    pub last_start: Option<LastStart>,
+    /// Whether the last start was of this command with these variables.
+    pub same_command: bool,
+}
+
+impl Doctor {
+    pub async fn examine(self) -> Examination {
+        let mut found = Examination::default();
+        let mut environment = Environment::of_this_process();
+        let root = match Directories::choose(self.root.as_deref(), &environment) {
+            Ok(directories) => {
+                directories.apply(&mut environment);
+                Some(directories.root().to_owned())
+            }
+            Err(error) => {
+                found.problems.push(error.to_string());
+                None
+            }
+        };
+        let launch = match Launch::parse(&self.command) {
+            Ok(launch) => {
+                found.notes.extend_from_slice(launch.notes());
+                Some(launch)
+            }
+            Err(error) => {
+                found.problems.push(format!("the engine's command line is not understood: {error}"));
+                None
+            }
+        };
+        let canonical = launch.as_ref().map(|launch| launch.canonical(&environment)).unwrap_or_default();
+        let outlook = self.outlook(&environment, launch.as_ref(), &mut found).await;
+        let answers = self.ask(&outlook, &mut found.problems).await;
+        let policy = match &self.policy {
+            Ok(policy) => Some(&**policy),
+            Err(reason) => {
+                found.problems.push(format!("nothing would be installed: {reason}"));
+                None
+            }
+        };
+        found.families = diagnose(&outlook, &canonical, answers.as_ref(), policy);
+        found.look(&outlook, root, &canonical, self.timeout).await;
+        found
+    }
+
+    async fn outlook(&self, environment: &Environment, launch: Option<&Launch>, found: &mut Examination) -> Outlook {
+        let mut probed = environment.clone();
+        if let Some(image) = &self.image {
+            probed.set("WARMD_IMAGE_DIGEST", image);
+        }
+        let interpreter = match Interpreter::find(&self.command, self.python.as_deref(), &probed) {
+            Ok(interpreter) => interpreter,
+            Err(error) => {
+                found.problems.push(error.to_string());
+                return Outlook::default();
+            }
+        };
+        found.interpreter = Some(interpreter.python.clone());
+        let probe = Probe { interpreter, environment: probed, deadline: self.timeout, cache: self.facts_cache.clone() };
+        match probe.run().await {
+            Ok(probed) => {
+                for (fact, known) in probed.facts.iter() {
+                    if let Known::Failed(why) = known {
+                        found.problems.push(format!("{fact} could not be read: {why}"));
+                    }
+                }
+                outlook(environment, &probed.facts, launch)
+            }
+            Err(error) => {
+                found.problems.push(chain(&error));
+                Outlook::default()
+            }
+        }
+    }
+
+    /// `None` if there is no agent.
+    async fn ask(&self, outlook: &Outlook, problems: &mut Vec<String>) -> Option<Answers> {
+        let asked = timeout(self.timeout, async {
+            let client = Client::connect(&self.socket).await.map_err(|error| error.to_string())?;
+            ask(&client, outlook, problems).await
+        });
+        match asked.await.unwrap_or_else(|_| Err(format!("the agent did not answer within {:?}", self.timeout))) {
+            Ok(answers) => Some(answers),
+            Err(reason) => {
+                problems.push(reason);
+                None
+            }
+        }
+    }
+}
+
+/// What the agent, and through it the directory and other holders, have of these families and what nearly fits.
+pub async fn ask(client: &Client, outlook: &Outlook, problems: &mut Vec<String>) -> Result<Answers, String> {
+    if outlook.prospects.is_empty() {
+        return Ok(Answers::default());
+    }
+    let identities: Vec<IdentityId> = outlook.prospects.iter().map(|prospect| prospect.identity.id()).collect();
+    let families = outlook.prospects.iter().map(|prospect| FamilyIdentity {
+        family: prospect.family.name.to_owned(),
+        identity: bytes::Bytes::copy_from_slice(prospect.identity.id().as_bytes()),
+    });
+    let request = NearbyRequest { families: families.collect(), budget_ms: 0 };
+    let (found, near) = tokio::join!(client.find(&identities), client.nearby(request));
+    let (found, near) = (found.map_err(|error| chain(&error))?, near.map_err(|error| chain(&error))?);
+    let failure = [found.metadata_failure, near.metadata_failure].into_iter().find(|failure| !failure.is_empty());
+    if let Some(failure) = failure {
+        problems.push(format!("only what this node has is known: {failure}; see `metadata.servers` of the agent"));
+    }
+    Ok(Answers {
+        offered: found.found.into_iter().filter_map(offered).collect(),
+        neighbours: near.artifacts.into_iter().filter_map(neighbour).collect(),
+    })
+}
+
+fn offered(told: FoundArtifact) -> Option<Offered> {
+    Some(Offered {
+        identity: IdentityId::try_from(&told.identity[..]).ok()?,
+        subject: told.subject,
+        created: UnixTime::from_seconds(told.created_s),
+        bytes: told.size,
+        signer: KeyId::try_from(&told.signer[..]).ok()?,
+        holders: told.holders,
+    })
+}
+
+fn neighbour(told: NearbyArtifact) -> Option<Neighbour> {
+    let described = match told.failure.is_empty() {
+        true => Ok(Described {
+            facts: told.facts.into_iter().collect(),
+            attributes: told.attributes.into_iter().collect(),
+            signers: told.signers,
+        }),
+        false => Err(told.failure),
+    };
+    Some(Neighbour {
+        family: told.family,
+        identity: IdentityId::try_from(&told.identity[..]).ok()?,
+        subject: told.subject,
+        created: UnixTime::from_seconds(told.created_s),
+        holders: told.holders,
+        artifacts: told.artifacts,
+        described,
+    })
+}
+
+/// What the file system tells.
+struct Looked {
+    /// Of each family the entries in its root, and why nothing could be put there.
+    roots: Vec<(&'static str, Result<usize, String>, Option<String>)>,
+    last_start: std::io::Result<Option<LastStart>>,
+}
+
+/// Blocking.
+fn look(roots: Vec<(&'static CacheFamily, PathBuf)>, root: Option<&Path>) -> Looked {
+    let look = |(family, root): (&'static CacheFamily, PathBuf)| {
+        let entries = survey(&root, family).map(|survey| survey.subjects.iter().map(|one| one.entries.len()).sum());
+        (family.name, entries.map_err(|error| chain(&error)), unwritable(&root))
+    };
+    Looked { roots: roots.into_iter().map(look).collect(), last_start: root.map_or(Ok(None), LastStart::read) }
+}
+
+impl Examination {
+    /// What is installed already, whether more could be, and what came of the last start.
+    async fn look(
+        &mut self,
+        outlook: &Outlook,
+        root: Option<PathBuf>,
+        canonical: &BTreeMap<String, String>,
+        limit: Duration,
+    ) {
+        let roots = outlook.prospects.iter().map(|prospect| (prospect.family, prospect.root.clone())).collect();
+        let looking = tokio::task::spawn_blocking(move || look(roots, root.as_deref()));
+        let Ok(Ok(looked)) = timeout(limit, looking).await else {
+            return self.problems.push(format!("the cache directories could not be looked at within {limit:?}"));
+        };
+        for (family, entries, unwritable) in looked.roots {
+            match entries {
+                Ok(entries) => {
+                    let diagnosis = self.families.iter_mut().find(|diagnosis| diagnosis.family == family);
+                    diagnosis.into_iter().for_each(|diagnosis| diagnosis.entries = entries);
+                }
+                Err(error) => self.problems.push(format!("{family}: {error}")),
+            }
+            // The same directory stops several families.
+            if let Some(problem) = unwritable.filter(|problem| !self.problems.contains(problem)) {
+                self.problems.push(problem);
+            }
+        }
+        match looked.last_start {
+            Ok(last) => {
+                self.same_command = last.as_ref().is_some_and(|last| last.launch == *canonical);
+                self.last_start = last;
+            }
+            Err(error) => self.notes.push(format!("what came of the last start cannot be read: {error}")),
+        }
+    }
+}
+
+/// Why nothing can be put below a directory that need not exist yet.
+fn unwritable(root: &Path) -> Option<String> {
+    let there = root.ancestors().find(|directory| directory.symlink_metadata().is_ok())?;
+    if !there.is_dir() {
+        return Some(format!("{} is no directory: move it away", there.display()));
+    }
+    let denied = access(there, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    let denied = std::io::Error::from(denied);
+    Some(format!("{} cannot be written to: {denied}; mount it writable, or set WARMD_CACHE_ROOT", there.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_does_not_exist_yet_is_judged_by_what_is_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(unwritable(&dir.path().join("a/b/c")), None);
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let problem = unwritable(&dir.path().join("file/b")).unwrap();
+        assert!(problem.contains("file is no directory"), "{problem}");
+    }
+}

@@ -1,0 +1,118 @@
+use super::*;
+use crate::artifact::SourceIdentity;
+use crate::caches::{CacheFamily, Fact};
+use crate::identity::PrivateKey;
+use crate::serve::difference::{LAUNCH, encode, in_words};
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn identity(facts: &[(&str, &str)]) -> SourceIdentity {
+    SourceIdentity::new("vllm-aot".parse().unwrap(), map(facts)).unwrap()
+}
+
+const HERE: &[(&str, &str)] = &[("torch", "2.14.0"), ("model", "./m")];
+
+fn here() -> Outlook {
+    let family = CacheFamily::by_name("vllm-aot").unwrap();
+    let prospect = Prospect { family, root: "/cache".into(), identity: identity(HERE) };
+    Outlook { prospects: vec![prospect], ..Outlook::default() }
+}
+
+fn neighbour(facts: &[(&str, &str)], created: u64) -> Neighbour {
+    Neighbour {
+        family: "vllm-aot".to_owned(),
+        identity: identity(facts).id(),
+        subject: "key".to_owned(),
+        created: UnixTime::from_seconds(created),
+        holders: 2,
+        artifacts: 3,
+        described: Ok(Described { facts: map(facts), ..Described::default() }),
+    }
+}
+
+fn offered(subject: &str, created: u64, bytes: u64, signer: KeyId) -> Offered {
+    let (identity, created) = (identity(HERE).id(), UnixTime::from_seconds(created));
+    Offered { identity, subject: subject.to_owned(), created, bytes, signer, holders: created.seconds() as u32 }
+}
+
+fn finding(answers: &Answers, launch: &BTreeMap<String, String>, policy: Option<&Policy>) -> Finding {
+    let mut found = diagnose(&here(), launch, Some(answers), policy);
+    assert_eq!(found.len(), 1);
+    found.remove(0).finding
+}
+
+#[test]
+fn a_near_miss_names_every_fact_that_differs_and_the_nearest_is_first() {
+    let far = neighbour(&[("torch", "2.13.1"), ("model", "./m/"), ("revision", "main")], 9);
+    let close = neighbour(&[("torch", "2.13.1"), ("model", "./m")], 5);
+    let unread = Neighbour { described: Err("signed by nobody".to_owned()), ..neighbour(&[("torch", "1")], 7) };
+    let answers = Answers { neighbours: vec![far, unread, close], ..Answers::default() };
+    let Finding::NearMiss { near } = finding(&answers, &BTreeMap::new(), None) else { panic!("no near miss") };
+    let told: Vec<Option<String>> = near.iter().map(|one| one.differences.as_deref().map(in_words)).collect();
+    let expected = [
+        Some("torch 2.14.0 here, 2.13.1 there"),
+        Some("model ./m here, ./m/ there; revision absent here, main there; torch 2.14.0 here, 2.13.1 there"),
+        None,
+    ];
+    assert_eq!(told, expected.map(|text| text.map(str::to_owned)));
+    assert_eq!(near[2].unknown.as_deref(), Some("signed by nobody"));
+}
+
+#[test]
+fn a_hit_counts_each_subject_once_and_names_the_argument_that_makes_another_key() {
+    let launch = |tokens: &str| map(&[("--model", "./m"), ("--max-num-batched-tokens", tokens)]);
+    let signer = KeyId::of(b"signer");
+    let other = launch("4096");
+    let mut variant = neighbour(HERE, 5);
+    variant.described =
+        Ok(Described { attributes: map(&[(LAUNCH, &encode(&other).unwrap())]), ..Described::default() });
+    let silent = neighbour(HERE, 6);
+    let answers = Answers {
+        offered: vec![offered("a", 1, 10, signer), offered("a", 2, 20, signer), offered("b", 1, 5, signer)],
+        neighbours: vec![silent, variant, neighbour(&[("torch", "2.13.1")], 1)],
+    };
+    let Finding::Hit { artifacts, holders, bytes, newest, variants } = finding(&answers, &launch("2048"), None) else {
+        panic!("no hit")
+    };
+    assert_eq!((artifacts, holders, bytes, newest.seconds()), (3, 2, 25, 2));
+    assert_eq!(variants.len(), 2);
+    let differing = variants[0].differences.as_deref().map(in_words);
+    assert_eq!(differing.as_deref(), Some("--max-num-batched-tokens 2048 here, 4096 there"));
+    assert!(variants[1].unknown.as_deref().is_some_and(|why| why.contains("did not say")));
+}
+
+#[test]
+fn what_only_strangers_signed_is_no_hit() {
+    let known = PrivateKey::generate().unwrap().public();
+    let policy = format!(
+        "version = 1\nexpires = \"2050-01-01T00:00:00Z\"\n[[signer]]\nname = \"b\"\nkey = \"{known}\"\n\
+         families = [\"*\"]\nclass = \"host-code\"\n"
+    );
+    let policy = Policy::parse(&policy).unwrap();
+    let stranger = KeyId::of(b"stranger");
+    let mut answers = Answers { offered: vec![offered("a", 1, 10, stranger)], ..Answers::default() };
+    let untrusted = Finding::Untrusted { artifacts: 1, signers: vec![stranger] };
+    assert_eq!(finding(&answers, &BTreeMap::new(), Some(&policy)), untrusted);
+    answers.offered.push(offered("a", 1, 10, known.id()));
+    let hit = finding(&answers, &BTreeMap::new(), Some(&policy));
+    assert!(matches!(hit, Finding::Hit { artifacts: 1, .. }), "{hit:?}");
+}
+
+#[test]
+fn without_an_agent_nothing_is_claimed_and_problems_come_first() {
+    let mut outlook = here();
+    let fact = Fact::Triton;
+    outlook.absent.push(IdentityError::NotHere { family: "quack", fact, why: "not installed".to_owned() });
+    outlook.failed.push(IdentityError::Failed { family: "triton", fact, why: "damaged".to_owned() });
+    let told: Vec<(&str, Finding)> =
+        diagnose(&outlook, &BTreeMap::new(), None, None).into_iter().map(|one| (one.family, one.finding)).collect();
+    let expected = [
+        ("triton", Finding::Failed { reason: "triton could not be read: damaged".to_owned() }),
+        ("vllm-aot", Finding::NotAsked),
+        ("quack", Finding::NotHere { reason: "triton is absent (not installed)".to_owned() }),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(finding(&Answers::default(), &BTreeMap::new(), None), Finding::NobodyHasAny);
+}
