@@ -278,11 +278,13 @@ async fn follow(
     };
     let launch = plan.canonical();
     let proven = Proof::of(&plan.warmed, log, &launch, after).await;
-    proven.lines().iter().for_each(|line| say(line));
+    *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven.clone());
+    let lines = proven.lines();
+    // Kept before it is told: who reads the last line may end us.
     if let Some(root) = plan.root.clone() {
-        LastStart::new(&launch, proven.clone()).keep(root).await;
+        LastStart::new(&launch, proven).keep(root).await;
     }
-    *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven);
+    lines.iter().for_each(|line| say(line));
     let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
     Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), &launch, quiet).run(say).await;
 }
