@@ -14,6 +14,9 @@ use crate::identity::{Policy, PublicKey, TrustConfig};
 use crate::install::Limits;
 use crate::serve::exec::{self, Say};
 
+/// Longer than the slowest cold start that is on record, with weights to download.
+const READY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 #[derive(Debug, Args)]
 pub(super) struct Exec {
     /// Unix socket of the agent
@@ -43,9 +46,9 @@ pub(super) struct Exec {
     /// URL that answers 200 when the engine is ready; absent: the engine's own /health
     #[arg(long, env = "WARMD_READY_URL", value_name = "URL")]
     ready_url: Option<String>,
-    /// An engine that is not ready by then publishes nothing
-    #[arg(long, env = "WARMD_READY_TIMEOUT", default_value = "1h", value_parser = humantime::parse_duration)]
-    ready_timeout: Duration,
+    /// An engine that is not ready by then publishes nothing [default: 1h]
+    #[arg(long, env = "WARMD_READY_TIMEOUT", value_parser = humantime::parse_duration)]
+    ready_timeout: Option<Duration>,
     /// Publish once nothing was written to the caches for this long
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     quiet: Duration,
@@ -64,7 +67,8 @@ pub(super) struct Exec {
 }
 
 impl Exec {
-    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
+        self.take_aliases();
         let report = self.report.clone();
         let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
         let ended = exec::run(self.job(), say.clone()).await?;
@@ -73,6 +77,26 @@ impl Exec {
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
         Ok(ExitCode::from(ended.exit.shell_code()))
+    }
+
+    /// Names that users of ModelExpress have set already.
+    fn take_aliases(&mut self) {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if let (None, Some(url)) = (&self.ready_url, set("MX_ARTIFACT_READY_URL")) {
+            output::note("warmd: MX_ARTIFACT_READY_URL is taken for WARMD_READY_URL");
+            self.ready_url = Some(url);
+        }
+        if let (None, Some(seconds)) = (self.ready_timeout, set("MX_ARTIFACT_READY_TIMEOUT_SECS")) {
+            match seconds.parse() {
+                Ok(seconds) => {
+                    output::note("warmd: MX_ARTIFACT_READY_TIMEOUT_SECS is taken for WARMD_READY_TIMEOUT");
+                    self.ready_timeout = Some(Duration::from_secs(seconds));
+                }
+                Err(_) => output::note(format!(
+                    "warmd: MX_ARTIFACT_READY_TIMEOUT_SECS={seconds} is no number of seconds: ignored"
+                )),
+            }
+        }
     }
 
     fn job(self) -> exec::Exec {
@@ -88,7 +112,7 @@ impl Exec {
             facts_cache: Probe::default_cache(&Environment::of_this_process()),
             image: self.image_digest,
             ready_url: self.ready_url,
-            ready_timeout: self.ready_timeout,
+            ready_timeout: self.ready_timeout.unwrap_or(READY_TIMEOUT),
             publish_after: (!self.no_publish).then_some(self.quiet),
             grace: self.grace,
         }
