@@ -10,6 +10,7 @@ mod keys;
 mod maintain;
 mod metadata;
 mod output;
+mod pod;
 mod policy;
 mod publish;
 mod quickstart;

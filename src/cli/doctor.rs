@@ -1,15 +1,14 @@
 //! `warmd doctor`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::output;
+use super::pod::Pod;
 use crate::caches::{Environment, Probe};
-use crate::identity::{Policy, PublicKey, TrustConfig, UnixTime};
+use crate::identity::UnixTime;
 use crate::serve::difference::in_words;
 use crate::serve::doctor::{self, Diagnosis, Examination, Finding, Near};
 use crate::serve::last_start::LastStart;
@@ -19,24 +18,8 @@ const SHOWN: usize = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// Unix socket of the agent
-    #[arg(long, env = "WARMD_SOCKET", default_value = "/run/warmd/agent.sock", value_name = "PATH")]
-    socket: PathBuf,
-    /// Trust policy of this pod; without one nothing is installed
-    #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// Public key that must have signed the policy; may be repeated
-    #[arg(long = "policy-root", value_name = "KEY")]
-    roots: Vec<PublicKey>,
-    /// Directory below which all caches are, unless the environment says where; absent: vLLM's own
-    #[arg(long, env = "WARMD_CACHE_ROOT", value_name = "DIR")]
-    cache_root: Option<PathBuf>,
-    /// Python interpreter that runs the engine; absent: the one that the command names
-    #[arg(long, env = "WARMD_PYTHON", value_name = "PATH")]
-    python: Option<PathBuf>,
-    /// Digest of the image that this runs in
-    #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
-    image_digest: Option<String>,
+    #[command(flatten)]
+    pod: Pod,
     /// Time for the interpreter, for the agent, and for the file system, each
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -64,27 +47,14 @@ impl Doctor {
 
     fn job(self) -> doctor::Doctor {
         doctor::Doctor {
-            policy: self.policy(),
+            policy: self.pod.policy(),
             command: self.command,
-            python: self.python,
-            root: self.cache_root,
-            socket: self.socket,
+            python: self.pod.python,
+            root: self.pod.cache_root,
+            socket: self.pod.socket,
             facts_cache: Probe::default_cache(&Environment::of_this_process()),
-            image: self.image_digest,
+            image: self.pod.image_digest,
             timeout: self.timeout,
-        }
-    }
-
-    fn policy(&self) -> Result<Arc<Policy>, String> {
-        let Some(path) = &self.policy else {
-            return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
-        };
-        let trust = TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 };
-        let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
-        let policy = policy.ok_or_else(|| "no trust policy".to_owned())?;
-        match policy.is_expired(UnixTime::now()) {
-            true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
-            false => Ok(Arc::new(policy)),
         }
     }
 }

@@ -9,8 +9,8 @@ use anyhow::Context;
 use clap::Args;
 
 use super::output;
+use super::pod::Pod;
 use crate::caches::{Environment, Probe};
-use crate::identity::{Policy, PublicKey, TrustConfig};
 use crate::install::Limits;
 use crate::serve::exec::{self, Say};
 
@@ -19,30 +19,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, Args)]
 pub(super) struct Exec {
-    /// Unix socket of the agent
-    #[arg(long, env = "WARMD_SOCKET", default_value = "/run/warmd/agent.sock", value_name = "PATH")]
-    socket: PathBuf,
-    /// Trust policy of this pod; without one nothing is installed
-    #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
-    policy: Option<PathBuf>,
-    /// Public key that must have signed the policy; may be repeated
-    #[arg(long = "policy-root", value_name = "KEY")]
-    roots: Vec<PublicKey>,
-    /// Directory below which all caches are, unless the environment says where; absent: vLLM's own
-    #[arg(long, env = "WARMD_CACHE_ROOT", value_name = "DIR")]
-    cache_root: Option<PathBuf>,
+    #[command(flatten)]
+    pod: Pod,
     /// Time for everything before the engine
     #[arg(long, env = "WARMD_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
     budget: Duration,
     /// Bytes of the caches' file system that stay free
     #[arg(long, default_value_t = 1 << 30)]
     reserve_bytes: u64,
-    /// Python interpreter that runs the engine; absent: the one that the command names
-    #[arg(long, env = "WARMD_PYTHON", value_name = "PATH")]
-    python: Option<PathBuf>,
-    /// Digest of the image that this runs in
-    #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
-    image_digest: Option<String>,
     /// URL that answers 200 when the engine is ready; absent: the engine's own /health
     #[arg(long, env = "WARMD_READY_URL", value_name = "URL")]
     ready_url: Option<String>,
@@ -100,33 +84,21 @@ impl Exec {
     }
 
     fn job(self) -> exec::Exec {
-        let policy = self.policy();
+        let policy = self.pod.policy();
         exec::Exec {
             policy,
             command: self.command,
-            python: self.python,
-            root: self.cache_root,
-            socket: self.socket,
+            python: self.pod.python,
+            root: self.pod.cache_root,
+            socket: self.pod.socket,
             budget: self.budget,
             limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
             facts_cache: Probe::default_cache(&Environment::of_this_process()),
-            image: self.image_digest,
+            image: self.pod.image_digest,
             ready_url: self.ready_url,
             ready_timeout: self.ready_timeout.unwrap_or(READY_TIMEOUT),
             publish_after: (!self.no_publish).then_some(self.quiet),
             grace: self.grace,
-        }
-    }
-
-    fn policy(&self) -> Result<Arc<Policy>, String> {
-        let Some(path) = &self.policy else {
-            return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
-        };
-        let trust = TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 };
-        match trust.load(None) {
-            Ok(Some(policy)) => Ok(Arc::new(policy)),
-            Ok(None) => Err("no trust policy".to_owned()),
-            Err(error) => Err(format!("trust policy: {}", super::sentence(&error.into()))),
         }
     }
 }
