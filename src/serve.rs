@@ -3,4 +3,6 @@
 
 pub mod exec;
 pub mod outlook;
+pub mod quarantine;
+mod records;
 pub mod warm;
