@@ -13,6 +13,7 @@ mod output;
 mod pod;
 mod policy;
 mod publish;
+mod quarantine;
 mod quickstart;
 mod sample;
 mod warm;
@@ -66,6 +67,9 @@ enum Command {
     Gc(maintain::Gc),
     /// Remove an artifact from this node
     Evict(maintain::Evict),
+    /// Artifacts that engines crashed with on this node: they are not installed again
+    #[command(subcommand)]
+    Quarantine(quarantine::Quarantine),
     /// Write an artifact as a tar archive
     Export(maintain::Export),
     /// Read an artifact from a tar archive, verified like a transfer from a peer
@@ -128,6 +132,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(command) => command.run().await,
         Command::Import(command) => command.run().await,
         Command::Facts(command) => command.run().await,
+        Command::Quarantine(command) => command.run(),
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
         Command::Config(command) => command.run(),

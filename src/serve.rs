@@ -6,4 +6,6 @@ pub mod doctor;
 pub mod exec;
 pub mod last_start;
 pub mod outlook;
+pub mod quarantine;
+mod records;
 pub mod warm;

@@ -186,6 +186,7 @@ impl Cluster {
                 budget: Duration::from_secs(600),
                 limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
                 ignore_markers: true,
+                quarantine: Arc::default(),
             },
         )
         .await?;

@@ -90,6 +90,7 @@ impl Warm {
             budget: self.budget,
             limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
             ignore_markers: self.retry,
+            quarantine: Arc::default(),
         };
         let client = self.socket.connect().await?;
         run(&client, job).await

@@ -71,6 +71,8 @@ pub enum NegativeClass {
     Untrusted,
     /// It cannot be installed here: the root, its file system, or the manifest's paths.
     Incompatible,
+    /// The engine crashed with it on this node.
+    Quarantined,
 }
 
 impl fmt::Display for NegativeClass {
@@ -81,6 +83,7 @@ impl fmt::Display for NegativeClass {
             Self::NoSpace => "no-space",
             Self::Untrusted => "untrusted",
             Self::Incompatible => "incompatible",
+            Self::Quarantined => "quarantined",
         })
     }
 }

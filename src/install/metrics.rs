@@ -23,6 +23,7 @@ enum Outcome {
     NoSpace,
     Untrusted,
     Incompatible,
+    Quarantined,
 }
 
 impl From<NegativeClass> for Outcome {
@@ -33,6 +34,7 @@ impl From<NegativeClass> for Outcome {
             NegativeClass::NoSpace => Self::NoSpace,
             NegativeClass::Untrusted => Self::Untrusted,
             NegativeClass::Incompatible => Self::Incompatible,
+            NegativeClass::Quarantined => Self::Quarantined,
         }
     }
 }

@@ -10,6 +10,8 @@
 mod proof;
 mod publishing;
 mod signals;
+mod starts;
+mod trial;
 mod warming;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ use tokio::time::{sleep, timeout};
 pub use self::proof::{FamilyProof, Proof};
 use self::publishing::Publishing;
 use self::signals::Signals;
+use self::starts::{Current, History};
+use self::trial::{End, Start};
 use self::warming::Warmed;
 use super::last_start::LastStart;
 use super::outlook::{Outlook, outlook};
@@ -82,14 +86,23 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
     plan.look_at_roots().await;
+    let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
     let seen = log.clone();
     let observer = move |_, line: &str| {
         seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
     };
-    let engine = Engine::start(plan.command(&exec), Output::inherited(Arc::new(observer))).await?;
-    Ok(supervise(engine, &exec, &plan, &log, &mut signals, &say).await)
+    let started = Engine::start(plan.command(&exec), Output::inherited(Arc::new(observer))).await;
+    let engine = match started {
+        Ok(engine) => engine,
+        Err(error) => {
+            current.end(End::Unknown, &say).await;
+            return Err(error);
+        }
+    };
+    let following = Following { exec: &exec, plan: &plan, log: &log, current: &current, say: &say };
+    Ok(supervise(engine, &following, &mut signals).await)
 }
 
 /// Everything that is known before the engine starts.
@@ -102,6 +115,7 @@ struct Plan {
     outlook: Outlook,
     warmed: Vec<Warmed>,
     client: Option<Client>,
+    history: History,
 }
 
 impl Plan {
@@ -126,11 +140,15 @@ impl Plan {
             Err(error) => say(&format!("the engine's command line is not understood: {error}")),
         }
         let launch = launch.ok();
-        Self { environment, changes, root, launch, outlook: Outlook::default(), warmed: Vec::new(), client: None }
+        let (outlook, history) = (Outlook::default(), History::default());
+        Self { environment, changes, launch, outlook, warmed: Vec::new(), client: None, root, history }
     }
 
     /// Every way out of it tells why the start is cold, if it is.
     async fn warm(&mut self, exec: &Exec, begun: Instant, say: &Say) {
+        if let Some(root) = &self.root {
+            self.history = History::of(root, &self.environment, exec.budget, say).await;
+        }
         let identified = timeout(exec.budget, self.identify(exec)).await;
         if let Err(reason) = identified.unwrap_or_else(|_| Err(format!("no facts within {:?}", exec.budget))) {
             return say(&format!("cold start: {reason}"));
@@ -141,12 +159,15 @@ impl Plan {
             Err(error) => return say(&format!("cold start: {error}")),
         };
         match &exec.policy {
+            // Why was told.
+            _ if self.history.start == Start::Clean => {}
             Ok(policy) => {
                 let left = exec.budget.saturating_sub(begun.elapsed());
-                let prospects = &self.outlook.prospects;
+                let (prospects, quarantine) = (&self.outlook.prospects, &self.history.quarantine);
                 // Each family keeps the time itself; this is for a file system that hangs.
                 let last = left + Duration::from_secs(1);
-                match timeout(last, warming::all(&client, prospects, policy, exec.limits, left, say)).await {
+                let all = warming::all(&client, prospects, policy, quarantine, exec.limits, left, say);
+                match timeout(last, all).await {
                     Ok(warmed) => self.warmed = warmed,
                     Err(_) => say(&format!("the budget of {:?} is over: the engine starts as it is", exec.budget)),
                 }
@@ -213,23 +234,34 @@ fn serving(launch: &Launch) -> Serving {
     }
 }
 
-async fn supervise(
-    mut engine: Engine,
-    exec: &Exec,
-    plan: &Plan,
-    log: &Mutex<StartLog>,
-    signals: &mut Signals,
-    say: &Say,
-) -> Ended {
+/// What there is to do while an engine runs.
+struct Following<'a> {
+    exec: &'a Exec,
+    plan: &'a Plan,
+    log: &'a Mutex<StartLog>,
+    current: &'a Current,
+    say: &'a Say,
+}
+
+async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut Signals) -> Ended {
+    let &Following { exec, current, say, .. } = following;
     let proof = Mutex::new(None);
-    let mut following = std::pin::pin!(follow(engine.exited(), exec, plan, log, &proof, say));
+    let mut follow = std::pin::pin!(following.follow(engine.exited(), &proof));
     let mut grace = std::pin::pin!(sleep(Duration::MAX));
     let (mut followed, mut ending) = (false, false);
     loop {
         tokio::select! {
-            _ = engine.exited() => break,
+            _ = engine.exited() => {
+                // Unless it was ready, or told to end.
+                current.end(End::Crashed, say).await;
+                break;
+            }
             signal = signals.next() => {
                 engine.signal(signal);
+                if signal != Signal::User1 {
+                    // Now: whoever ends us may not wait until the engine is gone.
+                    current.end(End::Unknown, say).await;
+                }
                 if matches!(signal, Signal::Terminate | Signal::Interrupt) && !ending {
                     ending = true;
                     grace.set(sleep(exec.grace));
@@ -239,7 +271,7 @@ async fn supervise(
                 say(&format!("the engine did not end within {:?}", exec.grace));
                 break;
             }
-            () = &mut following, if !followed && !ending => followed = true,
+            () = &mut follow, if !followed && !ending => followed = true,
         }
     }
     let stopped = engine.stop(Duration::ZERO).await;
@@ -252,39 +284,48 @@ async fn supervise(
     Ended { exit: stopped.exit, proof }
 }
 
-/// From the start of the engine on: readiness, proof, publishing.
-async fn follow(
-    exited: impl Future<Output = Exit>,
-    exec: &Exec,
-    plan: &Plan,
-    log: &Mutex<StartLog>,
-    proof: &Mutex<Option<Proof>>,
-    say: &Say,
-) {
-    let probe = match plan.readiness(exec) {
-        Ok(probe) => probe,
-        Err(error) => return say(&format!("nothing will be proven or published: {error}")),
-    };
-    let after = match engine::wait(&probe, exec.ready_timeout, exited).await {
-        Readiness::Ready { after } => after,
-        Readiness::Exited(_) => return,
-        Readiness::Deadline(last) => {
-            let last = last.map(|failure| format!(": {failure}")).unwrap_or_default();
-            return say(&format!(
-                "not ready within {:?} at {probe}{last}; nothing will be published. See --ready-url, --ready-timeout",
-                exec.ready_timeout
-            ));
+impl Following<'_> {
+    /// From the start of the engine on: readiness, proof, publishing.
+    async fn follow(&self, exited: impl Future<Output = Exit>, proof: &Mutex<Option<Proof>>) {
+        let &Self { exec, plan, log, current, say } = self;
+        let Some(after) = self.ready(exited).await else { return };
+        current.end(End::Ready, say).await;
+        let launch = plan.canonical();
+        let proven = Proof::of(&plan.warmed, log, &launch, after).await;
+        *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven.clone());
+        let lines = proven.lines();
+        // Kept before it is told: who reads the last line may end us.
+        if let Some(root) = plan.root.clone() {
+            LastStart::new(&launch, proven).keep(root).await;
         }
-    };
-    let launch = plan.canonical();
-    let proven = Proof::of(&plan.warmed, log, &launch, after).await;
-    *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven.clone());
-    let lines = proven.lines();
-    // Kept before it is told: who reads the last line may end us.
-    if let Some(root) = plan.root.clone() {
-        LastStart::new(&launch, proven).keep(root).await;
+        lines.iter().for_each(|line| say(line));
+        let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
+        Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), &launch, quiet).run(say).await;
     }
-    lines.iter().for_each(|line| say(line));
-    let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
-    Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), &launch, quiet).run(say).await;
+
+    /// How long it took; `None` if it exited before, or nobody will know.
+    async fn ready(&self, exited: impl Future<Output = Exit>) -> Option<Duration> {
+        let &Self { exec, plan, current, say, .. } = self;
+        let probe = match plan.readiness(exec) {
+            Ok(probe) => probe,
+            Err(error) => {
+                say(&format!("nothing will be proven or published: {error}"));
+                current.end(End::Unknown, say).await;
+                return None;
+            }
+        };
+        match engine::wait(&probe, exec.ready_timeout, exited).await {
+            Readiness::Ready { after } => Some(after),
+            Readiness::Exited(_) => None,
+            Readiness::Deadline(last) => {
+                let last = last.map(|failure| format!(": {failure}")).unwrap_or_default();
+                let budget = exec.ready_timeout;
+                say(&format!(
+                    "not ready within {budget:?} at {probe}{last}; nothing will be published. See --ready-url, --ready-timeout"
+                ));
+                current.end(End::Unknown, say).await;
+                None
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@
 //! leaves a negative marker, so that the ranks that come later do not pay for it again (I7).
 
 mod install;
+mod works;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -17,16 +18,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tonic::Streaming;
 
-use self::install::{Feed, InstallWork};
-use crate::artifact::{Admitted, ManifestError, RelPath, SignedManifest, SourceIdentity};
+use self::works::Works;
+use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};
 use crate::digest::ArtifactId;
 use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
 use crate::local::{Client, ClientError, chain};
-use crate::protocol::pb::{WarmDone, WarmEvent, WarmRequest, warm_event};
+use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
+use crate::serve::quarantine::Quarantine;
 
 /// What to bring where.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct Job {
     pub limits: Limits,
     /// Try although an earlier attempt failed a moment ago.
     pub ignore_markers: bool,
+    /// What is not installed although the policy admits it.
+    pub quarantine: Arc<Quarantine>,
 }
 
 /// One artifact that was offered.
@@ -63,6 +67,9 @@ pub struct ArtifactReport {
     /// All of its entries, and what its signer says about it.
     #[serde(skip)]
     pub entries: Vec<RelPath>,
+    /// Those of its entries that were installed.
+    #[serde(skip)]
+    pub added: Vec<RelPath>,
     #[serde(skip)]
     pub attributes: BTreeMap<String, String>,
 }
@@ -87,6 +94,8 @@ pub struct Report {
     #[serde(flatten)]
     pub verdict: Verdict,
     pub artifacts: Vec<ArtifactReport>,
+    /// What was offered and is in quarantine, with the reason.
+    pub quarantined: Vec<String>,
     pub lock_seconds: f64,
     pub lookup_seconds: f64,
     pub fetch_seconds: f64,
@@ -159,7 +168,9 @@ pub async fn warm(client: &Client, job: Job, tell: &(dyn Fn(Step) + Sync)) -> Re
     tell(Step::Waiting);
     let locking = root.clone();
     let lock = tokio::task::spawn_blocking(move || locking.lock(deadline)).await.map_err(|_| WarmError::Thread)?;
-    let mut attempt = Attempt { client, job: &job, root, begun, deadline, tell, locked: Instant::now(), fetched: None };
+    let locked = Instant::now();
+    let (fetched, quarantined) = (None, Vec::new());
+    let mut attempt = Attempt { client, job: &job, root, begun, deadline, tell, locked, fetched, quarantined };
     let mut report = match lock {
         Ok(lock) => attempt.run(Arc::new(lock)).await?,
         Err(LockError::TimedOut { .. }) => attempt.report(Verdict::Nothing {
@@ -189,6 +200,7 @@ struct Attempt<'a> {
     tell: &'a (dyn Fn(Step) + Sync),
     locked: Instant,
     fetched: Option<Instant>,
+    quarantined: Vec<String>,
 }
 
 impl Attempt<'_> {
@@ -268,6 +280,7 @@ impl Attempt<'_> {
             handles: HashMap::new(),
             reports: Vec::new(),
             failure: None,
+            quarantined: Vec::new(),
         };
         while let Some(event) = next(&mut events).await? {
             match event {
@@ -281,7 +294,8 @@ impl Attempt<'_> {
                 warm_event::Event::Done(done) => work.done(done)?,
             }
         }
-        let Works { running, reports, failure, .. } = work;
+        let Works { running, reports, failure, quarantined, .. } = work;
+        self.quarantined = quarantined;
         self.fetched = Some(Instant::now());
         (self.tell)(Step::Installing);
         self.finish(running, reports, failure).await
@@ -306,6 +320,7 @@ impl Attempt<'_> {
         for (id, done) in &installed {
             if let Some(report) = reports.iter_mut().find(|report| report.artifact == *id) {
                 report.installed = done.installed.len();
+                report.added.clone_from(&done.installed);
                 report.existing = done.existing.len();
                 report.files = done.files;
                 report.bytes = done.bytes;
@@ -329,6 +344,7 @@ impl Attempt<'_> {
         Report {
             verdict,
             artifacts: Vec::new(),
+            quarantined: self.quarantined.clone(),
             lock_seconds: (self.locked - self.begun).as_secs_f64(),
             lookup_seconds: 0.0,
             fetch_seconds: 0.0,
@@ -340,67 +356,6 @@ impl Attempt<'_> {
 
 async fn next(events: &mut Streaming<WarmEvent>) -> Result<Option<warm_event::Event>, tonic::Status> {
     Ok(events.message().await?.and_then(|event| event.event))
-}
-
-/// The installs of one attempt.
-struct Works<'a, 'b> {
-    attempt: &'a Attempt<'b>,
-    lock: &'a Arc<InstallLock>,
-    running: JoinSet<Result<(ArtifactId, Installed), Failure>>,
-    handles: HashMap<ArtifactId, AbortHandle>,
-    reports: Vec<ArtifactReport>,
-    /// The first one; others may succeed all the same.
-    failure: Option<Failure>,
-}
-
-impl Works<'_, '_> {
-    /// Admits a manifest and installs its chunks as the agent gets them.
-    fn start(&mut self, envelope: Bytes) {
-        let admitted = match SignedManifest::admit(envelope, &self.attempt.job.policy, UnixTime::now()) {
-            Ok(admitted) => admitted,
-            Err(error) => {
-                self.failure.get_or_insert_with(|| error.into());
-                return;
-            }
-        };
-        if admitted.manifest().identity != self.attempt.job.identity {
-            let detail = format!("artifact {} has another identity than the one asked for", admitted.id().short());
-            self.failure.get_or_insert(Failure { class: NegativeClass::Untrusted, detail });
-            return;
-        }
-        self.reports.push(ArtifactReport::of(&admitted));
-        let id = admitted.id();
-        let work = InstallWork {
-            root: self.attempt.root.clone(),
-            lock: self.lock.clone(),
-            admitted: Arc::new(admitted),
-            limits: self.attempt.job.limits,
-        };
-        let feed = Feed::new(self.attempt.client.clone(), id);
-        let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
-        self.handles.insert(id, handle);
-    }
-
-    fn done(&mut self, done: WarmDone) -> Result<(), Failure> {
-        let failed = (!done.failure.is_empty())
-            .then(|| Failure { class: class_named(&done.failure_class), detail: done.failure.clone() });
-        let Ok(id) = ArtifactId::try_from(&done.artifact_id[..]) else {
-            // Of the whole attempt.
-            return failed.map_or(Ok(()), Err);
-        };
-        if let Some(failure) = failed {
-            // Its install waits for chunks that will not come.
-            if let Some(handle) = self.handles.remove(&id) {
-                handle.abort();
-            }
-            self.failure.get_or_insert(failure);
-        } else if let Some(report) = self.reports.iter_mut().find(|report| report.artifact == id) {
-            report.wire_bytes = done.wire_bytes;
-            report.reused_bytes = done.reused_bytes;
-            report.holders = done.holders;
-        }
-        Ok(())
-    }
 }
 
 impl ArtifactReport {
@@ -418,13 +373,8 @@ impl ArtifactReport {
             reused_bytes: 0,
             holders: 0,
             entries: admitted.manifest().entries.clone(),
+            added: Vec::new(),
             attributes: admitted.manifest().attributes.clone(),
         }
     }
-}
-
-fn class_named(name: &str) -> NegativeClass {
-    use NegativeClass::{Incompatible, NoSpace, NoneFound, Transient, Untrusted};
-    let all = [NoneFound, Transient, NoSpace, Untrusted, Incompatible];
-    all.into_iter().find(|class| class.to_string() == name).unwrap_or(Transient)
 }

@@ -214,3 +214,26 @@ async fn an_engine_that_crashes_before_it_is_ready_publishes_nothing() {
     assert_eq!(a.client.status().await.unwrap().artifacts, 0);
     a.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_crashes_with_twice_and_starts_without_is_quarantined() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let (good, bad) = (engine(), FakeEngine::new(vec![Step::Raise(6)]));
+    Pod::new(&cluster, "a").run(&good, "vllm-aot 59af47c66413: published").await;
+
+    let pod = Pod::new(&cluster, "b").with("--quiet", "1h");
+    for _ in 0..2 {
+        let crashed = pod.run(&bad, "\0").await;
+        assert_eq!(crashed.code, Some(128 + 6), "{}", crashed.stderr);
+    }
+    let clean = pod.run(&good, "warmd: ready after").await;
+    assert!(clean.stderr.contains("clean") && clean.stderr.contains("quarantined"), "{}", clean.stderr);
+    assert_eq!(family(&clean, "vllm-aot")["made"], 1, "{}", clean.stderr);
+
+    let after = pod.run(&good, "warmd: ready after").await;
+    assert_eq!(after.code, Some(0), "{}", after.stderr);
+    assert!(after.stderr.contains("quarantined on this node"), "{}", after.stderr);
+    a.stop().await;
+    b.stop().await;
+}

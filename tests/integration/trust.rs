@@ -1,6 +1,10 @@
 //! Nothing unsigned, out of scope or revoked ever becomes visible.
 
-use warmd::identity::PrivateKey;
+use std::sync::Arc;
+
+use warmd::identity::{PrivateKey, UnixTime};
+use warmd::serve::quarantine::{Quarantined, Release};
+use warmd::serve::warm::{Job, Verdict};
 
 use crate::harness::cluster::{Cluster, identity, reason};
 use crate::harness::tree;
@@ -62,4 +66,37 @@ async fn nodes_of_another_cluster_are_refused_by_everybody() {
     let intruder = there.agent_with(config).await;
     let refused = reason(&intruder.warm(there.job(identity, "cache")).await);
     assert!(refused.starts_with("transient: metadata server"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_artifact_is_not_installed_and_the_next_generation_of_its_signer_is() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let report = b.warm(cluster.job(identity.clone(), "first")).await;
+    let bad = &report.artifacts[0];
+    let release = Release {
+        artifact: bad.artifact,
+        family: identity.family().to_string(),
+        identity: identity.id(),
+        subject: bad.subject.clone(),
+        generation: bad.generation,
+        signers: bad.signers.clone(),
+    };
+    let quarantined = Quarantined { release, since: UnixTime::now(), reason: "it crashed".to_owned() };
+    let quarantine = Arc::new([quarantined].into_iter().collect());
+    let job = || Job { quarantine: Arc::clone(&quarantine), ..cluster.job(identity.clone(), "second") };
+    let report = b.warm(job()).await;
+    let refused = reason(&report);
+    assert!(refused.starts_with("quarantined") && refused.contains("warmd quarantine clear"), "{refused}");
+    assert_eq!(report.quarantined.len(), 1);
+    assert!(tree::read(&cluster.path("second")).is_empty());
+
+    tree::write(&cluster.path("source"), &[("later/k".to_owned(), (false, tree::noise(9, 1000)))].into());
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let report = b.warm(job()).await;
+    assert!(matches!(report.verdict, Verdict::Installed) && report.quarantined.is_empty(), "{report:?}");
+    assert_eq!(report.artifacts[0].generation, bad.generation + 1);
 }

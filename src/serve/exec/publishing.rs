@@ -194,6 +194,6 @@ fn told(prospect: &Prospect, fresh: &Fresh, published: &Published) -> String {
     )
 }
 
-fn short(subject: &str) -> String {
+pub(super) fn short(subject: &str) -> String {
     subject.chars().take(12).collect()
 }

@@ -18,6 +18,7 @@ use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, chain};
 use crate::serve::outlook::Prospect;
+use crate::serve::quarantine::Quarantine;
 use crate::serve::warm::{self, Job, Report, Verdict};
 
 /// Families that are installed at the same time. They get their turn in the order of their worth, so that a short budget
@@ -40,7 +41,7 @@ pub(super) struct Warmed {
 pub(super) type Entries = BTreeMap<String, BTreeSet<RelPath>>;
 
 impl Warmed {
-    fn new(prospect: Prospect, offered: usize) -> Self {
+    pub(super) fn new(prospect: Prospect, offered: usize) -> Self {
         Self { prospect, offered, report: None, trouble: None, before: Entries::new() }
     }
 
@@ -82,6 +83,7 @@ pub(super) async fn all(
     client: &Client,
     prospects: &[Prospect],
     policy: &Arc<Policy>,
+    quarantine: &Arc<Quarantine>,
     limits: Limits,
     budget: Duration,
     say: &Say,
@@ -98,7 +100,8 @@ pub(super) async fn all(
     let mut running = JoinSet::new();
     for prospect in prospects {
         let Some(offered) = offers.get(&prospect.identity.id()).copied() else { continue };
-        let (client, policy, turns) = (client.clone(), policy.clone(), turns.clone());
+        let (client, turns) = (client.clone(), turns.clone());
+        let (policy, quarantine) = (policy.clone(), quarantine.clone());
         let mut warmed = Warmed::new(prospect.clone(), offered);
         // Turns are given in the order in which they are asked for.
         let turn = turns.acquire_owned();
@@ -112,6 +115,7 @@ pub(super) async fn all(
                 budget: ends.saturating_duration_since(Instant::now()),
                 limits,
                 ignore_markers: false,
+                quarantine,
             };
             let warming = async {
                 parents(&job.into).await?;
@@ -190,8 +194,9 @@ fn line(warmed: &Warmed) -> String {
         Verdict::Shared => format!("{name}: warm: another process has just installed it into {root}"),
         Verdict::Installed => {
             let sum = |of: fn(&warm::ArtifactReport) -> u64| report.artifacts.iter().map(of).sum::<u64>();
+            let left_out: String = report.quarantined.iter().map(|reason| format!("; left out: {reason}")).collect();
             format!(
-                "{name}: warm: {} entries installed into {root}, {} there before ({} files, {:.1} MB; {:.1} MB over the wire) in {:.2} s",
+                "{name}: warm: {} entries installed into {root}, {} there before ({} files, {:.1} MB; {:.1} MB over the wire) in {:.2} s{left_out}",
                 sum(|artifact| artifact.installed as u64),
                 sum(|artifact| artifact.existing as u64),
                 sum(|artifact| artifact.files),

@@ -138,6 +138,7 @@ impl Cluster {
             budget: DEADLINE,
             limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
             ignore_markers: true,
+            quarantine: Arc::default(),
         }
     }
 }

@@ -1,0 +1,158 @@
+//! Whether an installed artifact makes the engine crash: a record of starts, and what follows from it.
+//!
+//! ```text
+//! install -> crash -> crash -> clean start -> ready: quarantine    crash: it was something else, begin again
+//!               any start that becomes ready ends the suspicion
+//! ```
+//!
+//! A clean start has nothing of what was installed since the last start that became ready. Only its success is evidence,
+//! and there are never two clean starts in a row: whatever becomes of one, the next is warm. Nothing here reads or writes.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::RelPath;
+use crate::install::BootId;
+use crate::serve::quarantine::Release;
+
+/// Crashes within the start, in a row, with an artifact installed, until it is taken away.
+const CRASHES: u32 = 2;
+
+/// An artifact that was installed since the engine was last ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Suspect {
+    pub(super) release: Release,
+    /// Where it was installed.
+    pub(super) root: PathBuf,
+    /// Entries that came with it; not those that were there before.
+    pub(super) entries: BTreeSet<RelPath>,
+    /// Since it was installed.
+    pub(super) crashes: u32,
+}
+
+/// How an engine is to be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Start {
+    #[default]
+    Warm,
+    /// Without the suspects, and with nothing installed.
+    Clean,
+}
+
+/// How a start ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Ready,
+    /// It ended before it was ready, and nobody had asked it to.
+    Crashed,
+    /// Nobody will know: it was told to end, or cannot be asked whether it is ready.
+    Unknown,
+}
+
+/// What follows from the end of a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Nothing,
+    Quarantine(Vec<Release>),
+    /// The engine crashed without them as well.
+    Exonerated(Vec<Release>),
+}
+
+/// The starts in one cache root, as far as they still matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Trial {
+    suspects: Vec<Suspect>,
+    /// The boot in which a start was begun whose end is not known.
+    under_way: Option<BootId>,
+}
+
+impl Trial {
+    /// Nothing to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        self.suspects.is_empty()
+    }
+
+    pub(super) fn suspects(&self) -> &[Suspect] {
+        &self.suspects
+    }
+
+    /// The start that is under way, or the next one.
+    pub(super) fn start(&self) -> Start {
+        if self.suspects.iter().any(|suspect| suspect.crashes >= CRASHES) { Start::Clean } else { Start::Warm }
+    }
+
+    /// A start whose process is gone without a word counts as a crash: the kernel or an operator killed it with its engine.
+    /// On another boot it does not: a power cut or a reboot ends every process, and says nothing about this one.
+    pub(super) fn resume(&mut self, boot: &BootId) -> Verdict {
+        match &self.under_way {
+            None => Verdict::Nothing,
+            Some(begun) => self.end(if begun == boot { End::Crashed } else { End::Unknown }),
+        }
+    }
+
+    /// An engine is about to be started, after `installed` came.
+    pub(super) fn begin(&mut self, boot: BootId, installed: Vec<Suspect>) {
+        if self.start() == Start::Clean && !installed.is_empty() {
+            // That is no clean start any more, whatever comes of it.
+            self.suspects.clear();
+        }
+        for new in installed {
+            let known = |known: &&mut Suspect| known.release.artifact == new.release.artifact && known.root == new.root;
+            match self.suspects.iter_mut().find(known) {
+                Some(known) => known.entries.extend(new.entries),
+                None => self.suspects.push(new),
+            }
+        }
+        self.under_way = Some(boot);
+    }
+
+    /// The end of the start that is under way; without one, nothing.
+    pub(super) fn end(&mut self, end: End) -> Verdict {
+        if self.under_way.take().is_none() {
+            return Verdict::Nothing;
+        }
+        match (self.start(), end) {
+            (Start::Warm, End::Ready) => {
+                self.suspects.clear();
+                Verdict::Nothing
+            }
+            (Start::Warm, End::Crashed) => {
+                self.suspects.iter_mut().for_each(|suspect| suspect.crashes = suspect.crashes.saturating_add(1));
+                Verdict::Nothing
+            }
+            (Start::Warm, End::Unknown) => Verdict::Nothing,
+            (Start::Clean, End::Ready) => {
+                let guilty = std::mem::take(&mut self.suspects).into_iter().filter(|one| one.crashes >= CRASHES);
+                Verdict::Quarantine(releases(guilty))
+            }
+            (Start::Clean, End::Crashed) => Verdict::Exonerated(releases(std::mem::take(&mut self.suspects))),
+            (Start::Clean, End::Unknown) => {
+                self.suspects.clear();
+                Verdict::Nothing
+            }
+        }
+    }
+
+    /// The suspects cannot be taken away: nothing can be found out about them.
+    pub(super) fn give_up(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Each once: an artifact may have been installed into two roots.
+fn releases(suspects: impl IntoIterator<Item = Suspect>) -> Vec<Release> {
+    let mut releases: Vec<Release> = Vec::new();
+    for Suspect { release, .. } in suspects {
+        if !releases.contains(&release) {
+            releases.push(release);
+        }
+    }
+    releases
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What one attempt installs at once: an install for each manifest that the agent sends.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::install::{self, Feed, InstallWork};
+use super::{ArtifactReport, Attempt, Failure};
+use crate::artifact::SignedManifest;
+use crate::digest::ArtifactId;
+use crate::identity::UnixTime;
+use crate::install::{InstallLock, Installed, NegativeClass};
+use crate::protocol::pb::WarmDone;
+use crate::serve::quarantine::Release;
+
+/// The installs of one attempt.
+pub(super) struct Works<'a, 'b> {
+    pub(super) attempt: &'a Attempt<'b>,
+    pub(super) lock: &'a Arc<InstallLock>,
+    pub(super) running: JoinSet<Result<(ArtifactId, Installed), Failure>>,
+    pub(super) handles: HashMap<ArtifactId, AbortHandle>,
+    pub(super) reports: Vec<ArtifactReport>,
+    /// The first one; others may succeed all the same.
+    pub(super) failure: Option<Failure>,
+    /// Why what was left out was left out.
+    pub(super) quarantined: Vec<String>,
+}
+
+impl Works<'_, '_> {
+    /// Admits a manifest and installs its chunks as the agent gets them.
+    pub(super) fn start(&mut self, envelope: Bytes) {
+        let admitted = match SignedManifest::admit(envelope, &self.attempt.job.policy, UnixTime::now()) {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.failure.get_or_insert_with(|| error.into());
+                return;
+            }
+        };
+        if admitted.manifest().identity != self.attempt.job.identity {
+            let detail = format!("artifact {} has another identity than the one asked for", admitted.id().short());
+            self.failure.get_or_insert(Failure { class: NegativeClass::Untrusted, detail });
+            return;
+        }
+        if let Some(quarantined) = self.attempt.job.quarantine.refuses(&Release::of(&admitted)) {
+            let detail = format!("artifact {}: {quarantined}", admitted.id().short());
+            self.quarantined.push(detail.clone());
+            self.failure.get_or_insert(Failure { class: NegativeClass::Quarantined, detail });
+            return;
+        }
+        self.reports.push(ArtifactReport::of(&admitted));
+        let id = admitted.id();
+        let work = InstallWork {
+            root: self.attempt.root.clone(),
+            lock: self.lock.clone(),
+            admitted: Arc::new(admitted),
+            limits: self.attempt.job.limits,
+        };
+        let feed = Feed::new(self.attempt.client.clone(), id);
+        let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
+        self.handles.insert(id, handle);
+    }
+
+    pub(super) fn done(&mut self, done: WarmDone) -> Result<(), Failure> {
+        let failed = (!done.failure.is_empty())
+            .then(|| Failure { class: class_named(&done.failure_class), detail: done.failure.clone() });
+        let Ok(id) = ArtifactId::try_from(&done.artifact_id[..]) else {
+            // Of the whole attempt.
+            return failed.map_or(Ok(()), Err);
+        };
+        if let Some(failure) = failed {
+            // Its install waits for chunks that will not come.
+            if let Some(handle) = self.handles.remove(&id) {
+                handle.abort();
+            }
+            self.failure.get_or_insert(failure);
+        } else if let Some(report) = self.reports.iter_mut().find(|report| report.artifact == id) {
+            report.wire_bytes = done.wire_bytes;
+            report.reused_bytes = done.reused_bytes;
+            report.holders = done.holders;
+        }
+        Ok(())
+    }
+}
+
+fn class_named(name: &str) -> NegativeClass {
+    use NegativeClass::{Incompatible, NoSpace, NoneFound, Transient, Untrusted};
+    let all = [NoneFound, Transient, NoSpace, Untrusted, Incompatible];
+    all.into_iter().find(|class| class.to_string() == name).unwrap_or(Transient)
+}
