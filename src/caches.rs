@@ -1,7 +1,7 @@
 //! What caches are on disk: which kinds there are, what decides whether entries of one can be used elsewhere, which files
 //! of a directory belong to an artifact, and which of them are installed as one.
 //!
-//! [`CacheFamily`] describes a kind, [`survey`] looks what of it a root holds, [`snapshot_subject`] captures that;
+//! [`CacheFamily`] describes a kind, [`survey()`] looks what of it a root holds, [`snapshot_subject`] captures that;
 //! [`snapshot`] captures a directory that the user names.
 //!
 //! A [`snapshot`] is consistent: every file is read once while its identity, size and times stay the same, and the tree
