@@ -66,6 +66,17 @@
 //!    `store`, where `transfer::Provider` serves them onward at once.
 //! 4. Meanwhile `serve::warm` has admitted the same manifest by its own policy and reads chunks from the agent as they
 //!    arrive; `install::Installation` checks and writes them, then commits entry by entry.
+//!
+//! # An engine is started warm
+//!
+//! 1. `cli::exec` runs `serve::exec`. `caches::Directories` says which variables to set, `caches::Probe` asks the engine's
+//!    Python for facts, and `serve::outlook` makes one source identity for each [`caches::CacheFamily`] of them.
+//! 2. One `Find` through the agent tells which families there are; `serve::warm` brings each of them, side by side.
+//!    `serve::exec::trial` decides whether a start is clean, and `serve::quarantine` what is not installed any more.
+//! 3. `engine::Engine` owns the processes; `engine::StartLog` collects what the log says about caches, and `engine::wait`
+//!    asks until the engine is ready.
+//! 4. `serve::exec::proof` tells what was used; `serve::exec::publishing` publishes what was added, again and again.
+//!    `serve::doctor` says the same before a start, and names what differs where something is nearly right.
 
 pub mod digest;
 pub mod durable;

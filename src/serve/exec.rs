@@ -64,6 +64,9 @@ pub struct Exec {
     pub grace: Duration,
 }
 
+/// For a look at what is in the caches, even if the budget is spent: thousands of entries take milliseconds.
+const LEAST_LOOK: Duration = Duration::from_secs(1);
+
 /// One line for the user.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -85,7 +88,7 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         // Whoever wants us to end wants no engine any more.
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
-    plan.look_at_roots().await;
+    plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
@@ -149,14 +152,17 @@ impl Plan {
         if let Some(root) = &self.root {
             self.history = History::of(root, &self.environment, exec.budget, say).await;
         }
-        let identified = timeout(exec.budget, self.identify(exec)).await;
+        let left = exec.budget.saturating_sub(begun.elapsed());
+        let identified = timeout(left, self.identify(exec)).await;
         if let Err(reason) = identified.unwrap_or_else(|_| Err(format!("no facts within {:?}", exec.budget))) {
             return say(&format!("cold start: {reason}"));
         }
         self.outlook.failed.iter().for_each(|error| say(&format!("left out: {error}")));
-        let client = match Client::connect(&exec.socket).await {
-            Ok(client) => self.client.insert(client).clone(),
-            Err(error) => return say(&format!("cold start: {error}")),
+        let left = exec.budget.saturating_sub(begun.elapsed());
+        let client = match timeout(left, Client::connect(&exec.socket)).await {
+            Ok(Ok(client)) => self.client.insert(client).clone(),
+            Ok(Err(error)) => return say(&format!("cold start: {error}")),
+            Err(_) => return say("cold start: the agent did not answer within the budget"),
         };
         match &exec.policy {
             // Why was told.
@@ -189,11 +195,20 @@ impl Plan {
         Ok(())
     }
 
-    /// What is there before the engine adds to it.
-    async fn look_at_roots(&mut self) {
+    /// What is there before the engine adds to it. A root that is not looked through in time is left out of what follows:
+    /// nobody could tell what the engine made there.
+    async fn look_at_roots(&mut self, left: Duration, say: &Say) {
         warming::add_unoffered(&mut self.warmed, &self.outlook.prospects);
-        for warmed in &mut self.warmed {
-            warmed.look().await;
+        let ends = tokio::time::Instant::now() + left.max(LEAST_LOOK);
+        for mut warmed in std::mem::take(&mut self.warmed) {
+            match tokio::time::timeout_at(ends, warmed.look()).await {
+                Ok(()) => self.warmed.push(warmed),
+                Err(_) => say(&format!(
+                    "{}: {} could not be looked through in time: nothing of it is proven or published",
+                    warmed.prospect.family.name,
+                    warmed.prospect.root.display()
+                )),
+            }
         }
     }
 

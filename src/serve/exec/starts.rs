@@ -86,7 +86,7 @@ impl History {
                 history.record = Some(record);
             }
             Ok(Taken::Others(start)) => history.start = start,
-            Err(error) => lines.push(format!("nothing will be quarantined: {}", chain(&error))),
+            Err(error) => lines.push(format!("nothing will be quarantined: {error}")),
         }
         history
     }
