@@ -52,6 +52,10 @@ impl Warmed {
 
     /// Entries that are known to be in an artifact already.
     pub(super) fn known(&self) -> Entries {
+        if self.report.as_ref().is_some_and(|report| matches!(report.verdict, Verdict::Shared)) {
+            // What the other process installed; it knows of which artifacts, we do not.
+            return self.before.clone();
+        }
         let mut known = Entries::new();
         for artifact in self.report.iter().flat_map(|report| &report.artifacts) {
             known.entry(artifact.subject.clone()).or_default().extend(artifact.entries.iter().cloned());
@@ -205,5 +209,32 @@ fn line(warmed: &Warmed) -> String {
                 report.total_seconds,
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::SourceIdentity;
+    use crate::caches::CacheFamily;
+
+    #[test]
+    fn what_another_process_has_just_installed_is_not_new_to_the_fleet() {
+        let family = CacheFamily::by_name("modelinfos").unwrap();
+        let identity = SourceIdentity::new("modelinfos".parse().unwrap(), BTreeMap::new()).unwrap();
+        let mut warmed = Warmed::new(Prospect { family, root: "/r".into(), identity }, 1);
+        warmed.before.entry(String::new()).or_default().insert(RelPath::new("a.json").unwrap());
+        assert!(warmed.known().is_empty(), "what nobody offered is new");
+        warmed.report = Some(Report {
+            verdict: Verdict::Shared,
+            artifacts: Vec::new(),
+            quarantined: Vec::new(),
+            lock_seconds: 1.0,
+            lookup_seconds: 0.0,
+            fetch_seconds: 0.0,
+            install_seconds: 0.0,
+            total_seconds: 1.0,
+        });
+        assert_eq!(warmed.known(), warmed.before);
     }
 }
