@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Signal, getpid, getppid, getsid, kill_process, setsid};
+use rustix::process::{Signal, getpid, getsid, kill_process, setsid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -108,7 +108,10 @@ async fn run(steps: Vec<Step>, state: &Arc<State>, core: &mut Option<Child>) -> 
             Step::Report { variable } => report(&variable),
             Step::Cache { root, entry } => cache(&directory(&root), &entry),
             Step::Child(kin) => {
-                let child = spawn(kin);
+                let mut child = spawn(kin);
+                if kin.orphan {
+                    child.wait().unwrap();
+                }
                 if kin.core { *core = Some(child) } else { others.push(child) }
             }
             Step::BeDeaf => state.deaf.store(true, Ordering::SeqCst),
@@ -166,8 +169,8 @@ async fn be(kin: Kin) -> i32 {
     if kin.own_session {
         setsid().unwrap();
     }
-    let left_by = std::env::var(LEFT_BY).ok().map(|pid| pid.parse().unwrap());
-    while getppid().is_some_and(|parent| left_by == Some(parent.as_raw_nonzero().get())) {
+    // Until the one that leaves it has been waited for: from then on the table shows neither a parent nor a ghost of it.
+    while std::env::var(LEFT_BY).is_ok_and(|parent| Path::new("/proc").join(parent).exists()) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Before it says so: who reads the line may send it.
