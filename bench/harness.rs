@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -309,6 +310,11 @@ pub(crate) fn wait_for(file: &Path, limit: Duration) -> Result<String> {
         std::thread::sleep(Duration::from_millis(1));
     }
     bail!("{} did not appear within {limit:?}", file.display())
+}
+
+/// A loopback address that nobody listens at.
+pub(crate) fn free_port() -> Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
 /// An empty directory at this path, whatever was there.

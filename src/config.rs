@@ -139,8 +139,9 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     // First the file alone, so that a mistake is reported where it is.
     let _: T = parse(table.clone(), &file)?;
     let sections = sections_of::<T>();
-    let mut variables: Vec<(String, String)> =
-        env.into_iter().filter(|(name, _)| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name.as_str())).collect();
+    let is_config =
+        |name: &str| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name) && !is_service_link(&name[PREFIX.len()..]);
+    let mut variables: Vec<(String, String)> = env.into_iter().filter(|(name, _)| is_config(name)).collect();
     variables.sort();
     for (name, value) in &variables {
         set(&mut table, &sections, name, value)?;
@@ -153,6 +154,21 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
         }
     };
     parse(table, &origin)
+}
+
+/// Kubernetes tells every pod of the services in its namespace: of one called `warmd-metadata` by names such as
+/// `WARMD_METADATA_PORT_4781_TCP_ADDR` (kubernetes.io, "Service", environment variables).
+fn is_service_link(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |rest: &str| {
+        let mut parts = rest.splitn(3, '_');
+        let (number, protocol) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        is_number(number) && matches!(protocol, "TCP" | "UDP" | "SCTP")
+    };
+    name.ends_with("_PORT")
+        || name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
 }
 
 /// The configuration as a file with every key; what `warmd config show` prints.
@@ -249,6 +265,31 @@ mod tests {
         let sample = with("[transport]\nlisten = \"x\"\n", &env).unwrap();
         let transport = Transport { listen: "0.0.0.0:1".into(), dial_sockets: 4, peers: vec!["a".into(), "b".into()] };
         assert_eq!(sample, Sample { state_dir: "/s".into(), transport });
+    }
+
+    #[test]
+    fn what_kubernetes_tells_of_a_service_of_our_name_is_no_configuration() {
+        let links = [
+            ("WARMD_METADATA_SERVICE_HOST", "10.0.0.1"),
+            ("WARMD_METADATA_SERVICE_PORT", "4781"),
+            ("WARMD_METADATA_SERVICE_PORT_GRPC", "4781"),
+            ("WARMD_METADATA_PORT", "tcp://10.0.0.1:4781"),
+            ("WARMD_METADATA_PORT_4781_TCP", "tcp://10.0.0.1:4781"),
+            ("WARMD_METADATA_PORT_4781_TCP_PROTO", "tcp"),
+            ("WARMD_METADATA_PORT_4781_TCP_ADDR", "10.0.0.1"),
+            ("WARMD_METADATA_PORT_4781_UDP_PORT", "4781"),
+        ];
+        assert_eq!(with("", &links).unwrap(), with("", &[]).unwrap());
+    }
+
+    #[test]
+    fn no_key_looks_like_what_kubernetes_tells() {
+        for config in [render(&crate::agent::AgentConfig::default()), render(&MetadataConfig::default())] {
+            let keys = config.lines().filter_map(|line| line.split_once(" = "));
+            for (key, _) in keys {
+                assert!(!is_service_link(&format!("X_{}", key.to_uppercase())), "{key}");
+            }
+        }
     }
 
     #[test]

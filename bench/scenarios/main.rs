@@ -5,6 +5,7 @@ mod ceilings;
 mod corpora;
 #[path = "../corpus.rs"]
 mod corpus;
+mod engine;
 #[path = "../harness.rs"]
 mod harness;
 mod local;
@@ -55,6 +56,8 @@ enum Scenario {
     FanOut,
     KillHolder,
     Metadata,
+    /// Needs a real vLLM, see bench/README.md.
+    EngineStart,
     All,
 }
 
@@ -114,6 +117,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Metadata) && options.with_warmd() {
         println!("{}", metadata::run(report, options)?);
+    }
+    if options.wants(Scenario::EngineStart) && options.with_warmd() {
+        engine::run(report, options, &|text| println!("{text}"))?;
     }
     Ok(())
 }

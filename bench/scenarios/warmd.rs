@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use warmd::artifact::{Family, SourceIdentity};
 
-use crate::harness::{Killed, fresh, process_cpu};
+use crate::harness::{Killed, free_port, fresh, process_cpu};
 use crate::local;
 
 const WARMD: &str = env!("CARGO_BIN_EXE_warmd");
@@ -59,7 +59,7 @@ impl Cluster {
         let mut server = Command::new(WARMD);
         server.arg("metadata").arg("--state-dir").arg(at("metadata")).args(["--listen", &metadata_addr]);
         let metadata = daemon(&mut server, &at("metadata.log"))?;
-        listening(&metadata_addr)?;
+        listening(&metadata_addr).with_context(|| fs::read_to_string(at("metadata.log")).unwrap_or_default())?;
         Ok(Self { dir: dir.to_owned(), metadata_addr, agents: BTreeMap::new(), _metadata: metadata })
     }
 
@@ -110,6 +110,14 @@ impl Cluster {
                 bail!("nothing was installed: {report}");
             }
         }
+    }
+
+    /// `warmd exec` without a command.
+    pub(crate) fn exec(&self, agent: &str) -> Result<Command> {
+        let mut exec = Command::new(WARMD);
+        exec.arg("exec").arg("--socket").arg(&self.agent(agent)?.socket);
+        exec.arg("--policy").arg(self.dir.join("policy.toml")).args(["--reserve-bytes", "0"]);
+        Ok(exec)
     }
 
     fn try_warm(&self, agent: &str, into: &Path) -> Result<Value> {
@@ -217,6 +225,8 @@ impl Pull {
 
 fn daemon(command: &mut Command, log: &Path) -> Result<Killed> {
     let log = fs::File::create(log)?;
+    // No name that begins like ours is anything but configuration.
+    command.env_remove(crate::engine::VENV);
     Killed::spawn(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log))
 }
 
@@ -236,10 +246,6 @@ fn output(command: &mut Command) -> Result<String> {
     let done = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
     ensure!(done.status.success(), "{}: {command:?}: {}", done.status, String::from_utf8_lossy(&done.stderr));
     Ok(String::from_utf8(done.stdout)?)
-}
-
-fn free_port() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
 fn listening(addr: &str) -> Result<()> {
