@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::publishing::{COMPILE_SECONDS, INIT_SECONDS};
-use super::warming::{Entries, Warmed, entries};
 use crate::engine::{AotSlot, StartLog};
 use crate::serve::difference::{differences, in_words, launch_of};
+use crate::serve::publishing::{COMPILE_SECONDS, INIT_SECONDS};
+use crate::serve::warming::{Entries, Warmed, entries};
 
 /// What one family brought.
 #[derive(Debug, Clone, Serialize, Deserialize)]

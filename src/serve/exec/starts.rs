@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Say;
 use super::trial::{End, Start, Suspect, Trial, Verdict};
-use super::warming::Warmed;
 use crate::artifact::RelPath;
 use crate::caches::{CacheFamily, Environment};
 use crate::identity::UnixTime;
@@ -23,6 +21,8 @@ use crate::install::{BootId, CacheRoot, InstallError};
 use crate::local::chain;
 use crate::serve::quarantine::{Quarantine, Release};
 use crate::serve::records::{Records, RecordsError};
+use crate::serve::target::Say;
+use crate::serve::warming::Warmed;
 
 const FILE: &str = "starts.json";
 const LOCK: &str = "starts.lock";
@@ -275,7 +275,8 @@ fn list<'r>(releases: impl IntoIterator<Item = &'r Release>) -> String {
 
 fn name(release: &Release) -> String {
     let Release { artifact, family, subject, .. } = release;
-    let about = if subject.is_empty() { String::new() } else { format!(" {}", super::publishing::short(subject)) };
+    let about =
+        if subject.is_empty() { String::new() } else { format!(" {}", crate::serve::publishing::short(subject)) };
     format!("{} ({family}{about})", artifact.short())
 }
 
