@@ -14,6 +14,7 @@ mod records;
 pub mod target;
 pub mod warm;
 mod warming;
+mod worth;
 
 pub use publishing::Unpublished;
 pub use target::{Say, Target};

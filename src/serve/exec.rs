@@ -8,6 +8,7 @@
 //! Nothing here fails the engine: whatever goes wrong before it is a cold start with the reason told, within the budget (I6).
 
 mod proof;
+mod reporting;
 mod signals;
 mod starts;
 mod trial;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 pub use self::proof::{FamilyProof, Proof};
+use self::reporting::Reporting;
 use self::signals::Signals;
 use self::starts::{Current, History};
 use self::trial::{End, Start};
@@ -29,6 +31,7 @@ use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Signal, Star
 use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::Client;
+use crate::protocol::pb::StartOutcome;
 
 /// What to run, and how long what may take.
 #[derive(Debug, Clone)]
@@ -71,6 +74,7 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
     plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
+    let reporting = Reporting::new(&plan, begun.elapsed(), exec.budget);
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
@@ -86,7 +90,8 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
             return Err(error);
         }
     };
-    let following = Following { exec: &exec, plan: &plan, log: &log, current: &current, say: &say };
+    let following =
+        Following { exec: &exec, plan: &plan, log: &log, current: &current, reporting: &reporting, say: &say };
     Ok(supervise(engine, &following, &mut signals).await)
 }
 
@@ -173,11 +178,12 @@ struct Following<'a> {
     plan: &'a Plan,
     log: &'a Mutex<StartLog>,
     current: &'a Current,
+    reporting: &'a Reporting,
     say: &'a Say,
 }
 
 async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut Signals) -> Ended {
-    let &Following { exec, current, say, .. } = following;
+    let &Following { exec, plan, current, reporting, say, .. } = following;
     let proof = Mutex::new(None);
     let mut follow = std::pin::pin!(following.follow(engine.exited(), &proof));
     let mut grace = std::pin::pin!(sleep(Duration::MAX));
@@ -187,6 +193,8 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
             _ = engine.exited() => {
                 // Unless it was ready, or told to end.
                 current.end(End::Crashed, say).await;
+                let outcome = if ending { StartOutcome::Unknown } else { StartOutcome::Crashed };
+                reporting.tell(outcome, &plan.warmed, None).await;
                 break;
             }
             signal = signals.next() => {
@@ -220,17 +228,19 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
 impl Following<'_> {
     /// From the start of the engine on: readiness, proof, publishing.
     async fn follow(&self, exited: impl Future<Output = Exit>, proof: &Mutex<Option<Proof>>) {
-        let &Self { exec, plan, log, current, say } = self;
+        let &Self { exec, plan, log, current, reporting, say } = self;
         let Some(after) = self.ready(exited).await else { return };
-        current.end(End::Ready, say).await;
+        reporting.ready();
+        let convicted = current.end(End::Ready, say).await;
         let launch = plan.site.canonical();
-        let proven = Proof::of(&plan.warmed, log, &launch, after).await;
+        let proven = Proof::of(&plan.warmed, log, &launch, after, convicted).await;
         *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven.clone());
         let lines = proven.lines();
         // Kept before it is told: who reads the last line may end us.
         if let Some(root) = plan.site.root.clone() {
-            LastStart::new(&launch, proven).keep(root).await;
+            LastStart::new(&launch, proven.clone()).keep(root).await;
         }
+        reporting.tell(StartOutcome::Ready, &plan.warmed, Some(&proven)).await;
         lines.iter().for_each(|line| say(line));
         let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
         let image = exec.target.image.clone();
@@ -240,12 +250,13 @@ impl Following<'_> {
 
     /// How long it took; `None` if it exited before, or nobody will know.
     async fn ready(&self, exited: impl Future<Output = Exit>) -> Option<Duration> {
-        let &Self { exec, plan, current, say, .. } = self;
+        let &Self { exec, plan, current, reporting, say, .. } = self;
         let probe = match plan.site.readiness(exec.ready_url.as_deref()) {
             Ok(probe) => probe,
             Err(error) => {
                 say(&format!("nothing will be proven or published: {error}"));
                 current.end(End::Unknown, say).await;
+                reporting.tell(StartOutcome::Unknown, &plan.warmed, None).await;
                 return None;
             }
         };
@@ -259,6 +270,7 @@ impl Following<'_> {
                     "not ready within {budget:?} at {probe}{last}; nothing will be published. See --ready-url, --ready-timeout"
                 ));
                 current.end(End::Unknown, say).await;
+                reporting.tell(StartOutcome::Unknown, &plan.warmed, None).await;
                 None
             }
         }

@@ -188,9 +188,10 @@ pub async fn publish(job: Publish, say: &Say) -> Result<usize, PublishError> {
     let ends = tokio::time::Instant::now() + job.publish_timeout;
     let once = tokio::time::timeout_at(ends, publishing.once(ends, say)).await;
     match once.unwrap_or(Err(Unpublished::Busy)) {
+        Ok(artifacts) if !job.follow => return Ok(artifacts),
+        Ok(_) => {}
         Err(Unpublished::Busy) if job.follow => {}
-        once if !job.follow => return Ok(once?),
-        once => drop(once?),
+        Err(error) => return Err(error.into()),
     }
     Err(publishing.run(say).await.into())
 }

@@ -10,15 +10,14 @@ use super::difference::{LAUNCH, encode};
 use super::outlook::Prospect;
 use super::target::Say;
 use super::warming::{Entries, Warmed};
-use crate::artifact::RelPath;
+use crate::artifact::{COMPILE_SECONDS, RelPath};
 use crate::caches::{Subject, survey};
 use crate::engine::{AotSlot, StartLog};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{PublishRequest, Published, publish_event};
 
-/// The publisher's own measures, in a manifest: seconds of `torch.compile`, where the engine tells them, and of the whole
-/// initialisation around it.
-pub(super) const COMPILE_SECONDS: &str = "compile_seconds";
+/// Beside [`COMPILE_SECONDS`], which is of `torch.compile` where the engine tells it: seconds of the whole initialisation
+/// around it.
 pub(super) const INIT_SECONDS: &str = "init_seconds";
 
 /// Between two looks at the roots: soon after something changed, seldom when nothing does.

@@ -15,6 +15,7 @@ use super::quarantine::Quarantine;
 use super::received::Received;
 use super::target::Say;
 use super::warm::{self, Job, Report, Verdict};
+use super::worth::{self, Offers};
 use crate::artifact::RelPath;
 use crate::caches::{Entry, Subject, Survey, survey};
 use crate::digest::IdentityId;
@@ -22,8 +23,8 @@ use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, chain};
 
-/// Families that are installed at the same time. They get their turn in the order of their worth, so that a short budget
-/// is spent on what saves most.
+/// Families that are installed at the same time. They get their turn in the order of [`worth`], so that a short budget is
+/// spent on what saves most.
 const SIDE_BY_SIDE: usize = 4;
 
 /// What became of one family.
@@ -124,12 +125,14 @@ pub(super) async fn all(client: &Client, prospects: &[Prospect], terms: &Terms, 
     };
     let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
     let mut running = JoinSet::new();
-    for prospect in prospects {
-        let Some(offered) = offers.get(&prospect.identity.id()).copied() else { continue };
+    let offered = |prospect: &Prospect| Some((prospect.clone(), *offers.get(&prospect.identity.id())?));
+    let mut offered: Vec<(Prospect, Offers)> = prospects.iter().filter_map(offered).collect();
+    worth::sort(&mut offered, |(prospect, offers)| (prospect.family.worth, *offers));
+    for (prospect, offers) in offered {
         let (client, turns) = (client.clone(), turns.clone());
         let (policy, quarantine) = (terms.policy.clone(), terms.quarantine.clone());
         let (limits, ignore_markers) = (terms.limits, terms.ignore_markers);
-        let mut warmed = Warmed::new(prospect.clone(), offered);
+        let mut warmed = Warmed::new(prospect, offers.artifacts);
         // Turns are given in the order in which they are asked for.
         let turn = turns.acquire_owned();
         running.spawn(async move {
@@ -176,23 +179,24 @@ async fn parents(root: &Path) -> Result<(), String> {
     made.await.map_err(|_| "the thread that makes directories panicked".to_owned())?
 }
 
-/// How many artifacts there are of each identity.
+/// What there is of each identity.
 async fn offers(
     client: &Client,
     prospects: &[Prospect],
     left: Duration,
     say: &Say,
-) -> Result<BTreeMap<IdentityId, usize>, String> {
+) -> Result<BTreeMap<IdentityId, Offers>, String> {
     let identities: Vec<IdentityId> = prospects.iter().map(|prospect| prospect.identity.id()).collect();
     let asked = timeout(left, client.find(&identities)).await;
     let reply = asked.map_err(|_| "the agent did not answer in time".to_owned())?.map_err(|error| chain(&error))?;
     if !reply.metadata_failure.is_empty() {
         say(&format!("only what this node has: {}", reply.metadata_failure));
     }
-    let mut offers = BTreeMap::new();
+    let mut offers: BTreeMap<IdentityId, Offers> = BTreeMap::new();
     for found in &reply.found {
         if let Ok(identity) = IdentityId::try_from(&found.identity[..]) {
-            *offers.entry(identity).or_insert(0) += 1;
+            let measured = Duration::from_millis(found.compile_ms.into());
+            offers.entry(identity).or_default().add(found.wire_size, measured);
         }
     }
     if offers.is_empty() {
