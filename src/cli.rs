@@ -177,6 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn a_command_and_what_is_not_for_a_command_are_not_taken_together() {
+        let accepts = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
+        for command in ["warmd warm", "warmd publish", "warmd publish --wait-ready", "warmd publish --wait-ready http://h"]
+        {
+            assert!(accepts(&format!("{command} -- vllm serve m")), "{command}");
+            assert!(!accepts(command), "{command}");
+        }
+        assert!(accepts("warmd warm --into d") && accepts("warmd publish d --fact a=b"));
+        for both in ["warm --into d", "warm --fact a=b", "publish d", "publish --fact a=b", "publish --family triton"] {
+            assert!(!accepts(&format!("warmd {both} -- vllm serve m")), "{both}");
+        }
+        assert!(!accepts("warmd publish d --detach") && !accepts("warmd publish --log f -- vllm serve m"));
+    }
+
+    #[test]
     fn a_cause_that_its_wrapper_has_told_already_is_told_once() {
         let told = anyhow::anyhow!("no such file").context("read policy.toml: no such file").context("trust policy");
         assert_eq!(sentence(&told), "trust policy: read policy.toml: no such file");

@@ -49,7 +49,7 @@ impl Identity {
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// Directory whose files are offered
-    #[arg(required_unless_present = "command", conflicts_with = "command")]
+    #[arg(required_unless_present = "command")]
     directory: Option<PathBuf>,
     #[command(flatten)]
     identity: Identity,

@@ -25,10 +25,10 @@ pub(super) struct Warm {
     #[command(flatten)]
     identity: Identity,
     /// Only this subject; absent: every subject of the identity
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long)]
     subject: Option<String>,
     /// Cache root to install one identity into
-    #[arg(long, value_name = "DIR", required_unless_present = "command", conflicts_with = "command")]
+    #[arg(long, value_name = "DIR", required_unless_present = "command")]
     into: Option<PathBuf>,
     #[command(flatten)]
     pod: Pod,
@@ -51,7 +51,7 @@ pub(super) struct Warm {
     #[arg(long, value_name = "FILE", requires = "command")]
     env_file: Option<PathBuf>,
     /// All families that this start of an engine can use, such as `-- vllm serve MODEL`, in place of --into
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["into", "family", "facts", "subject"])]
     command: Vec<String>,
 }
 

@@ -74,8 +74,9 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
     plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
-    let reporting = Reporting::new(&plan, begun.elapsed(), exec.budget);
+    let start = plan.history.start;
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
+    let reporting = Reporting::new(plan.client.clone(), start, begun.elapsed(), exec.budget);
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
     let seen = log.clone();
@@ -193,8 +194,6 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
             _ = engine.exited() => {
                 // Unless it was ready, or told to end.
                 current.end(End::Crashed, say).await;
-                let outcome = if ending { StartOutcome::Unknown } else { StartOutcome::Crashed };
-                reporting.tell(outcome, &plan.warmed, None).await;
                 break;
             }
             signal = signals.next() => {
@@ -221,6 +220,8 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
             stopped.killed.iter().map(|member| format!("{} ({})", member.name, member.pid)).collect();
         say(&format!("killed what the engine left behind: {}", names.join(", ")));
     }
+    let outcome = if ending { StartOutcome::Unknown } else { StartOutcome::Crashed };
+    reporting.tell(outcome, &plan.warmed, None).await;
     let proof = proof.lock().unwrap_or_else(PoisonError::into_inner).take();
     Ended { exit: stopped.exit, proof }
 }

@@ -129,43 +129,43 @@ pub(super) async fn all(client: &Client, prospects: &[Prospect], terms: &Terms, 
     let mut offered: Vec<(Prospect, Offers)> = prospects.iter().filter_map(offered).collect();
     worth::sort(&mut offered, |(prospect, offers)| (prospect.family.worth, *offers));
     for (prospect, offers) in offered {
-        let (client, turns) = (client.clone(), turns.clone());
-        let (policy, quarantine) = (terms.policy.clone(), terms.quarantine.clone());
-        let (limits, ignore_markers) = (terms.limits, terms.ignore_markers);
-        let mut warmed = Warmed::new(prospect, offers.artifacts);
-        // Turns are given in the order in which they are asked for.
-        let turn = turns.acquire_owned();
+        // Awaited here: turns are given in this order.
+        let Ok(turn) = turns.clone().acquire_owned().await else { break };
+        let job = Job {
+            identity: prospect.identity.clone(),
+            subject: None,
+            into: prospect.root.clone(),
+            policy: terms.policy.clone(),
+            budget: ends.saturating_duration_since(Instant::now()),
+            limits: terms.limits,
+            ignore_markers: terms.ignore_markers,
+            quarantine: terms.quarantine.clone(),
+        };
+        let (client, say) = (client.clone(), say.clone());
         running.spawn(async move {
-            let _turn = turn.await;
-            let job = Job {
-                identity: warmed.prospect.identity.clone(),
-                subject: None,
-                into: warmed.prospect.root.clone(),
-                policy,
-                budget: ends.saturating_duration_since(Instant::now()),
-                limits,
-                ignore_markers,
-                quarantine,
-            };
-            let warming = async {
-                parents(&job.into).await?;
-                warm::warm(&client, job, &|_| ()).await.map_err(|error| chain(&error))
-            };
-            match warming.await {
-                Ok(report) => warmed.report = Some(report),
-                Err(reason) => warmed.trouble = Some(reason),
-            }
+            let _turn = turn;
+            let warmed = bring(&client, Warmed::new(prospect, offers.artifacts), job).await;
+            say(&line(&warmed));
             warmed
         });
     }
     let mut warmed = Vec::new();
     while let Some(ended) = running.join_next().await {
-        if let Ok(one) = ended {
-            say(&line(&one));
-            warmed.push(one);
-        }
+        warmed.extend(ended);
     }
     warmed.sort_by(|a, b| b.prospect.family.worth.total_cmp(&a.prospect.family.worth));
+    warmed
+}
+
+async fn bring(client: &Client, mut warmed: Warmed, job: Job) -> Warmed {
+    let warming = async {
+        parents(&job.into).await?;
+        warm::warm(client, job, &|_| ()).await.map_err(|error| chain(&error))
+    };
+    match warming.await {
+        Ok(report) => warmed.report = Some(report),
+        Err(reason) => warmed.trouble = Some(reason),
+    }
     warmed
 }
 

@@ -5,7 +5,6 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 use tokio::process::{Child, Command};
-use warmd::protocol::pb::PublishRequest;
 
 use super::exec::{KEY, Pod, engine, python};
 use super::harness::cluster::{Cluster, DEADLINE, identity};
@@ -159,17 +158,12 @@ async fn what_a_publisher_has_measured_is_known_before_any_manifest_comes() {
     let cluster = Cluster::start().await;
     let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
     tree::write(&cluster.path("source"), &[("k/kernel".to_owned(), (false, tree::noise(1, 1000)))].into());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
+    command.arg("publish").arg(cluster.path("source")).arg("--socket").arg(a.agent.socket());
+    command.args(["--fact", "torch=2.13.0", "--attribute", "compile_seconds=12.5"]).kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output()).await.expect("it does not end").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let identity = identity(&[("torch", "2.13.0")]);
-    let request = PublishRequest {
-        directory: cluster.path("source").to_str().unwrap().to_owned(),
-        family: "directory".to_owned(),
-        trust_class: "host-code".to_owned(),
-        facts: identity.facts().clone().into_iter().collect(),
-        attributes: [("compile_seconds".to_owned(), "12.5".to_owned())].into(),
-        ..Default::default()
-    };
-    let mut events = a.client.publish(request).await.unwrap();
-    while events.message().await.unwrap().is_some() {}
     let reply = b.client.find(&[identity.id()]).await.unwrap();
     assert_eq!(reply.found.iter().map(|found| found.compile_ms).collect::<Vec<_>>(), [12_500]);
     a.stop().await;

@@ -25,6 +25,20 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 const DETACH: &str = "--detach";
 const DETACHED: &str = "--detached";
 
+/// What a family says of itself.
+const OF_A_DIRECTORY: [&str; 10] = [
+    "directory",
+    "family",
+    "facts",
+    "subject",
+    "class",
+    "attributes",
+    "entry_depth",
+    "keep_mtime",
+    "skip_special",
+    "expires_in",
+];
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Engine {
     #[command(flatten)]
@@ -57,7 +71,7 @@ pub(in crate::cli) struct Engine {
     require: bool,
     /// What an engine was started by, such as `-- vllm serve MODEL`, in place of a directory: all that it has added to its
     /// caches, and nothing that came from other nodes
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = OF_A_DIRECTORY)]
     command: Vec<String>,
 }
 

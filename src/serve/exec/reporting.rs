@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::trial::Start;
-use super::{FamilyProof, Plan, Proof};
+use super::{FamilyProof, Proof};
 use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport};
 use crate::serve::warming::Warmed;
@@ -28,8 +28,7 @@ pub(super) struct Reporting {
 
 impl Reporting {
     /// `hook` is what warmd took before the engine.
-    pub(super) fn new(plan: &Plan, hook: Duration, budget: Duration) -> Self {
-        let (client, start) = (plan.client.clone(), plan.history.start);
+    pub(super) fn new(client: Option<Client>, start: Start, hook: Duration, budget: Duration) -> Self {
         Self { client, start, hook, budget, is_ready: AtomicBool::new(false), is_told: AtomicBool::new(false) }
     }
 
