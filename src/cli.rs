@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn a_command_and_what_is_not_for_a_command_are_not_taken_together() {
         let accepts = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
-        for command in ["warmd warm", "warmd publish", "warmd publish --wait-ready", "warmd publish --wait-ready http://h"]
+        for command in
+            ["warmd warm", "warmd publish", "warmd publish --wait-ready", "warmd publish --wait-ready http://h"]
         {
             assert!(accepts(&format!("{command} -- vllm serve m")), "{command}");
             assert!(!accepts(command), "{command}");

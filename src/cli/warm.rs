@@ -48,7 +48,7 @@ pub(super) struct Warm {
     #[arg(long)]
     json: bool,
     /// Write what the engine's shell has to `export` to find its caches to this file
-    #[arg(long, value_name = "FILE", requires = "command")]
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
     env_file: Option<PathBuf>,
     /// All families that this start of an engine can use, such as `-- vllm serve MODEL`, in place of --into
     #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["into", "family", "facts", "subject"])]
@@ -116,8 +116,10 @@ impl Warm {
         };
         let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
         let warming = hook::warm(job, &say).await;
-        if let Some(path) = &self.env_file {
-            write_exports(path, &warming.environment)?;
+        match self.env_file.as_deref().map(|path| write_exports(path, &warming.environment)) {
+            Some(Err(error)) if self.require => return Err(error),
+            Some(Err(error)) => say(&super::sentence(&error)),
+            Some(Ok(())) | None => {}
         }
         if self.json {
             output::json(&warming)?;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::publishing::{Publishing, Unpublished};
 use super::quarantine::Quarantine;
@@ -108,7 +108,7 @@ async fn bring(job: &Warm, site: &mut Site, begun: Instant, say: &Say) -> Result
     let client = client.map_err(|error| error.to_string())?;
     let terms = Terms {
         policy,
-        quarantine: Arc::new(quarantine(site.root.clone(), say).await),
+        quarantine: Arc::new(timeout(left(), quarantine(site.root.clone(), say)).await.map_err(over)?),
         limits: job.limits,
         budget: left(),
         ignore_markers: job.ignore_markers,
@@ -176,17 +176,17 @@ pub async fn publish(job: Publish, say: &Say) -> Result<usize, PublishError> {
         ready(probe, wait.deadline, say).await?;
     }
     site.identify(&job.target, FACTS, say).await.map_err(PublishError::NoFacts)?;
-    let client = Client::connect(&job.target.socket).await?;
+    let ends = tokio::time::Instant::now() + job.publish_timeout;
+    let client = timeout_at(ends, Client::connect(&job.target.socket)).await.map_err(|_| Unpublished::Busy)??;
     let mut warmed: Vec<Warmed> = site.outlook.prospects.iter().map(|one| Warmed::new(one.clone(), 0)).collect();
     for one in &mut warmed {
-        one.look().await;
+        timeout_at(ends, one.look()).await.map_err(|_| Unpublished::Busy)?;
     }
     // Nobody has read the engine's log here: nothing is measured.
     let log = Mutex::new(StartLog::default());
     let launch = site.canonical();
     let mut publishing = Publishing::new(client, &warmed, &log, job.target.image.clone(), &launch, job.quiet);
-    let ends = tokio::time::Instant::now() + job.publish_timeout;
-    let once = tokio::time::timeout_at(ends, publishing.once(ends, say)).await;
+    let once = timeout_at(ends, publishing.once(ends, say)).await;
     match once.unwrap_or(Err(Unpublished::Busy)) {
         Ok(artifacts) if !job.follow => return Ok(artifacts),
         Ok(_) => {}

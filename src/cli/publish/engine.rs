@@ -44,7 +44,7 @@ pub(in crate::cli) struct Engine {
     #[command(flatten)]
     caches: Caches,
     /// Wait until this URL answers 200; without one, the engine's own /health
-    #[arg(long, value_name = "URL", num_args = 0..=1, requires = "command")]
+    #[arg(long, value_name = "URL", num_args = 0..=1, conflicts_with = "directory")]
     wait_ready: Option<Option<String>>,
     /// An engine that is not ready by then publishes nothing [default: 1h]
     #[arg(long, env = "WARMD_READY_TIMEOUT", value_parser = humantime::parse_duration)]
@@ -56,18 +56,18 @@ pub(in crate::cli) struct Engine {
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     quiet: Duration,
     /// Stay until SIGTERM, and publish what is added
-    #[arg(long, requires = "command")]
+    #[arg(long, conflicts_with = "directory")]
     follow: bool,
     /// Go on in the background, in a session of its own, and return at once
-    #[arg(long, requires = "command")]
+    #[arg(long, conflicts_with = "directory")]
     detach: bool,
     /// Where that writes to; absent: .warmd/publish.log below the cache root
     #[arg(long, value_name = "FILE", requires = "detach")]
     log: Option<PathBuf>,
-    #[arg(long, hide = true, requires = "command", conflicts_with = "detach")]
+    #[arg(long, hide = true, conflicts_with_all = ["directory", "detach"])]
     detached: bool,
     /// Exit with 1 if something was not published
-    #[arg(long, requires = "command")]
+    #[arg(long, conflicts_with = "directory")]
     require: bool,
     /// What an engine was started by, such as `-- vllm serve MODEL`, in place of a directory: all that it has added to its
     /// caches, and nothing that came from other nodes
