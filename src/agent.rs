@@ -7,6 +7,7 @@ mod epoch;
 mod fetching;
 mod holdings;
 mod publish;
+mod starts;
 mod trust;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -21,6 +22,7 @@ use self::control::{Control, Parts};
 use self::fetching::Fetching;
 use self::holdings::Holdings;
 use self::publish::Publisher;
+use self::starts::StartMetrics;
 use self::trust::Trust;
 use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
@@ -216,6 +218,7 @@ impl Agent {
             holdings,
             fetching,
             publisher,
+            starts: StartMetrics::register(&mut registry),
             tasks: working.clone(),
         });
         let local = Tasks::new();

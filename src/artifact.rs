@@ -28,7 +28,8 @@ pub use bitmap::Bitmap;
 pub use build::{Base, BuildError, Built, Outputs, SourceFile, Stamp, build};
 pub use codec::{Codec, CodecError, Decoder, Encoder};
 pub use manifest::{
-    Admitted, Chunk, Draft, File, MANIFEST_TYPE, Manifest, ManifestError, Provenance, SignedManifest, content_id,
+    Admitted, COMPILE_SECONDS, Chunk, Draft, File, MANIFEST_TYPE, Manifest, ManifestError, Provenance, SignedManifest,
+    content_id,
 };
 pub use path::{PathError, RelPath};
 pub use source::{Family, SourceIdentity, SourceIdentityError};

@@ -18,7 +18,7 @@ mod relocation;
 mod scan;
 mod survey;
 
-pub use directories::Directories;
+pub use directories::{Directories, DirectoriesError};
 pub use environment::Environment;
 pub use facts::{Fact, Facts, Interpreter, InterpreterError, Known, Probe, ProbeError, Probed, name_of_gpu};
 pub use family::{CacheFamily, IdentityError, Place, Unit};

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Results go to standard output, everything else to standard error.
 
 mod agent;
+mod aliases;
 mod artifacts;
 mod config;
 mod doctor;
@@ -173,6 +174,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_and_what_is_not_for_a_command_are_not_taken_together() {
+        let accepts = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
+        for command in
+            ["warmd warm", "warmd publish", "warmd publish --wait-ready", "warmd publish --wait-ready http://h"]
+        {
+            assert!(accepts(&format!("{command} -- vllm serve m")), "{command}");
+            assert!(!accepts(command), "{command}");
+        }
+        assert!(accepts("warmd warm --into d") && accepts("warmd publish d --fact a=b"));
+        for both in ["warm --into d", "warm --fact a=b", "publish d", "publish --fact a=b", "publish --family triton"] {
+            assert!(!accepts(&format!("warmd {both} -- vllm serve m")), "{both}");
+        }
+        assert!(!accepts("warmd publish d --detach") && !accepts("warmd publish --log f -- vllm serve m"));
     }
 
     #[test]

@@ -69,14 +69,19 @@
 //!
 //! # An engine is started warm
 //!
-//! 1. `cli::exec` runs `serve::exec`. `caches::Directories` says which variables to set, `caches::Probe` asks the engine's
-//!    Python for facts, and `serve::outlook` makes one source identity for each [`caches::CacheFamily`] of them.
-//! 2. One `Find` through the agent tells which families there are; `serve::warm` brings each of them, side by side.
+//! 1. `cli::exec` runs `serve::exec`. `serve::target` has `caches::Directories` say which variables to set, and
+//!    `caches::Probe` ask the engine's Python for facts; `serve::outlook` makes one source identity for each
+//!    [`caches::CacheFamily`] of them.
+//! 2. One `Find` through the agent tells which families there are; `serve::warming` has `serve::warm` bring each of them,
+//!    side by side, in the order of `serve::worth`.
 //!    `serve::exec::trial` decides whether a start is clean, and `serve::quarantine` what is not installed any more.
 //! 3. `engine::Engine` owns the processes; `engine::StartLog` collects what the log says about caches, and `engine::wait`
 //!    asks until the engine is ready.
-//! 4. `serve::exec::proof` tells what was used; `serve::exec::publishing` publishes what was added, again and again.
-//!    `serve::doctor` says the same before a start, and names what differs where something is nearly right.
+//! 4. `serve::exec::proof` tells what was used, `serve::exec::reporting` tells it to the agent for its metrics, and
+//!    `serve::publishing` publishes what was added, again and again. `serve::doctor` says the same before a start, and
+//!    names what differs where something is nearly right.
+//!
+//! Where something else starts the engine, `serve::hook` does 1 and 2 before it, and publishes after it.
 
 pub mod digest;
 pub mod durable;

@@ -4,8 +4,17 @@
 pub mod difference;
 pub mod doctor;
 pub mod exec;
+pub mod hook;
 pub mod last_start;
 pub mod outlook;
+mod publishing;
 pub mod quarantine;
+mod received;
 mod records;
+pub mod target;
 pub mod warm;
+mod warming;
+mod worth;
+
+pub use publishing::Unpublished;
+pub use target::{Say, Target};

@@ -117,6 +117,7 @@ fn announcement(tls: &NodeTls, index: usize, each: usize, fewer: usize) -> Resul
             files: 900,
             chunks: 40,
             signer: KeyId::of(b"signer"),
+            compile_ms: 0,
         };
         anyhow::Ok(Held { artifact: Arc::new(summary), chunks_held: 40 })
     });

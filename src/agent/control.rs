@@ -16,6 +16,7 @@ use super::convert;
 use super::fetching::{Failed, Fetching, Flight, Wanted};
 use super::holdings::Holdings;
 use super::publish::{PublishError, Publisher};
+use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
 use crate::digest::IdentityId;
@@ -67,6 +68,7 @@ pub(super) struct Parts {
     pub(super) holdings: Arc<Holdings>,
     pub(super) fetching: Arc<Fetching>,
     pub(super) publisher: Publisher,
+    pub(super) starts: StartMetrics,
     pub(super) tasks: Arc<Tasks>,
 }
 
@@ -284,6 +286,13 @@ impl Agent for Control {
         let swept = tokio::task::spawn_blocking(move || store.gc(UnixTime::now())).await;
         let swept = swept.map_err(|_| Status::internal("the store's thread panicked"))?;
         Ok(Response::new(convert::swept(&swept.map_err(|error| store_status(&error))?)))
+    }
+
+    async fn report_start(&self, request: Request<pb::StartReport>) -> Result<Response<pb::StartReported>, Status> {
+        let start =
+            Start::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.0.starts.count(&start);
+        Ok(Response::new(pb::StartReported {}))
     }
 
     async fn export(&self, request: Request<pb::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {

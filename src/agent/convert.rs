@@ -109,6 +109,7 @@ pub(super) fn found(offers: Vec<Offer>, unreachable: Option<String>) -> pb::Find
             signer: Bytes::copy_from_slice(artifact.signer.as_bytes()),
             holders: offer.holder_count,
             here: offer.holders.is_empty(),
+            compile_ms: artifact.compile_ms,
         }
     });
     pb::FindReply { found: found.collect(), metadata_failure: unreachable.unwrap_or_default() }

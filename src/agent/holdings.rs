@@ -95,5 +95,6 @@ pub(super) fn summary(artifact: &Artifact) -> Summary {
         files: count(manifest.files.len()),
         chunks: count(manifest.chunks.len()),
         signer: artifact.signed().signer(),
+        compile_ms: manifest.compile_time().map_or(0, |spent| u32::try_from(spent.as_millis()).unwrap_or(u32::MAX)),
     }
 }

@@ -3,6 +3,7 @@
 mod check;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -166,6 +167,12 @@ impl Manifest {
         check::entry_of(&self.entries, path)
     }
 
+    /// How long its publisher was compiling it, if it says so and can have been.
+    pub fn compile_time(&self) -> Option<Duration> {
+        let seconds: f64 = self.attributes.get(COMPILE_SECONDS)?.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok().filter(|spent| *spent <= MAX_COMPILE_TIME)
+    }
+
     fn claim(&self, artifact: ArtifactId) -> Claim<'_> {
         Claim {
             artifact,
@@ -178,6 +185,11 @@ impl Manifest {
         }
     }
 }
+
+/// An attribute: seconds, as its publisher measured them.
+pub const COMPILE_SECONDS: &str = "compile_seconds";
+
+const MAX_COMPILE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Over (path, mode, file digest), in path order, each path with its length in four bytes, big endian.
 pub fn content_id(files: &[File]) -> ContentId {

@@ -7,7 +7,6 @@ use clap::Args;
 
 use super::output;
 use super::pod::Pod;
-use crate::caches::{Environment, Probe};
 use crate::identity::UnixTime;
 use crate::serve::difference::in_words;
 use crate::serve::doctor::{self, Diagnosis, Examination, Finding, Near};
@@ -32,7 +31,8 @@ pub(super) struct Doctor {
 }
 
 impl Doctor {
-    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
+        self.pod.caches.take_aliases();
         let json = self.json;
         let found = self.job().examine().await;
         if json {
@@ -46,16 +46,7 @@ impl Doctor {
     }
 
     fn job(self) -> doctor::Doctor {
-        doctor::Doctor {
-            policy: self.pod.policy(),
-            command: self.command,
-            python: self.pod.python,
-            root: self.pod.cache_root,
-            socket: self.pod.socket,
-            facts_cache: Probe::default_cache(&Environment::of_this_process()),
-            image: self.pod.image_digest,
-            timeout: self.timeout,
-        }
+        doctor::Doctor { policy: self.pod.policy(), target: self.pod.target(self.command), timeout: self.timeout }
     }
 }
 

@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use super::output;
 use super::pod::Pod;
-use crate::caches::{Environment, Probe};
+use super::{aliases, output};
 use crate::install::Limits;
-use crate::serve::exec::{self, Say};
+use crate::serve::{Say, exec};
 
 /// Longer than the slowest cold start that is on record, with weights to download.
-const READY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Debug, Args)]
 pub(super) struct Exec {
@@ -52,7 +51,7 @@ pub(super) struct Exec {
 
 impl Exec {
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
-        self.take_aliases();
+        self.pod.caches.take_aliases();
         let report = self.report.clone();
         let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
         let ended = exec::run(self.job(), say.clone()).await?;
@@ -63,41 +62,16 @@ impl Exec {
         Ok(ExitCode::from(ended.exit.shell_code()))
     }
 
-    /// Names that users of ModelExpress have set already.
-    fn take_aliases(&mut self) {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        if let (None, Some(url)) = (&self.ready_url, set("MX_ARTIFACT_READY_URL")) {
-            output::note("warmd: MX_ARTIFACT_READY_URL is taken for WARMD_READY_URL");
-            self.ready_url = Some(url);
-        }
-        if let (None, Some(seconds)) = (self.ready_timeout, set("MX_ARTIFACT_READY_TIMEOUT_SECS")) {
-            match seconds.parse() {
-                Ok(seconds) => {
-                    output::note("warmd: MX_ARTIFACT_READY_TIMEOUT_SECS is taken for WARMD_READY_TIMEOUT");
-                    self.ready_timeout = Some(Duration::from_secs(seconds));
-                }
-                Err(_) => output::note(format!(
-                    "warmd: MX_ARTIFACT_READY_TIMEOUT_SECS={seconds} is no number of seconds: ignored"
-                )),
-            }
-        }
-    }
-
     fn job(self) -> exec::Exec {
-        let policy = self.pod.policy();
+        let publishes = !self.no_publish && !self.pod.caches.is_off();
         exec::Exec {
-            policy,
-            command: self.command,
-            python: self.pod.python,
-            root: self.pod.cache_root,
-            socket: self.pod.socket,
+            policy: self.pod.policy(),
+            target: self.pod.target(self.command),
             budget: self.budget,
             limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
-            facts_cache: Probe::default_cache(&Environment::of_this_process()),
-            image: self.pod.image_digest,
-            ready_url: self.ready_url,
-            ready_timeout: self.ready_timeout.unwrap_or(READY_TIMEOUT),
-            publish_after: (!self.no_publish).then_some(self.quiet),
+            ready_url: aliases::READY_URL.or(self.ready_url),
+            ready_timeout: aliases::READY_TIMEOUT.or(self.ready_timeout).unwrap_or(READY_TIMEOUT),
+            publish_after: publishes.then_some(self.quiet),
             grace: self.grace,
         }
     }

@@ -1,37 +1,87 @@
 //! What commands on the pod's side take: where the agent is, whom to trust, and which engine on which caches.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 
+use super::aliases;
+use crate::caches::{Environment, Probe};
 use crate::identity::{Policy, PublicKey, TrustConfig, UnixTime};
+use crate::serve::Target;
 
 #[derive(Debug, Args)]
 pub(super) struct Pod {
     /// Unix socket of the agent
     #[arg(long, env = "WARMD_SOCKET", default_value = "/run/warmd/agent.sock", value_name = "PATH")]
-    pub(super) socket: PathBuf,
+    socket: PathBuf,
     /// Trust policy of this pod; without one nothing is installed
     #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Public key that must have signed the policy; may be repeated
     #[arg(long = "policy-root", value_name = "KEY")]
     roots: Vec<PublicKey>,
-    /// Directory below which all caches are, unless the environment says where; absent: vLLM's own
-    #[arg(long, env = "WARMD_CACHE_ROOT", value_name = "DIR")]
-    pub(super) cache_root: Option<PathBuf>,
-    /// Python interpreter that runs the engine; absent: the one that the command names
-    #[arg(long, env = "WARMD_PYTHON", value_name = "PATH")]
-    pub(super) python: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) caches: Caches,
     /// Digest of the image that this runs in
     #[arg(long, env = "WARMD_IMAGE_DIGEST", value_name = "DIGEST")]
-    pub(super) image_digest: Option<String>,
+    image_digest: Option<String>,
+}
+
+/// Which engine on which caches, beside its command.
+#[derive(Debug, Args)]
+pub(super) struct Caches {
+    /// Directory below which all caches are, unless the environment says where; absent: vLLM's own
+    #[arg(long, env = "WARMD_CACHE_ROOT", value_name = "DIR")]
+    cache_root: Option<PathBuf>,
+    /// Python interpreter that runs the engine; absent: the one that the command names
+    #[arg(long, env = "WARMD_PYTHON", value_name = "PATH")]
+    python: Option<PathBuf>,
+    /// `false`: nothing is brought, nothing is published [default: true]
+    #[arg(long, env = "WARMD_TRANSFER", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    transfer: Option<bool>,
+}
+
+/// Why nothing is brought and nothing published.
+pub(super) const SWITCHED_OFF: &str = "transfers are switched off (--transfer, WARMD_TRANSFER)";
+
+impl Caches {
+    /// Once, before anything is looked at.
+    pub(super) fn take_aliases(&mut self) {
+        self.transfer = aliases::TRANSFER.or(self.transfer);
+    }
+
+    pub(super) fn is_off(&self) -> bool {
+        self.transfer == Some(false)
+    }
+
+    pub(super) fn target(&self, socket: PathBuf, image: Option<String>, command: Vec<String>) -> Target {
+        Target {
+            command,
+            python: self.python.clone(),
+            root: self.cache_root.clone(),
+            socket,
+            facts_cache: Probe::default_cache(&Environment::of_this_process()),
+            image,
+        }
+    }
 }
 
 impl Pod {
+    pub(super) fn target(&self, command: Vec<String>) -> Target {
+        self.caches.target(self.socket.clone(), self.image_digest.clone(), command)
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The policy, or why there is none and nothing can be installed.
     pub(super) fn policy(&self) -> Result<Arc<Policy>, String> {
+        if self.caches.is_off() {
+            return Err(SWITCHED_OFF.to_owned());
+        }
         let Some(path) = &self.policy else {
             return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
         };

@@ -1,5 +1,7 @@
 //! `warmd publish`.
 
+mod engine;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
+use self::engine::Engine;
 use super::{Socket, output};
 use crate::artifact::{Family, SourceIdentity};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
@@ -46,7 +49,8 @@ impl Identity {
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// Directory whose files are offered
-    directory: PathBuf,
+    #[arg(required_unless_present = "command")]
+    directory: Option<PathBuf>,
     #[command(flatten)]
     identity: Identity,
     /// Name within the identity, such as an adapter's or a variant's; a later publish of the same subject is its next generation
@@ -81,6 +85,8 @@ pub(super) struct Publish {
     json: bool,
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 /// What was published.
@@ -103,8 +109,12 @@ pub(super) struct Report {
 impl Publish {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let identity = self.identity.check()?;
+        let Some(directory) = &self.directory else {
+            let image = Some(self.image_digest).filter(|digest| !digest.is_empty());
+            return self.engine.run(self.socket.socket, image, self.json).await;
+        };
         let client = self.socket.connect().await?;
-        let directory = std::path::absolute(&self.directory)?;
+        let directory = std::path::absolute(directory)?;
         let request = PublishRequest {
             trust_class: self.class.to_string(),
             subject: self.subject,

@@ -1,6 +1,7 @@
 //! `warmd warm`: the one-shot hook. It never makes a start fail: when nothing could be had it says why and exits 0.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,15 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
+use super::output;
+use super::pod::Pod;
 use super::publish::Identity;
-use super::{Socket, output};
-use crate::identity::{PublicKey, TrustConfig};
+use crate::artifact::SourceIdentity;
+use crate::durable;
 use crate::install::Limits;
 use crate::local::Client;
+use crate::serve::Say;
+use crate::serve::hook;
 use crate::serve::warm::{self, Job, Report, Step, Verdict};
 
 #[derive(Debug, Args)]
@@ -22,17 +27,13 @@ pub(super) struct Warm {
     /// Only this subject; absent: every subject of the identity
     #[arg(long)]
     subject: Option<String>,
-    /// Cache root to install into
-    #[arg(long, value_name = "DIR")]
-    into: PathBuf,
-    /// Trust policy of this pod
-    #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
-    policy: PathBuf,
-    /// Public key that must have signed the policy; may be repeated
-    #[arg(long = "policy-root", value_name = "KEY")]
-    roots: Vec<PublicKey>,
+    /// Cache root to install one identity into
+    #[arg(long, value_name = "DIR", required_unless_present = "command")]
+    into: Option<PathBuf>,
+    #[command(flatten)]
+    pod: Pod,
     /// Time for the whole attempt
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "WARMD_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
     budget: Duration,
     /// Bytes of the cache root's file system that stay free
     #[arg(long, default_value_t = 1 << 30)]
@@ -46,15 +47,21 @@ pub(super) struct Warm {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    socket: Socket,
+    /// Write what the engine's shell has to `export` to find its caches to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    env_file: Option<PathBuf>,
+    /// All families that this start of an engine can use, such as `-- vllm serve MODEL`, in place of --into
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["into", "family", "facts", "subject"])]
+    command: Vec<String>,
 }
 
 impl Warm {
-    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
         // A mistake in the identity is the caller's; everything else is a cold start with a reason.
-        self.identity.check()?;
-        match self.attempt().await {
+        let identity = self.identity.check()?;
+        self.pod.caches.take_aliases();
+        let Some(into) = self.into.clone() else { return self.all().await };
+        match self.attempt(identity, into).await {
             Ok(report) => {
                 if self.json {
                     output::json(&report)?;
@@ -79,22 +86,55 @@ impl Warm {
         }
     }
 
-    async fn attempt(&self) -> anyhow::Result<Report> {
-        let trust = TrustConfig { policy: Some(self.policy.clone()), roots: self.roots.clone(), threshold: 1 };
-        let policy = trust.load(None).context("trust policy")?.context("no policy file was named")?;
+    fn limits(&self) -> Limits {
+        Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX }
+    }
+
+    async fn attempt(&self, identity: SourceIdentity, into: PathBuf) -> anyhow::Result<Report> {
         let job = Job {
-            identity: self.identity.check()?,
+            identity,
             subject: self.subject.clone(),
-            into: self.into.clone(),
-            policy: Arc::new(policy),
+            into,
+            policy: self.pod.policy().map_err(anyhow::Error::msg)?,
             budget: self.budget,
-            limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
+            limits: self.limits(),
             ignore_markers: self.retry,
             quarantine: Arc::default(),
         };
-        let client = self.socket.connect().await?;
+        let client = Client::connect(self.pod.socket()).await?;
         run(&client, job).await
     }
+
+    /// Every family of an engine's start.
+    async fn all(self) -> anyhow::Result<ExitCode> {
+        let job = hook::Warm {
+            policy: self.pod.policy(),
+            limits: self.limits(),
+            budget: self.budget,
+            ignore_markers: self.retry,
+            target: self.pod.target(self.command),
+        };
+        let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
+        let warming = hook::warm(job, &say).await;
+        match self.env_file.as_deref().map(|path| write_exports(path, &warming.environment)) {
+            Some(Err(error)) if self.require => return Err(error),
+            Some(Err(error)) => say(&super::sentence(&error)),
+            Some(Ok(())) | None => {}
+        }
+        if self.json {
+            output::json(&warming)?;
+        } else if let Some(reason) = &warming.cold {
+            output::line(format!("cold: {reason}"))?;
+        }
+        Ok(if self.require && !warming.is_warm() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+/// For a POSIX shell: `. FILE`.
+fn write_exports(path: &Path, variables: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let line = |(name, value): (&String, &String)| format!("export {name}='{}'\n", value.replace('\'', r"'\''"));
+    let text: String = variables.iter().map(line).collect();
+    durable::replace(path, text.as_bytes(), 0o644).with_context(|| format!("write {}", path.display()))
 }
 
 /// Runs a job with a progress bar.
@@ -143,4 +183,20 @@ pub(super) fn show(report: &Report) -> anyhow::Result<()> {
         output::seconds(report.install_seconds),
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_back_what_was_exported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        let value = r#"/c a'c"h$e/`x`"#;
+        write_exports(&path, &BTreeMap::from([("TRITON_CACHE_DIR".to_owned(), value.to_owned())])).unwrap();
+        let script = r#". "$1" && printf %s "$TRITON_CACHE_DIR""#;
+        let read = std::process::Command::new("/bin/sh").args(["-c", script, "sh"]).arg(path).output().unwrap();
+        assert_eq!(String::from_utf8(read.stdout).unwrap(), value);
+    }
 }

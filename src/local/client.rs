@@ -13,7 +13,8 @@ use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, ChunkData, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply,
     InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, PublishEvent,
-    PublishRequest, ReadChunksRequest, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    PublishRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent,
+    WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -91,6 +92,11 @@ impl Client {
     pub async fn inspect(&self, id: ArtifactId) -> Result<InspectReply, ClientError> {
         let request = InspectRequest { artifact_id: bytes::Bytes::copy_from_slice(id.as_bytes()) };
         Ok(self.0.clone().inspect(request).await?.into_inner())
+    }
+
+    pub async fn report_start(&self, report: StartReport) -> Result<(), ClientError> {
+        self.0.clone().report_start(report).await?;
+        Ok(())
     }
 
     /// One artifact, or all of the store.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, diagnose};
 use super::last_start::LastStart;
 use super::outlook::{Outlook, outlook};
+use super::target::Target;
 use crate::caches::{CacheFamily, Directories, Environment, Interpreter, Known, Launch, Probe, survey};
 use crate::digest::{IdentityId, KeyId};
 use crate::identity::{Policy, UnixTime};
@@ -26,19 +27,9 @@ use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyR
 /// What to look at, and how long.
 #[derive(Debug, Clone)]
 pub struct Doctor {
-    /// The engine's program and arguments.
-    pub command: Vec<String>,
-    /// Replaces the interpreter that the command names.
-    pub python: Option<PathBuf>,
-    /// Directory below which the caches are, unless the environment says where.
-    pub root: Option<PathBuf>,
-    /// The agent's socket.
-    pub socket: PathBuf,
+    pub target: Target,
     /// Absent, nothing would be installed: the reason why.
     pub policy: Result<Arc<Policy>, String>,
-    /// Answers of the interpreter are kept here.
-    pub facts_cache: Option<PathBuf>,
-    pub image: Option<String>,
     /// For the interpreter, for the agent, and for the file system, each.
     pub timeout: Duration,
 }
@@ -61,7 +52,7 @@ impl Doctor {
     pub async fn examine(self) -> Examination {
         let mut found = Examination::default();
         let mut environment = Environment::of_this_process();
-        let root = match Directories::choose(self.root.as_deref(), &environment) {
+        let root = match Directories::choose(self.target.root.as_deref(), &environment) {
             Ok(directories) => {
                 directories.apply(&mut environment);
                 Some(directories.root().to_owned())
@@ -71,7 +62,7 @@ impl Doctor {
                 None
             }
         };
-        let launch = match Launch::parse(&self.command) {
+        let launch = match Launch::parse(&self.target.command) {
             Ok(launch) => {
                 found.notes.extend_from_slice(launch.notes());
                 Some(launch)
@@ -98,10 +89,10 @@ impl Doctor {
 
     async fn outlook(&self, environment: &Environment, launch: Option<&Launch>, found: &mut Examination) -> Outlook {
         let mut probed = environment.clone();
-        if let Some(image) = &self.image {
+        if let Some(image) = &self.target.image {
             probed.set("WARMD_IMAGE_DIGEST", image);
         }
-        let interpreter = match Interpreter::find(&self.command, self.python.as_deref(), &probed) {
+        let interpreter = match Interpreter::find(&self.target.command, self.target.python.as_deref(), &probed) {
             Ok(interpreter) => interpreter,
             Err(error) => {
                 found.problems.push(error.to_string());
@@ -109,7 +100,8 @@ impl Doctor {
             }
         };
         found.interpreter = Some(interpreter.python.clone());
-        let probe = Probe { interpreter, environment: probed, deadline: self.timeout, cache: self.facts_cache.clone() };
+        let probe =
+            Probe { interpreter, environment: probed, deadline: self.timeout, cache: self.target.facts_cache.clone() };
         match probe.run().await {
             Ok(probed) => {
                 for (fact, known) in probed.facts.iter() {
@@ -129,7 +121,7 @@ impl Doctor {
     /// `None` if there is no agent.
     async fn ask(&self, outlook: &Outlook, problems: &mut Vec<String>) -> Option<Answers> {
         let asked = timeout(self.timeout, async {
-            let client = Client::connect(&self.socket).await.map_err(|error| error.to_string())?;
+            let client = Client::connect(&self.target.socket).await.map_err(|error| error.to_string())?;
             ask(&client, outlook, problems).await
         });
         match asked.await.unwrap_or_else(|_| Err(format!("the agent did not answer within {:?}", self.timeout))) {

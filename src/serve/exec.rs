@@ -8,52 +8,40 @@
 //! Nothing here fails the engine: whatever goes wrong before it is a cold start with the reason told, within the budget (I6).
 
 mod proof;
-mod publishing;
+mod reporting;
 mod signals;
 mod starts;
 mod trial;
-mod warming;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
 pub use self::proof::{FamilyProof, Proof};
-use self::publishing::Publishing;
+use self::reporting::Reporting;
 use self::signals::Signals;
 use self::starts::{Current, History};
 use self::trial::{End, Start};
-use self::warming::Warmed;
 use super::last_start::LastStart;
-use super::outlook::{Outlook, outlook};
-use crate::caches::{Directories, Environment, Interpreter, Launch, Probe};
-use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Serving, Signal, StartError, StartLog};
+use super::publishing::Publishing;
+use super::target::{Say, Site, Target};
+use super::warming::{self, Terms, Warmed};
+use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Signal, StartError, StartLog};
 use crate::identity::Policy;
 use crate::install::Limits;
-use crate::local::{Client, chain};
+use crate::local::Client;
+use crate::protocol::pb::StartOutcome;
 
 /// What to run, and how long what may take.
 #[derive(Debug, Clone)]
 pub struct Exec {
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Replaces the interpreter that the command names.
-    pub python: Option<PathBuf>,
-    /// Directory below which the caches are, unless the environment says where.
-    pub root: Option<PathBuf>,
-    /// The agent's socket.
-    pub socket: PathBuf,
+    pub target: Target,
     /// Absent, nothing is installed: the reason why.
     pub policy: Result<Arc<Policy>, String>,
     /// From the beginning until the engine is started.
     pub budget: Duration,
     pub limits: Limits,
-    /// Answers of the interpreter are kept here.
-    pub facts_cache: Option<PathBuf>,
-    pub image: Option<String>,
     /// Asked instead of the engine's own address.
     pub ready_url: Option<String>,
     /// The engine is given up on as a publisher after this time.
@@ -66,9 +54,6 @@ pub struct Exec {
 
 /// For a look at what is in the caches, even if the budget is spent: thousands of entries take milliseconds.
 const LEAST_LOOK: Duration = Duration::from_secs(1);
-
-/// One line for the user.
-pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How it ended.
 #[derive(Debug)]
@@ -89,7 +74,9 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
     plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
+    let start = plan.history.start;
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
+    let reporting = Reporting::new(plan.client.clone(), start, begun.elapsed(), exec.budget);
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
     let seen = log.clone();
@@ -104,18 +91,14 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
             return Err(error);
         }
     };
-    let following = Following { exec: &exec, plan: &plan, log: &log, current: &current, say: &say };
+    let following =
+        Following { exec: &exec, plan: &plan, log: &log, current: &current, reporting: &reporting, say: &say };
     Ok(supervise(engine, &following, &mut signals).await)
 }
 
 /// Everything that is known before the engine starts.
 struct Plan {
-    environment: Environment,
-    changes: Vec<(String, String)>,
-    /// Below which the caches are.
-    root: Option<PathBuf>,
-    launch: Option<Launch>,
-    outlook: Outlook,
+    site: Site,
     warmed: Vec<Warmed>,
     client: Option<Client>,
     history: History,
@@ -123,43 +106,21 @@ struct Plan {
 
 impl Plan {
     fn new(exec: &Exec, say: &Say) -> Self {
-        let mut environment = Environment::of_this_process();
-        let (mut changes, mut root) = (Vec::new(), None);
-        match Directories::choose(exec.root.as_deref(), &environment) {
-            Ok(directories) => {
-                if let Some(notice) = directories.notice() {
-                    say(&notice);
-                }
-                directories.apply(&mut environment);
-                root = Some(directories.root().to_owned());
-                changes =
-                    directories.changes().iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-            }
-            Err(error) => say(&format!("cache directories are left as they are: {error}")),
-        }
-        let launch = Launch::parse(&exec.command);
-        match &launch {
-            Ok(launch) => launch.notes().iter().for_each(|note| say(note)),
-            Err(error) => say(&format!("the engine's command line is not understood: {error}")),
-        }
-        let launch = launch.ok();
-        let (outlook, history) = (Outlook::default(), History::default());
-        Self { environment, changes, launch, outlook, warmed: Vec::new(), client: None, root, history }
+        let site = Site::of(&exec.target, say);
+        Self { site, warmed: Vec::new(), client: None, history: History::default() }
     }
 
     /// Every way out of it tells why the start is cold, if it is.
     async fn warm(&mut self, exec: &Exec, begun: Instant, say: &Say) {
-        if let Some(root) = &self.root {
-            self.history = History::of(root, &self.environment, exec.budget, say).await;
+        if let Some(root) = &self.site.root {
+            self.history = History::of(root, &self.site.environment, exec.budget, say).await;
         }
         let left = exec.budget.saturating_sub(begun.elapsed());
-        let identified = timeout(left, self.identify(exec)).await;
-        if let Err(reason) = identified.unwrap_or_else(|_| Err(format!("no facts within {:?}", exec.budget))) {
+        if let Err(reason) = self.site.identify(&exec.target, left, say).await {
             return say(&format!("cold start: {reason}"));
         }
-        self.outlook.failed.iter().for_each(|error| say(&format!("left out: {error}")));
         let left = exec.budget.saturating_sub(begun.elapsed());
-        let client = match timeout(left, Client::connect(&exec.socket)).await {
+        let client = match timeout(left, Client::connect(&exec.target.socket)).await {
             Ok(Ok(client)) => self.client.insert(client).clone(),
             Ok(Err(error)) => return say(&format!("cold start: {error}")),
             Err(_) => return say("cold start: the agent did not answer within the budget"),
@@ -169,11 +130,16 @@ impl Plan {
             _ if self.history.start == Start::Clean => {}
             Ok(policy) => {
                 let left = exec.budget.saturating_sub(begun.elapsed());
-                let (prospects, quarantine) = (&self.outlook.prospects, &self.history.quarantine);
+                let terms = Terms {
+                    policy: policy.clone(),
+                    quarantine: self.history.quarantine.clone(),
+                    limits: exec.limits,
+                    budget: left,
+                    ignore_markers: false,
+                };
                 // Each family keeps the time itself; this is for a file system that hangs.
                 let last = left + Duration::from_secs(1);
-                let all = warming::all(&client, prospects, policy, quarantine, exec.limits, left, say);
-                match timeout(last, all).await {
+                match timeout(last, warming::all(&client, &self.site.outlook.prospects, &terms, say)).await {
                     Ok(warmed) => self.warmed = warmed,
                     Err(_) => say(&format!("the budget of {:?} is over: the engine starts as it is", exec.budget)),
                 }
@@ -182,23 +148,10 @@ impl Plan {
         }
     }
 
-    async fn identify(&mut self, exec: &Exec) -> Result<(), String> {
-        let mut environment = self.environment.clone();
-        if let Some(image) = &exec.image {
-            environment.set("WARMD_IMAGE_DIGEST", image);
-        }
-        let interpreter = Interpreter::find(&exec.command, exec.python.as_deref(), &environment);
-        let interpreter = interpreter.map_err(|error| error.to_string())?;
-        let probe = Probe { interpreter, environment, deadline: exec.budget, cache: exec.facts_cache.clone() };
-        let probed = probe.run().await.map_err(|error| chain(&error))?;
-        self.outlook = outlook(&self.environment, &probed.facts, self.launch.as_ref());
-        Ok(())
-    }
-
     /// What is there before the engine adds to it. A root that is not looked through in time is left out of what follows:
     /// nobody could tell what the engine made there.
     async fn look_at_roots(&mut self, left: Duration, say: &Say) {
-        warming::add_unoffered(&mut self.warmed, &self.outlook.prospects);
+        warming::add_unoffered(&mut self.warmed, &self.site.outlook.prospects);
         let ends = tokio::time::Instant::now() + left.max(LEAST_LOOK);
         for mut warmed in std::mem::take(&mut self.warmed) {
             match tokio::time::timeout_at(ends, warmed.look()).await {
@@ -213,39 +166,10 @@ impl Plan {
     }
 
     fn command(&self, exec: &Exec) -> Command {
-        let mut words = exec.command.iter().map(Into::into);
+        let mut words = exec.target.command.iter().map(Into::into);
         let program = words.next().unwrap_or_default();
-        Command { program, args: words.collect(), set: self.changes.clone(), directory: None }
-    }
-
-    /// The command in the form that is compared and published.
-    fn canonical(&self) -> BTreeMap<String, String> {
-        self.launch.as_ref().map(|launch| launch.canonical(&self.environment)).unwrap_or_default()
-    }
-
-    /// Where the engine tells that it is ready.
-    fn readiness(&self, exec: &Exec) -> Result<engine::Probe, engine::ProbeError> {
-        match (&exec.ready_url, &self.launch) {
-            (Some(url), _) => engine::Probe::of_url(url),
-            (None, Some(launch)) => engine::Probe::of_engine(&serving(launch), &self.environment),
-            (None, None) => engine::Probe::of_engine(&Serving::default(), &self.environment),
-        }
-    }
-}
-
-fn serving(launch: &Launch) -> Serving {
-    let text = |name: &str| launch.option(name).map(str::to_owned);
-    let defaults = Serving::default();
-    Serving {
-        host: launch.host().map(str::to_owned),
-        port: launch.port().unwrap_or(defaults.port),
-        socket: launch.uds().map(Into::into),
-        certificate: text("ssl-certfile").map(Into::into),
-        headless: launch.is_headless(),
-        node_rank: launch.option("node-rank").and_then(|rank| rank.parse().ok()).unwrap_or(0),
-        server_on_every_node: launch.has("data-parallel-external-lb") || launch.has("data-parallel-hybrid-lb"),
-        data_parallel_address: text("data-parallel-address"),
-        master_address: text("master-addr"),
+        let set = self.site.changes.clone().into_iter().collect();
+        Command { program, args: words.collect(), set, directory: None }
     }
 }
 
@@ -255,11 +179,12 @@ struct Following<'a> {
     plan: &'a Plan,
     log: &'a Mutex<StartLog>,
     current: &'a Current,
+    reporting: &'a Reporting,
     say: &'a Say,
 }
 
 async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut Signals) -> Ended {
-    let &Following { exec, current, say, .. } = following;
+    let &Following { exec, plan, current, reporting, say, .. } = following;
     let proof = Mutex::new(None);
     let mut follow = std::pin::pin!(following.follow(engine.exited(), &proof));
     let mut grace = std::pin::pin!(sleep(Duration::MAX));
@@ -295,6 +220,8 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
             stopped.killed.iter().map(|member| format!("{} ({})", member.name, member.pid)).collect();
         say(&format!("killed what the engine left behind: {}", names.join(", ")));
     }
+    let outcome = if ending { StartOutcome::Unknown } else { StartOutcome::Crashed };
+    reporting.tell(outcome, &plan.warmed, None).await;
     let proof = proof.lock().unwrap_or_else(PoisonError::into_inner).take();
     Ended { exit: stopped.exit, proof }
 }
@@ -302,30 +229,35 @@ async fn supervise(mut engine: Engine, following: &Following<'_>, signals: &mut 
 impl Following<'_> {
     /// From the start of the engine on: readiness, proof, publishing.
     async fn follow(&self, exited: impl Future<Output = Exit>, proof: &Mutex<Option<Proof>>) {
-        let &Self { exec, plan, log, current, say } = self;
+        let &Self { exec, plan, log, current, reporting, say } = self;
         let Some(after) = self.ready(exited).await else { return };
-        current.end(End::Ready, say).await;
-        let launch = plan.canonical();
-        let proven = Proof::of(&plan.warmed, log, &launch, after).await;
+        reporting.ready();
+        let convicted = current.end(End::Ready, say).await;
+        let launch = plan.site.canonical();
+        let proven = Proof::of(&plan.warmed, log, &launch, after, convicted).await;
         *proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(proven.clone());
         let lines = proven.lines();
         // Kept before it is told: who reads the last line may end us.
-        if let Some(root) = plan.root.clone() {
-            LastStart::new(&launch, proven).keep(root).await;
+        if let Some(root) = plan.site.root.clone() {
+            LastStart::new(&launch, proven.clone()).keep(root).await;
         }
+        reporting.tell(StartOutcome::Ready, &plan.warmed, Some(&proven)).await;
         lines.iter().for_each(|line| say(line));
         let (Some(quiet), Some(client)) = (exec.publish_after, &plan.client) else { return };
-        Publishing::new(client.clone(), &plan.warmed, log, exec.image.clone(), &launch, quiet).run(say).await;
+        let image = exec.target.image.clone();
+        let ended = Publishing::new(client.clone(), &plan.warmed, log, image, &launch, quiet).run(say).await;
+        say(&format!("nothing is published: {ended}"));
     }
 
     /// How long it took; `None` if it exited before, or nobody will know.
     async fn ready(&self, exited: impl Future<Output = Exit>) -> Option<Duration> {
-        let &Self { exec, plan, current, say, .. } = self;
-        let probe = match plan.readiness(exec) {
+        let &Self { exec, plan, current, reporting, say, .. } = self;
+        let probe = match plan.site.readiness(exec.ready_url.as_deref()) {
             Ok(probe) => probe,
             Err(error) => {
                 say(&format!("nothing will be proven or published: {error}"));
                 current.end(End::Unknown, say).await;
+                reporting.tell(StartOutcome::Unknown, &plan.warmed, None).await;
                 return None;
             }
         };
@@ -339,6 +271,7 @@ impl Following<'_> {
                     "not ready within {budget:?} at {probe}{last}; nothing will be published. See --ready-url, --ready-timeout"
                 ));
                 current.end(End::Unknown, say).await;
+                reporting.tell(StartOutcome::Unknown, &plan.warmed, None).await;
                 None
             }
         }

@@ -79,7 +79,8 @@ mod tests {
             saved_seconds: None,
             reason: Some("compiled it".to_owned()),
         };
-        let proof = Proof { ready_seconds: 57.0, compile_seconds: Some(6.5), families: vec![family] };
+        let proof =
+            Proof { ready_seconds: 57.0, compile_seconds: Some(6.5), families: vec![family], quarantined: Vec::new() };
         let launch = BTreeMap::from([("--model".to_owned(), "./m".to_owned())]);
         let start = LastStart::new(&launch, proof);
         start.write(root.path()).unwrap();

@@ -71,6 +71,20 @@ impl std::fmt::Display for Quarantined {
     }
 }
 
+/// An artifact that a start went without, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    #[serde(flatten)]
+    pub release: Release,
+    pub reason: String,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "artifact {}: {}", self.release.artifact.short(), self.reason)
+    }
+}
+
 /// All that are not installed; newest last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quarantine(Vec<Quarantined>);

@@ -20,6 +20,9 @@ const VERSION: u32 = 1;
 /// Bytes: room for the paths of 100,000 entries.
 const MAX_RECORD: usize = 16 * 1024 * 1024;
 
+/// Bytes.
+const MAX_LOG: u64 = 1024 * 1024;
+
 const OTHERS_WRITE: u32 = 0o022;
 
 /// For a lock that is held while one file is rewritten.
@@ -120,6 +123,17 @@ impl Records {
                 source,
             }),
         }
+    }
+
+    /// A file to append lines to. One that has grown long begins anew.
+    pub(super) fn log(&self, name: &str) -> Result<(PathBuf, File), RecordsError> {
+        let path = self.directory.join(name);
+        let failed = |source| RecordsError::Io { verb: "open", path: path.clone(), source };
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() > MAX_LOG {
+            file.set_len(0).map_err(failed)?;
+        }
+        Ok((path, file))
     }
 
     /// `None` while another process has it; it is free when that ends, however it ends.

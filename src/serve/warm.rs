@@ -28,7 +28,7 @@ use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
-use crate::serve::quarantine::Quarantine;
+use crate::serve::quarantine::{LeftOut, Quarantine};
 
 /// What to bring where.
 #[derive(Debug, Clone)]
@@ -94,8 +94,8 @@ pub struct Report {
     #[serde(flatten)]
     pub verdict: Verdict,
     pub artifacts: Vec<ArtifactReport>,
-    /// What was offered and is in quarantine, with the reason.
-    pub quarantined: Vec<String>,
+    /// What was offered and is in quarantine.
+    pub quarantined: Vec<LeftOut>,
     pub lock_seconds: f64,
     pub lookup_seconds: f64,
     pub fetch_seconds: f64,
@@ -200,7 +200,7 @@ struct Attempt<'a> {
     tell: &'a (dyn Fn(Step) + Sync),
     locked: Instant,
     fetched: Option<Instant>,
-    quarantined: Vec<String>,
+    quarantined: Vec<LeftOut>,
 }
 
 impl Attempt<'_> {

@@ -1,12 +1,15 @@
-//! The example configurations in `deploy/` are what the program reads.
+//! The examples in `deploy/` are what the program reads and how it is called.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
+use clap::Parser;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use warmd::agent::AgentConfig;
+use warmd::caches::{Directories, Environment};
+use warmd::cli::Cli;
 use warmd::config::{self, ConfigError, MetadataConfig};
 
 fn example(name: &str) -> PathBuf {
@@ -46,4 +49,46 @@ fn the_example_of_an_agent_is_loaded_and_a_misspelt_key_in_it_is_refused() {
 #[test]
 fn the_example_of_a_metadata_server_is_loaded_and_a_misspelt_key_in_it_is_refused() {
     loads_whole::<MetadataConfig>("metadata.toml");
+}
+
+/// What of `warmd` an example runs, word by word: commands stand on one line.
+fn commands(name: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(example(name)).unwrap();
+    let command = |line: &str| {
+        let line = line.trim();
+        if let Some(words) = line.strip_prefix("command: ") {
+            return Some(serde_json::from_str(words).unwrap());
+        }
+        let words = line.strip_prefix("ExecStart=")?;
+        Some(words.split(' ').map(str::to_owned).collect())
+    };
+    let commands = text.lines().filter_map(command);
+    commands.filter(|words: &Vec<String>| words[0].ends_with("/warmd")).collect()
+}
+
+#[test]
+fn the_examples_of_pods_and_units_run_commands_that_there_are() {
+    for (name, expected) in
+        [("pod-exec.yaml", &["exec"][..]), ("pod-hooks.yaml", &["warm", "publish"]), ("vllm.service", &["exec"])]
+    {
+        let commands = commands(name);
+        let subcommands: Vec<&str> = commands.iter().map(|words| words[1].as_str()).collect();
+        assert_eq!(subcommands, expected, "{name}");
+        for words in &commands {
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{name}: {words:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_without_exec_is_given_the_directories_that_exec_would_set() {
+    let text = std::fs::read_to_string(example("pod-hooks.yaml")).unwrap();
+    let data = text.split_once("\ndata:\n").unwrap().1.split_once("\n---\n").unwrap().0;
+    let mut set: BTreeMap<&str, &str> = data.lines().map(|line| line.trim().split_once(": ").unwrap()).collect();
+    let root = set.remove("WARMD_CACHE_ROOT").unwrap();
+    let chosen = Directories::choose(Some(Path::new(root)), &Environment::default()).unwrap();
+    let chosen: BTreeMap<&str, &str> = chosen.changes().iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(set, chosen);
 }

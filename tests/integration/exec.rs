@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use warmd::caches::{Fact, Facts, Known};
 
-use super::harness::cluster::{Cluster, DEADLINE};
+use super::harness::cluster::{Cluster, DEADLINE, Node};
 use super::harness::engine::{Entry, FakeEngine, Step};
 
-const KEY: &str = "59af47c66413a5910b866cce6084d50ccc284a7a076b121273f1cdc02e764963";
+pub(super) const KEY: &str = "59af47c66413a5910b866cce6084d50ccc284a7a076b121273f1cdc02e764963";
 
 /// A Python that answers the probe: every fact has a value, but for what `more` says.
-fn python(dir: &Path, more: &[(Fact, Known)]) -> PathBuf {
+pub(super) fn python(dir: &Path, more: &[(Fact, Known)]) -> PathBuf {
     let mut facts = Facts::default();
     let not_probed = [Fact::Model, Fact::Revision, Fact::CacheRoot, Fact::Launch];
     for fact in Fact::ALL.iter().filter(|fact| !not_probed.contains(fact)) {
@@ -26,7 +27,7 @@ fn python(dir: &Path, more: &[(Fact, Known)]) -> PathBuf {
     program(&dir.join("python3"), &format!("cat <<'END'\n{answer}\nEND"))
 }
 
-fn program(path: &Path, script: &str) -> PathBuf {
+pub(super) fn program(path: &Path, script: &str) -> PathBuf {
     // Written by another process: a file that this one has open for writing may not be run.
     let mut tee = std::process::Command::new("/bin/sh");
     tee.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\"", "sh", script]).arg(path);
@@ -36,7 +37,7 @@ fn program(path: &Path, script: &str) -> PathBuf {
 }
 
 /// An engine that compiles one model and looks at one class, then serves.
-fn engine() -> FakeEngine {
+pub(super) fn engine() -> FakeEngine {
     let aot = Entry::Aot { key: KEY.to_owned(), rank: "rank_0_0".to_owned() };
     let info = Entry::ModelInfo { class: "LlamaForCausalLM".to_owned() };
     let root = "$VLLM_CACHE_ROOT".to_owned();
@@ -45,19 +46,19 @@ fn engine() -> FakeEngine {
 }
 
 /// How one run of `warmd exec` ended.
-struct Ran {
-    code: Option<i32>,
-    stderr: String,
+pub(super) struct Ran {
+    pub(super) code: Option<i32>,
+    pub(super) stderr: String,
     report: Option<Value>,
 }
 
-struct Pod {
-    dir: tempfile::TempDir,
+pub(super) struct Pod {
+    pub(super) dir: tempfile::TempDir,
     options: Vec<String>,
 }
 
 impl Pod {
-    fn new(cluster: &Cluster, agent: &str) -> Self {
+    pub(super) fn new(cluster: &Cluster, agent: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pod = Self { dir, options: Vec::new() };
         let python = python(pod.dir.path(), &[]);
@@ -70,7 +71,7 @@ impl Pod {
     }
 
     /// The last of several wins.
-    fn with(mut self, option: &str, value: &str) -> Self {
+    pub(super) fn with(mut self, option: &str, value: &str) -> Self {
         if let Some(at) = self.options.iter().position(|set| set == option) {
             self.options.drain(at..at + 2);
         }
@@ -103,7 +104,7 @@ impl Pod {
         Ran { code, stderr, report }
     }
 
-    async fn run(&self, engine: &FakeEngine, until: &str) -> Ran {
+    pub(super) async fn run(&self, engine: &FakeEngine, until: &str) -> Ran {
         let socket = engine.socket();
         // As vLLM does itself before it listens.
         let _ = std::fs::remove_file(&socket);
@@ -230,10 +231,49 @@ async fn what_an_engine_crashes_with_twice_and_starts_without_is_quarantined() {
     let clean = pod.run(&good, "warmd: ready after").await;
     assert!(clean.stderr.contains("clean") && clean.stderr.contains("quarantined"), "{}", clean.stderr);
     assert_eq!(family(&clean, "vllm-aot")["made"], 1, "{}", clean.stderr);
+    let quarantined = |ran: &Ran| ran.report.as_ref().unwrap()["quarantined"].as_array().unwrap().clone();
+    let families = quarantined(&clean).iter().map(|one| one["family"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert!(families.contains(&"vllm-aot".to_owned()), "{families:?}");
 
     let after = pod.run(&good, "warmd: ready after").await;
     assert_eq!(after.code, Some(0), "{}", after.stderr);
     assert!(after.stderr.contains("quarantined on this node"), "{}", after.stderr);
+    assert_eq!(quarantined(&after).len(), families.len(), "{}", after.stderr);
     a.stop().await;
     b.stop().await;
+}
+
+/// The text of `/metrics`.
+async fn scrape(node: &Node) -> String {
+    let mut stream = TcpStream::connect(node.agent.metrics_addr().unwrap()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_starts_were_like_is_on_the_metrics_of_their_node() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());
+    let a = cluster.agent_with(config).await;
+    let pod = Pod::new(&cluster, "a");
+    pod.run(&engine(), "vllm-aot 59af47c66413: published").await;
+    pod.run(&engine(), "warmd: ready after").await;
+    pod.run(&FakeEngine::new(vec![Step::Exit(7)]), "\0").await;
+    let metrics = scrape(&a).await;
+    for line in [
+        r#"warmd_starts_total{outcome="Ready"} 2"#,
+        r#"warmd_starts_total{outcome="Crashed"} 1"#,
+        "warmd_start_ready_seconds_count 2",
+        "warmd_start_hook_seconds_count 3",
+        r#"warmd_start_entries_total{family="vllm-aot",result="Made"} 1"#,
+        r#"warmd_start_entries_total{family="vllm-aot",result="Existing"} 2"#,
+        r#"warmd_start_entries_total{family="vllm-aot",result="Used"} 1"#,
+        r#"warmd_start_artifacts_total{family="vllm-aot",result="Offered"} 2"#,
+    ] {
+        assert!(metrics.contains(line), "no `{line}` in {metrics}");
+    }
+    a.stop().await;
 }

@@ -9,6 +9,7 @@ mod engine;
 mod exec;
 mod failures;
 mod harness;
+mod hooks;
 mod layers;
 mod transfer;
 mod trust;

@@ -177,6 +177,7 @@ mod tests {
             files: 1,
             chunks: 1,
             signer: KeyId::of(b"signer"),
+            compile_ms: 0,
         };
         Offer { artifact: Arc::new(artifact), holders: Vec::new(), holder_count: 1 }
     }

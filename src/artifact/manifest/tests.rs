@@ -237,3 +237,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_compile_time_that_cannot_be_is_as_if_it_were_not_told() {
+    let time = |text: &str| {
+        let attributes = BTreeMap::from([(COMPILE_SECONDS.to_owned(), text.to_owned())]);
+        let signed = SignedManifest::sign(Draft { attributes, ..draft() }, &key()).unwrap();
+        signed.manifest().compile_time()
+    };
+    assert_eq!(time("12.5"), Some(Duration::from_millis(12_500)));
+    for bad in ["", "soon", "-1", "NaN", "inf", "1e300", "86401"] {
+        assert_eq!(time(bad), None, "{bad}");
+    }
+}

@@ -38,7 +38,7 @@ pub(super) struct Table {
 fn order(a: &Summary, b: &Summary) -> Ordering {
     let rank = |s: &Summary| (Reverse(s.created), Reverse(s.generation), s.artifact);
     rank(a).cmp(&rank(b)).then_with(|| {
-        let rest = |s: &Summary| (s.content, s.size, s.wire_size, s.files, s.chunks, s.signer);
+        let rest = |s: &Summary| (s.content, s.size, s.wire_size, s.files, s.chunks, s.signer, s.compile_ms);
         rest(a).cmp(&rest(b)).then_with(|| (&a.family, &a.subject).cmp(&(&b.family, &b.subject)))
     })
 }

@@ -38,6 +38,7 @@ pub(in crate::metadata) fn held(n: u8, of: u8, chunks_held: u32, chunks: u32) ->
         files: 1,
         chunks,
         signer: KeyId::from_array([9; 32]),
+        compile_ms: 0,
     };
     Held { artifact: Arc::new(summary), chunks_held }
 }

@@ -127,6 +127,7 @@ impl TryFrom<pb::Summary> for Summary {
             files: summary.files,
             chunks: summary.chunks,
             signer: id(&summary.signer, "signer")?,
+            compile_ms: summary.compile_ms,
         })
     }
 }
@@ -146,6 +147,7 @@ impl From<&Summary> for pb::Summary {
             files: summary.files,
             chunks: summary.chunks,
             signer: copy(summary.signer.as_bytes()),
+            compile_ms: summary.compile_ms,
         }
     }
 }

@@ -29,6 +29,7 @@ fn summary(seed: u8) -> Summary {
         files: 4,
         chunks: 5,
         signer: KeyId::from_array([0x44; 32]),
+        compile_ms: 0,
     }
 }
 
@@ -246,10 +247,10 @@ fn arb_summary() -> impl Strategy<Value = Arc<Summary>> {
         any::<[u8; 32]>(),
         "[a-z0-9-]{1,12}",
         "[a-zA-Z0-9/@:é]{0,20}",
-        any::<(u64, u32, u64, u64, u32)>(),
+        any::<(u64, u32, u64, u64, u32, u32)>(),
         0u32..200,
     )
-        .prop_map(|(a, b, family, subject, (generation, created, size, wire_size, files), chunks)| {
+        .prop_map(|(a, b, family, subject, (generation, created, size, wire_size, files, compile_ms), chunks)| {
             Arc::new(Summary {
                 artifact: ArtifactId::from_array(a),
                 identity: IdentityId::from_array(b),
@@ -263,6 +264,7 @@ fn arb_summary() -> impl Strategy<Value = Arc<Summary>> {
                 files,
                 chunks,
                 signer: KeyId::from_array(b),
+                compile_ms,
             })
         })
 }

@@ -147,6 +147,8 @@ pub struct Summary {
     pub files: u32,
     pub chunks: u32,
     pub signer: KeyId,
+    /// Milliseconds that its publisher has spent on compiling it; 0 if it does not say.
+    pub compile_ms: u32,
 }
 
 /// An artifact of which a node has some or all chunks.

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::publishing::{COMPILE_SECONDS, INIT_SECONDS};
-use super::warming::{Entries, Warmed, entries};
+use crate::artifact::COMPILE_SECONDS;
 use crate::engine::{AotSlot, StartLog};
 use crate::serve::difference::{differences, in_words, launch_of};
+use crate::serve::publishing::INIT_SECONDS;
+use crate::serve::quarantine::LeftOut;
+use crate::serve::warming::{Entries, Warmed, entries};
 
 /// What one family brought.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,15 +41,19 @@ pub struct Proof {
     pub compile_seconds: Option<f64>,
     /// Those with anything to tell.
     pub families: Vec<FamilyProof>,
+    /// Artifacts that this start went without because engines crashed with them, those that it has convicted included.
+    #[serde(default)]
+    pub quarantined: Vec<LeftOut>,
 }
 
 impl Proof {
-    /// `launch` is the canonical form of the engine's command.
+    /// `launch` is the canonical form of the engine's command, `convicted` what this start's success put in quarantine.
     pub(super) async fn of(
         warmed: &[Warmed],
         log: &Mutex<StartLog>,
         launch: &BTreeMap<String, String>,
         ready: Duration,
+        convicted: Vec<LeftOut>,
     ) -> Self {
         let mut families = Vec::new();
         for one in warmed {
@@ -56,8 +62,10 @@ impl Proof {
             families.push(prove(one, &now, &log, launch));
         }
         families.retain(|family| family.offered + family.existing + family.made > 0);
-        let log = log.lock().unwrap_or_else(PoisonError::into_inner);
-        Self { ready_seconds: ready.as_secs_f64(), compile_seconds: seconds(log.compiling()), families }
+        let reports = warmed.iter().filter_map(|one| one.report.as_ref());
+        let quarantined = reports.flat_map(|report| report.quarantined.clone()).chain(convicted).collect();
+        let compile_seconds = seconds(log.lock().unwrap_or_else(PoisonError::into_inner).compiling());
+        Self { ready_seconds: ready.as_secs_f64(), compile_seconds, families, quarantined }
     }
 
     /// A short table.

@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Say;
 use super::trial::{End, Start, Suspect, Trial, Verdict};
-use super::warming::Warmed;
 use crate::artifact::RelPath;
 use crate::caches::{CacheFamily, Environment};
 use crate::identity::UnixTime;
 use crate::install::{BootId, CacheRoot, InstallError};
 use crate::local::chain;
-use crate::serve::quarantine::{Quarantine, Release};
+use crate::serve::quarantine::{LeftOut, Quarantine, Release};
 use crate::serve::records::{Records, RecordsError};
+use crate::serve::target::Say;
+use crate::serve::warming::Warmed;
 
 const FILE: &str = "starts.json";
 const LOCK: &str = "starts.lock";
@@ -134,16 +134,29 @@ fn suspects(warmed: &Warmed) -> impl Iterator<Item = Suspect> + '_ {
 pub(super) struct Current(Mutex<Option<Record>>);
 
 impl Current {
-    /// The first end counts; what comes later does nothing.
-    pub(super) async fn end(&self, end: End, say: &Say) {
-        let Some(record) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    /// The first end counts; what comes later does nothing. What follows from it is in quarantine.
+    pub(super) async fn end(&self, end: End, say: &Say) -> Vec<LeftOut> {
+        let record = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(record) = record else { return Vec::new() };
         let ended = spawn_blocking(move || record.end(end, UnixTime::now()));
         match timeout(PATIENCE, ended).await {
-            Ok(Ok(Ok(lines))) => lines.iter().for_each(|line| say(line)),
+            Ok(Ok(Ok(Ended { lines, quarantined }))) => {
+                lines.iter().for_each(|line| say(line));
+                return quarantined;
+            }
             Ok(Ok(Err(error))) => say(&format!("how this start ended is not recorded: {error}")),
             Ok(Err(_)) | Err(_) => say(&format!("how this start ended was not recorded within {PATIENCE:?}")),
         }
+        Vec::new()
     }
+}
+
+/// What follows from the end of a start.
+#[derive(Default)]
+struct Ended {
+    /// For the user.
+    lines: Vec<String>,
+    quarantined: Vec<LeftOut>,
 }
 
 enum Taken {
@@ -199,21 +212,21 @@ impl Record {
         })
     }
 
-    /// Lines for the user.
-    fn end(mut self, end: End, now: UnixTime) -> Result<Vec<String>, RecordsError> {
-        let lines = match self.trial.end(end) {
-            Verdict::Nothing => Vec::new(),
-            Verdict::Exonerated(releases) => vec![exonerated(&releases)],
-            Verdict::Quarantine(releases) => {
-                let lines = releases.iter().map(quarantined).collect();
-                if let Err(error) = Quarantine::add(&self.root, releases, REASON, now) {
-                    vec![format!("not quarantined: {error}")]
-                } else {
-                    lines
+    fn end(mut self, end: End, now: UnixTime) -> Result<Ended, RecordsError> {
+        let mut ended = Ended::default();
+        match self.trial.end(end) {
+            Verdict::Nothing => {}
+            Verdict::Exonerated(releases) => ended.lines.push(exonerated(&releases)),
+            Verdict::Quarantine(releases) => match Quarantine::add(&self.root, releases.clone(), REASON, now) {
+                Ok(()) => {
+                    ended.lines = releases.iter().map(quarantined).collect();
+                    let left_out = |release| LeftOut { release, reason: REASON.to_owned() };
+                    ended.quarantined = releases.into_iter().map(left_out).collect();
                 }
-            }
-        };
-        self.save().map(|()| lines)
+                Err(error) => ended.lines.push(format!("not quarantined: {error}")),
+            },
+        }
+        self.save().map(|()| ended)
     }
 
     fn save(&self) -> Result<(), RecordsError> {
@@ -275,7 +288,8 @@ fn list<'r>(releases: impl IntoIterator<Item = &'r Release>) -> String {
 
 fn name(release: &Release) -> String {
     let Release { artifact, family, subject, .. } = release;
-    let about = if subject.is_empty() { String::new() } else { format!(" {}", super::publishing::short(subject)) };
+    let about =
+        if subject.is_empty() { String::new() } else { format!(" {}", crate::serve::publishing::short(subject)) };
     format!("{} ({family}{about})", artifact.short())
 }
 

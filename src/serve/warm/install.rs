@@ -1,6 +1,7 @@
 //! One artifact's install: chunks come from the agent, a few blocking threads check and write them.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -10,6 +11,7 @@ use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
 use crate::local::Client;
+use crate::serve::received::Received;
 
 /// Chunks between the agent's stream and the writing threads: keeps both busy, bounds memory at 32 MiB.
 const QUEUE: usize = 8;
@@ -85,7 +87,19 @@ fn install(
         let panicked = || InstallError::Incomplete { missing: installation.needed().count() };
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(panicked())))
     })?;
-    installation.commit()
+    let installed = installation.commit()?;
+    remember(work);
+    Ok(installed)
+}
+
+/// In the thread that made the entries visible: it goes on when nobody waits for it any more.
+fn remember(work: &InstallWork) {
+    let (manifest, root) = (work.admitted.manifest(), work.root.path());
+    let identity = manifest.identity.id();
+    let added = Received::add(root, identity, &manifest.subject, &manifest.entries, SystemTime::now());
+    if let Err(error) = added {
+        tracing::warn!(%error, "what was installed is not recorded: it may be published again from here");
+    }
 }
 
 fn write(installation: &Installation<'_>, chunks: &Mutex<mpsc::Receiver<Chunk>>) -> Result<(), InstallError> {

@@ -13,7 +13,7 @@ use crate::digest::ArtifactId;
 use crate::identity::UnixTime;
 use crate::install::{InstallLock, Installed, NegativeClass};
 use crate::protocol::pb::WarmDone;
-use crate::serve::quarantine::Release;
+use crate::serve::quarantine::{LeftOut, Release};
 
 /// The installs of one attempt.
 pub(super) struct Works<'a, 'b> {
@@ -24,8 +24,7 @@ pub(super) struct Works<'a, 'b> {
     pub(super) reports: Vec<ArtifactReport>,
     /// The first one; others may succeed all the same.
     pub(super) failure: Option<Failure>,
-    /// Why what was left out was left out.
-    pub(super) quarantined: Vec<String>,
+    pub(super) quarantined: Vec<LeftOut>,
 }
 
 impl Works<'_, '_> {
@@ -43,9 +42,11 @@ impl Works<'_, '_> {
             self.failure.get_or_insert(Failure { class: NegativeClass::Untrusted, detail });
             return;
         }
-        if let Some(quarantined) = self.attempt.job.quarantine.refuses(&Release::of(&admitted)) {
-            let detail = format!("artifact {}: {quarantined}", admitted.id().short());
-            self.quarantined.push(detail.clone());
+        let release = Release::of(&admitted);
+        if let Some(quarantined) = self.attempt.job.quarantine.refuses(&release) {
+            let left_out = LeftOut { release, reason: quarantined.to_string() };
+            let detail = left_out.to_string();
+            self.quarantined.push(left_out);
             self.failure.get_or_insert(Failure { class: NegativeClass::Quarantined, detail });
             return;
         }

@@ -63,7 +63,7 @@ impl Node {
     /// One whole start; what was said at its end.
     fn start(&self, installed: Vec<Suspect>, end: End) -> (Start, String) {
         let (start, record, _) = self.begin(installed);
-        (start, record.end(end, UnixTime::from_seconds(1_800_000_000)).unwrap().join("\n"))
+        (start, record.end(end, UnixTime::from_seconds(1_800_000_000)).unwrap().lines.join("\n"))
     }
 
     fn record(&self) -> PathBuf {
@@ -95,7 +95,7 @@ fn after_two_crashes_only_what_was_installed_is_taken_away_and_a_clean_start_tha
     let id = ArtifactId::of(b"artifact");
     let expected = format!("crashed twice after these were installed: starting clean: {} (triton)", id.short());
     assert!(said.contains(&expected), "{said}");
-    let said = record.end(End::Ready, UnixTime::from_seconds(1_800_000_000)).unwrap().join("\n");
+    let said = record.end(End::Ready, UnixTime::from_seconds(1_800_000_000)).unwrap().lines.join("\n");
     assert!(said.starts_with("quarantined: ") && said.contains("generation 3 by ci"), "{said}");
     assert!(said.ends_with(&format!("`warmd quarantine clear {id}`")), "{said}");
 
@@ -196,7 +196,7 @@ fn suspects_that_cannot_be_taken_away_are_not_quarantined() {
     let (start, record, said) = node.begin(Vec::new());
     assert_eq!(start, Start::Clean, "nothing is installed all the same");
     assert!(said.contains("could not be taken away"), "{said}");
-    assert!(record.end(End::Ready, UnixTime::from_seconds(0)).unwrap().is_empty());
+    assert!(record.end(End::Ready, UnixTime::from_seconds(0)).unwrap().lines.is_empty());
     assert!(node.history().0.quarantine.list().is_empty());
 }
 

@@ -4,21 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Say;
+use super::difference::{LAUNCH, encode};
+use super::outlook::Prospect;
+use super::target::Say;
 use super::warming::{Entries, Warmed};
-use crate::artifact::RelPath;
+use crate::artifact::{COMPILE_SECONDS, RelPath};
 use crate::caches::{Subject, survey};
 use crate::engine::{AotSlot, StartLog};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{PublishRequest, Published, publish_event};
-use crate::serve::difference::{LAUNCH, encode};
-use crate::serve::outlook::Prospect;
 
-/// The publisher's own measures, in a manifest: seconds of `torch.compile`, where the engine tells them, and of the whole
-/// initialisation around it.
-pub(super) const COMPILE_SECONDS: &str = "compile_seconds";
+/// Beside [`COMPILE_SECONDS`], which is of `torch.compile` where the engine tells it: seconds of the whole initialisation
+/// around it.
 pub(super) const INIT_SECONDS: &str = "init_seconds";
 
 /// Between two looks at the roots: soon after something changed, seldom when nothing does.
@@ -33,6 +32,24 @@ pub(super) struct Publishing<'a> {
     /// The engine's command in canonical form.
     launch: &'a BTreeMap<String, String>,
     quiet: Duration,
+    /// Artifacts.
+    published: usize,
+}
+
+/// Why publishing ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Unpublished {
+    #[error("the caches were still being written to, or the agent did not take them; see --publish-timeout")]
+    Busy,
+    /// It will say the same next time.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<Refused> for Unpublished {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused.to_string())
+    }
 }
 
 /// What a look at one root found.
@@ -58,23 +75,40 @@ impl<'a> Publishing<'a> {
         quiet: Duration,
     ) -> Self {
         let families = warmed.iter().map(|one| (&one.prospect, one.known())).collect();
-        Self { client, families, log, image, launch, quiet }
+        Self { client, families, log, image, launch, quiet, published: 0 }
     }
 
     /// Ends only when the agent will never take anything.
-    pub(super) async fn run(mut self, say: &Say) {
+    pub(super) async fn run(&mut self, say: &Say) -> Unpublished {
         let mut pause = FIRST_LOOK;
         loop {
             sleep(pause).await;
-            let mut active = false;
-            for at in 0..self.families.len() {
-                match self.look_after(at, say).await {
-                    Ok(changing) => active |= changing,
-                    Err(refused) => return say(&format!("nothing is published: {refused}")),
-                }
+            match self.look_at_all(say).await {
+                Ok(active) => pause = if active { FIRST_LOOK } else { (pause * 2).min(LAST_LOOK) },
+                Err(refused) => return refused.into(),
             }
-            pause = if active { FIRST_LOOK } else { (pause * 2).min(LAST_LOOK) };
         }
+    }
+
+    /// Ends when there is nothing new in any root and nothing is being written: how many artifacts were published.
+    pub(super) async fn once(&mut self, ends: Instant, say: &Say) -> Result<usize, Unpublished> {
+        let before = self.published;
+        while self.look_at_all(say).await? {
+            if Instant::now() >= ends {
+                return Err(Unpublished::Busy);
+            }
+            sleep_until(ends.min(Instant::now() + FIRST_LOOK)).await;
+        }
+        Ok(self.published - before)
+    }
+
+    /// Whether anything is going on.
+    async fn look_at_all(&mut self, say: &Say) -> Result<bool, Refused> {
+        let mut active = false;
+        for at in 0..self.families.len() {
+            active |= self.look_after(at, say).await?;
+        }
+        Ok(active)
     }
 
     /// One look at one family; whether anything is going on there. Fails when trying again makes no sense.
@@ -91,6 +125,7 @@ impl<'a> Publishing<'a> {
             match self.publish(prospect, &fresh).await {
                 Ok(published) => {
                     say(&told(prospect, &fresh, &published));
+                    self.published += usize::from(!published.unchanged);
                     self.families[at].1.entry(fresh.subject).or_default().extend(fresh.entries);
                 }
                 Err(refused) if refused.is_final() => return Err(refused),

@@ -10,19 +10,21 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Say;
+use super::outlook::Prospect;
+use super::quarantine::Quarantine;
+use super::received::Received;
+use super::target::Say;
+use super::warm::{self, Job, Report, Verdict};
+use super::worth::{self, Offers};
 use crate::artifact::RelPath;
-use crate::caches::survey;
+use crate::caches::{Entry, Subject, Survey, survey};
 use crate::digest::IdentityId;
 use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, chain};
-use crate::serve::outlook::Prospect;
-use crate::serve::quarantine::Quarantine;
-use crate::serve::warm::{self, Job, Report, Verdict};
 
-/// Families that are installed at the same time. They get their turn in the order of their worth, so that a short budget
-/// is spent on what saves most.
+/// Families that are installed at the same time. They get their turn in the order of [`worth`], so that a short budget is
+/// spent on what saves most.
 const SIDE_BY_SIDE: usize = 4;
 
 /// What became of one family.
@@ -35,6 +37,8 @@ pub(super) struct Warmed {
     pub(super) trouble: Option<String>,
     /// Entries that were in the root when the engine started, by subject.
     pub(super) before: Entries,
+    /// Those of them that came from the fleet, whoever brought them.
+    received: Entries,
 }
 
 /// Entries by subject.
@@ -42,21 +46,25 @@ pub(super) type Entries = BTreeMap<String, BTreeSet<RelPath>>;
 
 impl Warmed {
     pub(super) fn new(prospect: Prospect, offered: usize) -> Self {
-        Self { prospect, offered, report: None, trouble: None, before: Entries::new() }
+        let (before, received) = (Entries::new(), Entries::new());
+        Self { prospect, offered, report: None, trouble: None, before, received }
     }
 
     /// Looks at what is in the root.
     pub(super) async fn look(&mut self) {
-        self.before = entries(&self.prospect).await;
+        let looked = look(&self.prospect, |root, identity, survey| {
+            let received = Received::read(root, &identity).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what came from other nodes is not known");
+                Received::default()
+            });
+            (entries_of(&survey, |_, _| true), entries_of(&survey, |subject, entry| received.has(subject, entry)))
+        });
+        (self.before, self.received) = looked.await;
     }
 
     /// Entries that are known to be in an artifact already.
     pub(super) fn known(&self) -> Entries {
-        if self.report.as_ref().is_some_and(|report| matches!(report.verdict, Verdict::Shared)) {
-            // What the other process installed; it knows of which artifacts, we do not.
-            return self.before.clone();
-        }
-        let mut known = Entries::new();
+        let mut known = self.received.clone();
         for artifact in self.report.iter().flat_map(|report| &report.artifacts) {
             known.entry(artifact.subject.clone()).or_default().extend(artifact.entries.iter().cloned());
         }
@@ -66,34 +74,49 @@ impl Warmed {
 
 /// What is in a family's root; nothing, if it cannot be looked at.
 pub(super) async fn entries(prospect: &Prospect) -> Entries {
-    let (family, root) = (prospect.family, prospect.root.clone());
-    let looked = tokio::task::spawn_blocking(move || survey(&root, family)).await;
-    match looked {
-        Ok(Ok(survey)) => survey
-            .subjects
-            .into_iter()
-            .map(|subject| (subject.name, subject.entries.into_iter().map(|entry| entry.path).collect()))
-            .collect(),
+    look(prospect, |_, _, survey| entries_of(&survey, |_, _| true)).await
+}
+
+async fn look<T: Default + Send + 'static>(
+    prospect: &Prospect,
+    judge: impl FnOnce(&Path, IdentityId, Survey) -> T + Send + 'static,
+) -> T {
+    let (family, root, identity) = (prospect.family, prospect.root.clone(), prospect.identity.id());
+    let looked =
+        tokio::task::spawn_blocking(move || survey(&root, family).map(|survey| judge(&root, identity, survey)));
+    match looked.await {
+        Ok(Ok(judged)) => judged,
         Ok(Err(error)) => {
             tracing::warn!(family = family.name, error = %chain(&error), "look at a cache");
-            Entries::new()
+            T::default()
         }
-        Err(_) => Entries::new(),
+        Err(_) => T::default(),
     }
 }
 
+fn entries_of(survey: &Survey, counts: impl Fn(&str, &Entry) -> bool) -> Entries {
+    let of = |subject: &Subject| {
+        let counted = subject.entries.iter().filter(|entry| counts(&subject.name, entry));
+        (subject.name.clone(), counted.map(|entry| entry.path.clone()).collect())
+    };
+    survey.subjects.iter().map(of).collect()
+}
+
+/// By what all families are brought.
+pub(super) struct Terms {
+    pub(super) policy: Arc<Policy>,
+    pub(super) quarantine: Arc<Quarantine>,
+    pub(super) limits: Limits,
+    /// Of all of them together.
+    pub(super) budget: Duration,
+    /// Try although an attempt has just failed.
+    pub(super) ignore_markers: bool,
+}
+
 /// Brings what is offered. Families that nobody offers have no part in the answer.
-pub(super) async fn all(
-    client: &Client,
-    prospects: &[Prospect],
-    policy: &Arc<Policy>,
-    quarantine: &Arc<Quarantine>,
-    limits: Limits,
-    budget: Duration,
-    say: &Say,
-) -> Vec<Warmed> {
-    let ends = Instant::now() + budget;
-    let offers = match offers(client, prospects, budget, say).await {
+pub(super) async fn all(client: &Client, prospects: &[Prospect], terms: &Terms, say: &Say) -> Vec<Warmed> {
+    let ends = Instant::now() + terms.budget;
+    let offers = match offers(client, prospects, terms.budget, say).await {
         Ok(offers) => offers,
         Err(reason) => {
             say(&format!("cold start: {reason}"));
@@ -102,44 +125,47 @@ pub(super) async fn all(
     };
     let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
     let mut running = JoinSet::new();
-    for prospect in prospects {
-        let Some(offered) = offers.get(&prospect.identity.id()).copied() else { continue };
-        let (client, turns) = (client.clone(), turns.clone());
-        let (policy, quarantine) = (policy.clone(), quarantine.clone());
-        let mut warmed = Warmed::new(prospect.clone(), offered);
-        // Turns are given in the order in which they are asked for.
-        let turn = turns.acquire_owned();
+    let offered = |prospect: &Prospect| Some((prospect.clone(), *offers.get(&prospect.identity.id())?));
+    let mut offered: Vec<(Prospect, Offers)> = prospects.iter().filter_map(offered).collect();
+    worth::sort(&mut offered, |(prospect, offers)| (prospect.family.worth, *offers));
+    for (prospect, offers) in offered {
+        // Awaited here: turns are given in this order.
+        let Ok(turn) = turns.clone().acquire_owned().await else { break };
+        let job = Job {
+            identity: prospect.identity.clone(),
+            subject: None,
+            into: prospect.root.clone(),
+            policy: terms.policy.clone(),
+            budget: ends.saturating_duration_since(Instant::now()),
+            limits: terms.limits,
+            ignore_markers: terms.ignore_markers,
+            quarantine: terms.quarantine.clone(),
+        };
+        let (client, say) = (client.clone(), say.clone());
         running.spawn(async move {
-            let _turn = turn.await;
-            let job = Job {
-                identity: warmed.prospect.identity.clone(),
-                subject: None,
-                into: warmed.prospect.root.clone(),
-                policy,
-                budget: ends.saturating_duration_since(Instant::now()),
-                limits,
-                ignore_markers: false,
-                quarantine,
-            };
-            let warming = async {
-                parents(&job.into).await?;
-                warm::warm(&client, job, &|_| ()).await.map_err(|error| chain(&error))
-            };
-            match warming.await {
-                Ok(report) => warmed.report = Some(report),
-                Err(reason) => warmed.trouble = Some(reason),
-            }
+            let _turn = turn;
+            let warmed = bring(&client, Warmed::new(prospect, offers.artifacts), job).await;
+            say(&line(&warmed));
             warmed
         });
     }
     let mut warmed = Vec::new();
     while let Some(ended) = running.join_next().await {
-        if let Ok(one) = ended {
-            say(&line(&one));
-            warmed.push(one);
-        }
+        warmed.extend(ended);
     }
     warmed.sort_by(|a, b| b.prospect.family.worth.total_cmp(&a.prospect.family.worth));
+    warmed
+}
+
+async fn bring(client: &Client, mut warmed: Warmed, job: Job) -> Warmed {
+    let warming = async {
+        parents(&job.into).await?;
+        warm::warm(client, job, &|_| ()).await.map_err(|error| chain(&error))
+    };
+    match warming.await {
+        Ok(report) => warmed.report = Some(report),
+        Err(reason) => warmed.trouble = Some(reason),
+    }
     warmed
 }
 
@@ -153,23 +179,24 @@ async fn parents(root: &Path) -> Result<(), String> {
     made.await.map_err(|_| "the thread that makes directories panicked".to_owned())?
 }
 
-/// How many artifacts there are of each identity.
+/// What there is of each identity.
 async fn offers(
     client: &Client,
     prospects: &[Prospect],
     left: Duration,
     say: &Say,
-) -> Result<BTreeMap<IdentityId, usize>, String> {
+) -> Result<BTreeMap<IdentityId, Offers>, String> {
     let identities: Vec<IdentityId> = prospects.iter().map(|prospect| prospect.identity.id()).collect();
     let asked = timeout(left, client.find(&identities)).await;
     let reply = asked.map_err(|_| "the agent did not answer in time".to_owned())?.map_err(|error| chain(&error))?;
     if !reply.metadata_failure.is_empty() {
         say(&format!("only what this node has: {}", reply.metadata_failure));
     }
-    let mut offers = BTreeMap::new();
+    let mut offers: BTreeMap<IdentityId, Offers> = BTreeMap::new();
     for found in &reply.found {
         if let Ok(identity) = IdentityId::try_from(&found.identity[..]) {
-            *offers.entry(identity).or_insert(0) += 1;
+            let measured = Duration::from_millis(found.compile_ms.into());
+            offers.entry(identity).or_default().add(found.wire_size, measured);
         }
     }
     if offers.is_empty() {
@@ -214,27 +241,25 @@ fn line(warmed: &Warmed) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::artifact::SourceIdentity;
     use crate::caches::CacheFamily;
 
-    #[test]
-    fn what_another_process_has_just_installed_is_not_new_to_the_fleet() {
+    #[tokio::test]
+    async fn what_another_process_has_installed_is_not_new_to_the_fleet() {
+        let root = tempfile::tempdir().unwrap();
         let family = CacheFamily::by_name("modelinfos").unwrap();
         let identity = SourceIdentity::new("modelinfos".parse().unwrap(), BTreeMap::new()).unwrap();
-        let mut warmed = Warmed::new(Prospect { family, root: "/r".into(), identity }, 1);
-        warmed.before.entry(String::new()).or_default().insert(RelPath::new("a.json").unwrap());
-        assert!(warmed.known().is_empty(), "what nobody offered is new");
-        warmed.report = Some(Report {
-            verdict: Verdict::Shared,
-            artifacts: Vec::new(),
-            quarantined: Vec::new(),
-            lock_seconds: 1.0,
-            lookup_seconds: 0.0,
-            fetch_seconds: 0.0,
-            install_seconds: 0.0,
-            total_seconds: 1.0,
-        });
+        std::fs::write(root.path().join("a.json"), "{}").unwrap();
+        let mut warmed = Warmed::new(Prospect { family, root: root.path().to_owned(), identity }, 1);
+        warmed.look().await;
+        assert_eq!(warmed.before[""].len(), 1);
+        assert_eq!(warmed.known(), Entries::from([(String::new(), BTreeSet::new())]), "what nobody brought is new");
+        let (identity, entry) = (warmed.prospect.identity.id(), RelPath::new("a.json").unwrap());
+        Received::add(root.path(), identity, "", &[entry], SystemTime::now()).unwrap();
+        warmed.look().await;
         assert_eq!(warmed.known(), warmed.before);
     }
 }

@@ -1,0 +1,92 @@
+//! What a start was like, told once to the node's agent, which has it on its `/metrics`: nobody scrapes a pod's warmd.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::trial::Start;
+use super::{FamilyProof, Proof};
+use crate::local::{Client, chain};
+use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport};
+use crate::serve::warming::Warmed;
+
+/// For the agent to take it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// As many as an agent believes.
+const MOST: u32 = 1_000_000;
+
+pub(super) struct Reporting {
+    client: Option<Client>,
+    start: Start,
+    hook: Duration,
+    budget: Duration,
+    is_ready: AtomicBool,
+    is_told: AtomicBool,
+}
+
+impl Reporting {
+    /// `hook` is what warmd took before the engine.
+    pub(super) fn new(client: Option<Client>, start: Start, hook: Duration, budget: Duration) -> Self {
+        Self { client, start, hook, budget, is_ready: AtomicBool::new(false), is_told: AtomicBool::new(false) }
+    }
+
+    /// Whatever comes now, the start has succeeded.
+    pub(super) fn ready(&self) {
+        self.is_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Only the first time. An agent that does not take it costs the metrics, nothing else.
+    pub(super) async fn tell(&self, outcome: StartOutcome, warmed: &[Warmed], proof: Option<&Proof>) {
+        let Some(client) = &self.client else { return };
+        if self.is_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let outcome = match (self.is_ready.load(Ordering::Relaxed), self.start) {
+            (false, _) => outcome,
+            (true, Start::Warm) => StartOutcome::Ready,
+            (true, Start::Clean) => StartOutcome::Clean,
+        };
+        let report = StartReport {
+            outcome: outcome.into(),
+            ready_seconds: proof.map_or(0.0, |proof| proof.ready_seconds),
+            hook_seconds: self.hook.as_secs_f64(),
+            budget_seconds: self.budget.as_secs_f64(),
+            families: families(warmed, proof),
+        };
+        match timeout(PATIENCE, client.report_start(report)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "the agent did not take the report of this start"),
+            Err(_) => tracing::warn!("the agent did not take the report of this start in time"),
+        }
+    }
+}
+
+/// Those with anything to tell.
+fn families(warmed: &[Warmed], proof: Option<&Proof>) -> Vec<FamilyStart> {
+    let proven = |name: &str| proof?.families.iter().find(|family| family.family == name);
+    let families = warmed.iter().map(|one| family(one, proven(one.prospect.family.name)));
+    families.filter(|family| family.offered + family.existing + family.made > 0).collect()
+}
+
+fn family(warmed: &Warmed, proof: Option<&FamilyProof>) -> FamilyStart {
+    let report = warmed.report.as_ref();
+    let installed: usize = report.iter().flat_map(|report| &report.artifacts).map(|one| one.installed).sum();
+    let there: usize = warmed.before.values().map(std::collections::BTreeSet::len).sum();
+    let uses_it = proof.and_then(|proof| proof.used) == Some(true);
+    FamilyStart {
+        family: warmed.prospect.family.name.to_owned(),
+        offered: count(warmed.offered),
+        quarantined: count(report.map_or(0, |report| report.quarantined.len())),
+        installed: count(installed),
+        existing: count(there.saturating_sub(installed)),
+        made: count(proof.map_or(0, |proof| proof.made)),
+        used: if uses_it { count(there) } else { 0 },
+        saved_seconds: proof.and_then(|proof| proof.saved_seconds).unwrap_or(0.0),
+    }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).map_or(MOST, |count| count.min(MOST))
+}
