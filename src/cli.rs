@@ -21,6 +21,7 @@ mod warm;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -101,6 +102,9 @@ impl Socket {
     }
 }
 
+/// For threads that remove what a command has left half done. One that hangs on a file system is not waited for.
+const CLEANING_UP: Duration = Duration::from_secs(1);
+
 /// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let level = cli.log_level;
@@ -111,7 +115,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             // Short commands speak through their results; logs are for those who ask.
             let config = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
             crate::telemetry::init(&config).context("--log-level")?;
-            runtime()?.block_on(short(other))
+            let runtime = runtime()?;
+            let ended = runtime.block_on(short(other));
+            runtime.shutdown_timeout(CLEANING_UP);
+            ended
         }
     }
 }

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
 pub use self::proof::{FamilyProof, Proof};
@@ -26,10 +27,10 @@ use self::publishing::Publishing;
 use self::signals::Signals;
 use self::starts::{Current, History};
 use self::trial::{End, Start};
-use self::warming::Warmed;
+use self::warming::{Entries, Warmed};
 use super::last_start::LastStart;
-use super::outlook::{Outlook, outlook};
-use crate::caches::{Directories, Environment, Interpreter, Launch, Probe};
+use super::outlook::{Findings, Inquiry, Outlook, Prospect};
+use crate::caches::{Directories, Environment, Launch};
 use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Serving, Signal, StartError, StartLog};
 use crate::identity::Policy;
 use crate::install::Limits;
@@ -88,7 +89,7 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         // Whoever wants us to end wants no engine any more.
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
-    plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
+    plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), warming::entries, &say).await;
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
     say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
     let log = Arc::new(Mutex::new(StartLog::default()));
@@ -96,12 +97,15 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
     let observer = move |_, line: &str| {
         seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
     };
-    let started = Engine::start(plan.command(&exec), Output::inherited(Arc::new(observer))).await;
+    let command = plan.command(&exec);
+    let started = Engine::start(command.clone(), Output::inherited(Arc::new(observer))).await;
     let engine = match started {
         Ok(engine) => engine,
         Err(error) => {
             current.end(End::Unknown, &say).await;
-            return Err(error);
+            let StartError::Unwatchable(_) = error else { return Err(error) };
+            say(&format!("{error}: until then it runs without warmd, and nothing is proven or published"));
+            return Err(engine::replace_by(&command));
         }
     };
     let following = Following { exec: &exec, plan: &plan, log: &log, current: &current, say: &say };
@@ -153,16 +157,15 @@ impl Plan {
             self.history = History::of(root, &self.environment, exec.budget, say).await;
         }
         let left = exec.budget.saturating_sub(begun.elapsed());
-        let identified = timeout(left, self.identify(exec)).await;
+        let identified = timeout(left, self.identify(exec, say)).await;
         if let Err(reason) = identified.unwrap_or_else(|_| Err(format!("no facts within {:?}", exec.budget))) {
             return say(&format!("cold start: {reason}"));
         }
-        self.outlook.failed.iter().for_each(|error| say(&format!("left out: {error}")));
         let left = exec.budget.saturating_sub(begun.elapsed());
         let client = match timeout(left, Client::connect(&exec.socket)).await {
             Ok(Ok(client)) => self.client.insert(client).clone(),
             Ok(Err(error)) => return say(&format!("cold start: {error}")),
-            Err(_) => return say("cold start: the agent did not answer within the budget"),
+            Err(_) => return say(&format!("cold start: {}", warming::silent(exec.budget))),
         };
         match &exec.policy {
             // Why was told.
@@ -182,34 +185,49 @@ impl Plan {
         }
     }
 
-    async fn identify(&mut self, exec: &Exec) -> Result<(), String> {
-        let mut environment = self.environment.clone();
-        if let Some(image) = &exec.image {
-            environment.set("WARMD_IMAGE_DIGEST", image);
-        }
-        let interpreter = Interpreter::find(&exec.command, exec.python.as_deref(), &environment);
-        let interpreter = interpreter.map_err(|error| error.to_string())?;
-        let probe = Probe { interpreter, environment, deadline: exec.budget, cache: exec.facts_cache.clone() };
-        let probed = probe.run().await.map_err(|error| chain(&error))?;
-        self.outlook = outlook(&self.environment, &probed.facts, self.launch.as_ref());
+    async fn identify(&mut self, exec: &Exec, say: &Say) -> Result<(), String> {
+        let inquiry = Inquiry {
+            command: &exec.command,
+            python: exec.python.as_deref(),
+            image: exec.image.as_deref(),
+            environment: &self.environment,
+            launch: self.launch.as_ref(),
+            cache: exec.facts_cache.clone(),
+            deadline: exec.budget,
+        };
+        let interpreter = inquiry.interpreter().map_err(|error| error.to_string())?;
+        let Findings { outlook, lacks, .. } = inquiry.findings(interpreter).await.map_err(|error| chain(&error))?;
+        outlook.left_out().iter().chain(&lacks).for_each(|line| say(line));
+        self.outlook = outlook;
         Ok(())
     }
 
-    /// What is there before the engine adds to it. A root that is not looked through in time is left out of what follows:
-    /// nobody could tell what the engine made there.
-    async fn look_at_roots(&mut self, left: Duration, say: &Say) {
+    /// What is there before the engine adds to it. A root that `look` cannot look through in time is left out of what
+    /// follows: nobody could tell what the engine made there.
+    async fn look_at_roots(
+        &mut self,
+        left: Duration,
+        look: impl AsyncFn(&Prospect) -> Result<Entries, String>,
+        say: &Say,
+    ) {
         warming::add_unoffered(&mut self.warmed, &self.outlook.prospects);
-        let ends = tokio::time::Instant::now() + left.max(LEAST_LOOK);
-        for mut warmed in std::mem::take(&mut self.warmed) {
-            match tokio::time::timeout_at(ends, warmed.look()).await {
-                Ok(()) => self.warmed.push(warmed),
-                Err(_) => say(&format!(
-                    "{}: {} could not be looked through in time: nothing of it is proven or published",
-                    warmed.prospect.family.name,
-                    warmed.prospect.root.display()
-                )),
+        let limit = left.max(LEAST_LOOK);
+        let looking = self.warmed.drain(..).map(async |mut warmed| {
+            let root = warmed.prospect.root.display();
+            let late = || format!("{root} was not looked through within {limit:?}: remove what no engine needs");
+            let looked = timeout(limit, look(&warmed.prospect)).await.unwrap_or_else(|_| Err(late()));
+            match looked {
+                Ok(entries) => {
+                    warmed.before = entries;
+                    Some(warmed)
+                }
+                Err(trouble) => {
+                    say(&format!("{}: {trouble}; nothing of it is proven or published", warmed.prospect.family.name));
+                    None
+                }
             }
-        }
+        });
+        self.warmed = join_all(looking).await.into_iter().flatten().collect();
     }
 
     fn command(&self, exec: &Exec) -> Command {

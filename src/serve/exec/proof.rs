@@ -51,7 +51,10 @@ impl Proof {
     ) -> Self {
         let mut families = Vec::new();
         for one in warmed {
-            let now = entries(&one.prospect).await;
+            let now = entries(&one.prospect).await.unwrap_or_else(|error| {
+                tracing::warn!(family = one.prospect.family.name, error, "look at a cache");
+                Entries::new()
+            });
             let log = log.lock().unwrap_or_else(PoisonError::into_inner);
             families.push(prove(one, &now, &log, launch));
         }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::Say;
 use crate::artifact::RelPath;
-use crate::caches::survey;
+use crate::caches::{Entry, survey};
 use crate::digest::IdentityId;
 use crate::identity::Policy;
 use crate::install::Limits;
@@ -45,11 +45,6 @@ impl Warmed {
         Self { prospect, offered, report: None, trouble: None, before: Entries::new() }
     }
 
-    /// Looks at what is in the root.
-    pub(super) async fn look(&mut self) {
-        self.before = entries(&self.prospect).await;
-    }
-
     /// Entries that are known to be in an artifact already.
     pub(super) fn known(&self) -> Entries {
         if self.report.as_ref().is_some_and(|report| matches!(report.verdict, Verdict::Shared)) {
@@ -64,22 +59,19 @@ impl Warmed {
     }
 }
 
-/// What is in a family's root; nothing, if it cannot be looked at.
-pub(super) async fn entries(prospect: &Prospect) -> Entries {
+/// What is in a family's root.
+pub(super) async fn entries(prospect: &Prospect) -> Result<Entries, String> {
     let (family, root) = (prospect.family, prospect.root.clone());
     let looked = tokio::task::spawn_blocking(move || survey(&root, family)).await;
-    match looked {
-        Ok(Ok(survey)) => survey
-            .subjects
-            .into_iter()
-            .map(|subject| (subject.name, subject.entries.into_iter().map(|entry| entry.path).collect()))
-            .collect(),
-        Ok(Err(error)) => {
-            tracing::warn!(family = family.name, error = %chain(&error), "look at a cache");
-            Entries::new()
-        }
-        Err(_) => Entries::new(),
-    }
+    let survey = looked.map_err(|_| "the thread that looks at it panicked".to_owned())?;
+    let subjects = survey.map_err(|error| chain(&error))?.subjects.into_iter();
+    let paths = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.path).collect();
+    Ok(subjects.map(|subject| (subject.name, paths(subject.entries))).collect())
+}
+
+/// Why nothing is known of an agent that does not answer.
+pub(super) fn silent(limit: Duration) -> String {
+    format!("the agent did not answer within {limit:?}: see its log, or give it more time with --budget")
 }
 
 /// Brings what is offered. Families that nobody offers have no part in the answer.
@@ -162,7 +154,7 @@ async fn offers(
 ) -> Result<BTreeMap<IdentityId, usize>, String> {
     let identities: Vec<IdentityId> = prospects.iter().map(|prospect| prospect.identity.id()).collect();
     let asked = timeout(left, client.find(&identities)).await;
-    let reply = asked.map_err(|_| "the agent did not answer in time".to_owned())?.map_err(|error| chain(&error))?;
+    let reply = asked.map_err(|_| silent(left))?.map_err(|error| chain(&error))?;
     if !reply.metadata_failure.is_empty() {
         say(&format!("only what this node has: {}", reply.metadata_failure));
     }
