@@ -91,6 +91,7 @@ impl Warm {
             limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
             ignore_markers: self.retry,
             quarantine: Arc::default(),
+            witness: Arc::new(()),
         };
         let client = self.socket.connect().await?;
         run(&client, job).await

@@ -172,10 +172,9 @@ impl Plan {
             _ if self.history.start == Start::Clean => {}
             Ok(policy) => {
                 let left = exec.budget.saturating_sub(begun.elapsed());
-                let (prospects, quarantine) = (&self.outlook.prospects, &self.history.quarantine);
                 // Each family keeps the time itself; this is for a file system that hangs.
                 let last = left + Duration::from_secs(1);
-                let all = warming::all(&client, prospects, policy, quarantine, exec.limits, left, say);
+                let all = warming::all(&client, &self.outlook.prospects, policy, &self.history, exec.limits, left, say);
                 match timeout(last, all).await {
                     Ok(warmed) => self.warmed = warmed,
                     Err(_) => say(&format!("the budget of {:?} is over: the engine starts as it is", exec.budget)),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::artifact::SourceIdentity;
 use crate::caches::{
-    CacheFamily, Environment, Fact, Facts, IdentityError, Interpreter, InterpreterError, Known, Launch, Probe, ProbeError,
+    CacheFamily, Environment, Fact, Facts, IdentityError, Interpreter, InterpreterError, Known, Launch, Probe,
+    ProbeError,
 };
 
 const PYTHON: &str = "mend the package, or name the engine's interpreter with --python (`warmd facts` tells more)";
@@ -41,9 +42,9 @@ impl Outlook {
                 other => others.push(format!("left out: {other}")),
             }
         }
-        let lines = facts.into_iter().map(|((fact, why), families)| {
-            format!("left out: {}: {}", families.join(", "), unreadable(fact, why))
-        });
+        let lines = facts
+            .into_iter()
+            .map(|((fact, why), families)| format!("left out: {}: {}", families.join(", "), unreadable(fact, why)));
         lines.chain(others).collect()
     }
 }

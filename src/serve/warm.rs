@@ -11,8 +11,9 @@
 mod install;
 mod works;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
-use crate::serve::quarantine::Quarantine;
+use crate::serve::quarantine::{Quarantine, Release};
 
 /// What to bring where.
 #[derive(Debug, Clone)]
@@ -46,7 +47,27 @@ pub struct Job {
     pub ignore_markers: bool,
     /// What is not installed although the policy admits it.
     pub quarantine: Arc<Quarantine>,
+    /// Hears of what is about to become visible.
+    pub witness: Arc<dyn Witness>,
 }
+
+/// Writes down what is about to be installed, so that it is known even if nothing more is heard of the process.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// Blocking. Nothing is committed unless it agrees.
+    fn before_commit(&self, release: Release, root: &Path, entries: BTreeSet<RelPath>) -> Result<(), TooLate>;
+}
+
+/// Nobody needs to know.
+impl Witness for () {
+    fn before_commit(&self, _: Release, _: &Path, _: BTreeSet<RelPath>) -> Result<(), TooLate> {
+        Ok(())
+    }
+}
+
+/// What becomes visible now would be taken for the engine's own.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine was started before it was installed")]
+pub struct TooLate;
 
 /// One artifact that was offered.
 #[derive(Debug, Clone, Serialize)]
@@ -133,6 +154,12 @@ struct Failure {
 impl From<InstallError> for Failure {
     fn from(error: InstallError) -> Self {
         Self { class: error.class(), detail: chain(&error) }
+    }
+}
+
+impl From<TooLate> for Failure {
+    fn from(error: TooLate) -> Self {
+        Self { class: NegativeClass::Transient, detail: error.to_string() }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Say;
+use super::starts::History;
 use crate::artifact::RelPath;
 use crate::caches::{Entry, survey};
 use crate::digest::IdentityId;
@@ -18,7 +19,6 @@ use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, chain};
 use crate::serve::outlook::Prospect;
-use crate::serve::quarantine::Quarantine;
 use crate::serve::warm::{self, Job, Report, Verdict};
 
 /// Families that are installed at the same time. They get their turn in the order of their worth, so that a short budget
@@ -79,7 +79,7 @@ pub(super) async fn all(
     client: &Client,
     prospects: &[Prospect],
     policy: &Arc<Policy>,
-    quarantine: &Arc<Quarantine>,
+    history: &History,
     limits: Limits,
     budget: Duration,
     say: &Say,
@@ -97,7 +97,7 @@ pub(super) async fn all(
     for prospect in prospects {
         let Some(offered) = offers.get(&prospect.identity.id()).copied() else { continue };
         let (client, turns) = (client.clone(), turns.clone());
-        let (policy, quarantine) = (policy.clone(), quarantine.clone());
+        let (policy, quarantine, witness) = (policy.clone(), history.quarantine.clone(), history.witness());
         let mut warmed = Warmed::new(prospect.clone(), offered);
         // Turns are given in the order in which they are asked for.
         let turn = turns.acquire_owned();
@@ -112,6 +112,7 @@ pub(super) async fn all(
                 limits,
                 ignore_markers: false,
                 quarantine,
+                witness,
             };
             let warming = async {
                 parents(&job.into).await?;
