@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::local;
@@ -100,6 +101,25 @@ impl Socket {
     async fn connect(&self) -> anyhow::Result<local::Client> {
         Ok(local::Client::connect(&self.socket).await?)
     }
+}
+
+/// The command line of this process; a wrong one ends it, told with the way out.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| with_dashes(error).exit())
+}
+
+/// Says where an engine's command belongs, to those who left out the `--` before it.
+fn with_dashes(mut error: clap::Error) -> clap::Error {
+    let takes_command = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("-- <COMMAND>"));
+    let program = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if takes_command && !word.starts_with('-') => word.clone(),
+        _ => return error,
+    };
+    if error.kind() == ErrorKind::UnknownArgument {
+        let tip = format!("the engine's command comes after `--`: `-- {program} ...`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// For threads that remove what a command has left half done. One that hangs on a file system is not waited for.

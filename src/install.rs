@@ -78,6 +78,7 @@ impl InstallError {
             Errno::NOSPC | Errno::DQUOT => Self::NoSpace { path, wanted: 0 },
             Errno::XDEV => Self::OtherFileSystem { path },
             Errno::LOOP => Self::Root { path, problem: RootProblem::Symlink },
+            Errno::ROFS => Self::Root { path, problem: RootProblem::ReadOnly },
             _ => Self::Io { verb, path, source: errno.into() },
         }
     }

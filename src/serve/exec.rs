@@ -361,3 +361,6 @@ impl Following<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

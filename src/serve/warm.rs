@@ -9,11 +9,11 @@
 //! leaves a negative marker, so that the ranks that come later do not pay for it again (I7).
 
 mod install;
+mod witness;
 mod works;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Streaming;
 
+pub use self::witness::{TooLate, Witness};
 use self::works::Works;
 use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};
 use crate::digest::ArtifactId;
@@ -29,7 +30,7 @@ use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
-use crate::serve::quarantine::{Quarantine, Release};
+use crate::serve::quarantine::Quarantine;
 
 /// What to bring where.
 #[derive(Debug, Clone)]
@@ -50,24 +51,6 @@ pub struct Job {
     /// Hears of what is about to become visible.
     pub witness: Arc<dyn Witness>,
 }
-
-/// Writes down what is about to be installed, so that it is known even if nothing more is heard of the process.
-pub trait Witness: fmt::Debug + Send + Sync {
-    /// Blocking. Nothing is committed unless it agrees.
-    fn before_commit(&self, release: Release, root: &Path, entries: BTreeSet<RelPath>) -> Result<(), TooLate>;
-}
-
-/// Nobody needs to know.
-impl Witness for () {
-    fn before_commit(&self, _: Release, _: &Path, _: BTreeSet<RelPath>) -> Result<(), TooLate> {
-        Ok(())
-    }
-}
-
-/// What becomes visible now would be taken for the engine's own.
-#[derive(Debug, thiserror::Error)]
-#[error("the engine was started before it was installed")]
-pub struct TooLate;
 
 /// One artifact that was offered.
 #[derive(Debug, Clone, Serialize)]

@@ -146,6 +146,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     fn this_process_is_in_its_own_table() {
         if let Err(why) = check() {
             return eprintln!("skipped: /proc {why}");

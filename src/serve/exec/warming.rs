@@ -141,7 +141,7 @@ async fn parents(root: &Path) -> Result<(), String> {
     let Some(parent) = root.parent().map(Path::to_owned) else { return Ok(()) };
     let made = tokio::task::spawn_blocking(move || {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent);
-        made.map_err(|error| format!("make {}: {error}", parent.display()))
+        made.map_err(|error| format!("make {}: {error}; mount it writable, or set WARMD_CACHE_ROOT", parent.display()))
     });
     made.await.map_err(|_| "the thread that makes directories panicked".to_owned())?
 }
