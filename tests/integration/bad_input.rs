@@ -124,7 +124,7 @@ async fn into_caches_that_are_there_and_read_only_nothing_is_installed() {
     let (cluster, _a, _b) = published().await;
     let mut pod = Pod::new(&cluster, "b");
     let script = "mount -t tmpfs -o mode=700 tmpfs \"$1\" && mkdir -m 700 -p \"$1/torch_compile_cache/torch_aot_compile\" \
-                  && mount -o remount,ro \"$1\"";
+                  && mount -o remount,bind,ro \"$1\"";
     if on_mount(&mut pod, script) {
         starts_cold(&pod, &["is on a read-only file system: mount it writable"]).await;
     }
