@@ -22,8 +22,10 @@ mod warm;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::local;
@@ -102,6 +104,28 @@ impl Socket {
     }
 }
 
+/// The command line of this process; a wrong one ends it, told with the way out.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| with_dashes(error).exit())
+}
+
+/// Says where an engine's command belongs, to those who left out the `--` before it.
+fn with_dashes(mut error: clap::Error) -> clap::Error {
+    let takes_command = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("-- <COMMAND>"));
+    let program = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if takes_command && !word.starts_with('-') => word.clone(),
+        _ => return error,
+    };
+    if error.kind() == ErrorKind::UnknownArgument {
+        let tip = format!("the engine's command comes after `--`: `-- {program} ...`");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// For threads that remove what a command has left half done. One that hangs on a file system is not waited for.
+const CLEANING_UP: Duration = Duration::from_secs(1);
+
 /// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let level = cli.log_level;
@@ -112,7 +136,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             // Short commands speak through their results; logs are for those who ask.
             let config = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
             crate::telemetry::init(&config).context("--log-level")?;
-            runtime()?.block_on(short(other))
+            let runtime = runtime()?;
+            let ended = runtime.block_on(short(other));
+            runtime.shutdown_timeout(CLEANING_UP);
+            ended
         }
     }
 }

@@ -12,4 +12,4 @@ mod process;
 pub use evidence::{AotSlot, Cache, Evidence, Graphs, Seen, StartLog};
 pub use health::{Probe, ProbeError, ProbeFailure, Readiness, Serving, wait};
 pub use output::{MAX_LINE, Observer, Output, Stream};
-pub use process::{Command, Engine, Exit, Member, Signal, StartError, Stopped};
+pub use process::{Command, Engine, Exit, Member, Signal, StartError, Stopped, check, replace_by};

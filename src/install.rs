@@ -45,7 +45,7 @@ pub enum InstallError {
     #[error("cache root: `{path}` {problem}", path = path.display())]
     Root { path: PathBuf, problem: RootProblem },
     /// `wanted` is 0 where the disk itself said that it is full.
-    #[error("no room in `{path}` for {wanted} more bytes beside the reserve", path = path.display())]
+    #[error("no room in `{path}` for {wanted} more bytes beside the reserve: make some, or lower --reserve-bytes", path = path.display())]
     NoSpace { path: PathBuf, wanted: u64 },
     #[error("`{path}` is on another file system than the cache root: entries cannot be moved there in one step", path = path.display())]
     OtherFileSystem { path: PathBuf },
@@ -78,6 +78,7 @@ impl InstallError {
             Errno::NOSPC | Errno::DQUOT => Self::NoSpace { path, wanted: 0 },
             Errno::XDEV => Self::OtherFileSystem { path },
             Errno::LOOP => Self::Root { path, problem: RootProblem::Symlink },
+            Errno::ROFS => Self::Root { path, problem: RootProblem::ReadOnly },
             _ => Self::Io { verb, path, source: errno.into() },
         }
     }

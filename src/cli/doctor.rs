@@ -73,8 +73,7 @@ fn page(found: &Examination, now: UnixTime) -> Vec<String> {
         lines.push(format!("not here: {}", names.join(", ")));
     }
     lines.extend(found.last_start.iter().flat_map(|last| last_start(last, found.same_command, now)));
-    let plain = |c: char| if c.is_control() { '?' } else { c };
-    lines.iter().map(|line| line.chars().map(plain).collect()).collect()
+    lines.iter().map(|line| output::plain(line)).collect()
 }
 
 /// One line, and those below it.

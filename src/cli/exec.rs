@@ -53,7 +53,7 @@ impl Exec {
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
         self.pod.caches.take_aliases();
         let report = self.report.clone();
-        let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
+        let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
         let ended = exec::run(self.job(), say.clone()).await?;
         if let (Some(path), Some(proof)) = (report, &ended.proof) {
             let text = serde_json::to_vec_pretty(proof)?;

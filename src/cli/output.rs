@@ -29,6 +29,11 @@ pub(super) fn bytes(bytes: u64) -> String {
     HumanBytes(bytes).to_string()
 }
 
+/// Without control characters: what others have written cannot reach the terminal's controls.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// `1 holder`, `2 holders`.
 pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
     match number.into() {

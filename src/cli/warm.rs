@@ -100,6 +100,7 @@ impl Warm {
             limits: self.limits(),
             ignore_markers: self.retry,
             quarantine: Arc::default(),
+            witness: Arc::new(()),
         };
         let client = Client::connect(self.pod.socket()).await?;
         run(&client, job).await

@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+pub use self::launch::replace_by;
 use self::processes::{Kill, Processes};
 use super::output::{Output, Stream, pump};
 use crate::lifecycle::Tasks;
@@ -78,6 +79,9 @@ pub enum StartError {
     NoInterpreter(PathBuf),
     #[error("start `{program}`: {source}")]
     Spawn { program: String, source: io::Error },
+    /// [`replace_by`] can start it all the same.
+    #[error("an engine cannot be watched: /proc {0}; mount it in this container (`mount -t proc proc /proc`)")]
+    Unwatchable(&'static str),
     #[error("watch the engine's processes: {0}")]
     Watch(#[from] io::Error),
 }
@@ -265,6 +269,11 @@ impl Engine {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Processes>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether engines can be watched here.
+pub fn check() -> Result<(), StartError> {
+    table::check().map_err(StartError::Unwatchable)
 }
 
 fn list(members: BTreeMap<i32, Member>) -> Vec<Member> {

@@ -104,6 +104,11 @@ impl<'r> Installation<'r> {
         (self.plan.files, self.plan.bytes)
     }
 
+    /// Entries that a commit makes visible.
+    pub fn missing(&self) -> impl Iterator<Item = &RelPath> {
+        self.plan.missing.iter().map(|index| &self.admitted.manifest().entries[*index])
+    }
+
     /// Takes the encoded bytes of one chunk, from any thread, in any order. One that is not needed or was given before is
     /// ignored. After [`InstallError::Corrupt`] the same chunk can be given again; other errors end the installation.
     pub fn chunk(&self, index: usize, encoded: &[u8]) -> Result<(), InstallError> {
@@ -253,10 +258,6 @@ impl<'r> Installation<'r> {
             self.root.dir.open_or_make(parent, DIR_MODE).at("make", self.root.path(), parent)?;
         }
         Ok(parents)
-    }
-
-    fn missing(&self) -> impl Iterator<Item = &RelPath> {
-        self.plan.missing.iter().map(|index| &self.admitted.manifest().entries[*index])
     }
 
     /// Entries that were renamed, and those that somebody else put there since [`Installation::begin`].

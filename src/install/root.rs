@@ -24,6 +24,7 @@ pub enum RootProblem {
     Symlink,
     NotADirectory,
     ParentMissing,
+    ReadOnly,
     OtherOwner {
         owner: u32,
         us: u32,
@@ -41,6 +42,9 @@ impl fmt::Display for RootProblem {
             Self::Symlink => f.write_str("is a symbolic link: name the directory that it points to"),
             Self::NotADirectory => f.write_str("is not a directory"),
             Self::ParentMissing => f.write_str("cannot be made, its parent directory does not exist: make that first"),
+            Self::ReadOnly => {
+                f.write_str("is on a read-only file system: mount it writable, or use another cache root")
+            }
             Self::OtherOwner { owner, us } => {
                 write!(f, "belongs to user {owner}, we are user {us}: use a directory of our own (chown {us})")
             }

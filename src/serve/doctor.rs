@@ -16,10 +16,11 @@ use tokio::time::timeout;
 
 pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, diagnose};
 use super::last_start::LastStart;
-use super::outlook::{Outlook, outlook};
+use super::outlook::{Inquiry, Outlook};
 use super::target::Target;
-use crate::caches::{CacheFamily, Directories, Environment, Interpreter, Known, Launch, Probe, survey};
+use crate::caches::{CacheFamily, Directories, Environment, Launch, survey};
 use crate::digest::{IdentityId, KeyId};
+use crate::engine;
 use crate::identity::{Policy, UnixTime};
 use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
@@ -72,6 +73,9 @@ impl Doctor {
                 None
             }
         };
+        if let Err(error) = engine::check() {
+            found.problems.push(error.to_string());
+        }
         let canonical = launch.as_ref().map(|launch| launch.canonical(&environment)).unwrap_or_default();
         let outlook = self.outlook(&environment, launch.as_ref(), &mut found).await;
         let answers = self.ask(&outlook, &mut found.problems).await;
@@ -88,11 +92,16 @@ impl Doctor {
     }
 
     async fn outlook(&self, environment: &Environment, launch: Option<&Launch>, found: &mut Examination) -> Outlook {
-        let mut probed = environment.clone();
-        if let Some(image) = &self.target.image {
-            probed.set("WARMD_IMAGE_DIGEST", image);
-        }
-        let interpreter = match Interpreter::find(&self.target.command, self.target.python.as_deref(), &probed) {
+        let inquiry = Inquiry {
+            command: &self.target.command,
+            python: self.target.python.as_deref(),
+            image: self.target.image.as_deref(),
+            environment,
+            launch,
+            cache: self.target.facts_cache.clone(),
+            deadline: self.timeout,
+        };
+        let interpreter = match inquiry.interpreter() {
             Ok(interpreter) => interpreter,
             Err(error) => {
                 found.problems.push(error.to_string());
@@ -100,16 +109,10 @@ impl Doctor {
             }
         };
         found.interpreter = Some(interpreter.python.clone());
-        let probe =
-            Probe { interpreter, environment: probed, deadline: self.timeout, cache: self.target.facts_cache.clone() };
-        match probe.run().await {
-            Ok(probed) => {
-                for (fact, known) in probed.facts.iter() {
-                    if let Known::Failed(why) = known {
-                        found.problems.push(format!("{fact} could not be read: {why}"));
-                    }
-                }
-                outlook(environment, &probed.facts, launch)
+        match inquiry.findings(interpreter).await {
+            Ok(findings) => {
+                found.problems.extend(findings.unread.into_iter().chain(findings.lacks));
+                findings.outlook
             }
             Err(error) => {
                 found.problems.push(chain(&error));

@@ -16,6 +16,7 @@ mod trial;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 
 pub use self::proof::{FamilyProof, Proof};
@@ -24,9 +25,10 @@ use self::signals::Signals;
 use self::starts::{Current, History};
 use self::trial::{End, Start};
 use super::last_start::LastStart;
+use super::outlook::Prospect;
 use super::publishing::Publishing;
 use super::target::{Say, Site, Target};
-use super::warming::{self, Terms, Warmed};
+use super::warming::{self, Looked, Terms, Warmed};
 use crate::engine::{self, Command, Engine, Exit, Output, Readiness, Signal, StartError, StartLog};
 use crate::identity::Policy;
 use crate::install::Limits;
@@ -73,7 +75,7 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
         // Whoever wants us to end wants no engine any more.
         signal = signals.ends() => return Ok(Ended { exit: Exit::Signal(signal), proof: None }),
     }
-    plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), &say).await;
+    plan.look_at_roots(exec.budget.saturating_sub(begun.elapsed()), warming::look, &say).await;
     let start = plan.history.start;
     let current = std::mem::take(&mut plan.history).begin(&plan.warmed, &say).await;
     let reporting = Reporting::new(plan.client.clone(), start, begun.elapsed(), exec.budget);
@@ -83,12 +85,15 @@ pub async fn run(exec: Exec, say: Say) -> Result<Ended, StartError> {
     let observer = move |_, line: &str| {
         seen.lock().unwrap_or_else(PoisonError::into_inner).line(line);
     };
-    let started = Engine::start(plan.command(&exec), Output::inherited(Arc::new(observer))).await;
+    let command = plan.command(&exec);
+    let started = Engine::start(command.clone(), Output::inherited(Arc::new(observer))).await;
     let engine = match started {
         Ok(engine) => engine,
         Err(error) => {
             current.end(End::Unknown, &say).await;
-            return Err(error);
+            let StartError::Unwatchable(_) = error else { return Err(error) };
+            say(&format!("{error}: until then it runs without warmd, and nothing is proven or published"));
+            return Err(engine::replace_by(&command));
         }
     };
     let following =
@@ -123,7 +128,7 @@ impl Plan {
         let client = match timeout(left, Client::connect(&exec.target.socket)).await {
             Ok(Ok(client)) => self.client.insert(client).clone(),
             Ok(Err(error)) => return say(&format!("cold start: {error}")),
-            Err(_) => return say("cold start: the agent did not answer within the budget"),
+            Err(_) => return say(&format!("cold start: {}", warming::silent(exec.budget))),
         };
         match &exec.policy {
             // Why was told.
@@ -133,6 +138,7 @@ impl Plan {
                 let terms = Terms {
                     policy: policy.clone(),
                     quarantine: self.history.quarantine.clone(),
+                    witness: self.history.witness(),
                     limits: exec.limits,
                     budget: left,
                     ignore_markers: false,
@@ -148,21 +154,32 @@ impl Plan {
         }
     }
 
-    /// What is there before the engine adds to it. A root that is not looked through in time is left out of what follows:
-    /// nobody could tell what the engine made there.
-    async fn look_at_roots(&mut self, left: Duration, say: &Say) {
+    /// What is there before the engine adds to it. A root that `look` cannot look through in time is left out of what
+    /// follows: nobody could tell what the engine made there.
+    async fn look_at_roots(
+        &mut self,
+        left: Duration,
+        look: impl AsyncFn(&Prospect) -> Result<Looked, String>,
+        say: &Say,
+    ) {
         warming::add_unoffered(&mut self.warmed, &self.site.outlook.prospects);
-        let ends = tokio::time::Instant::now() + left.max(LEAST_LOOK);
-        for mut warmed in std::mem::take(&mut self.warmed) {
-            match tokio::time::timeout_at(ends, warmed.look()).await {
-                Ok(()) => self.warmed.push(warmed),
-                Err(_) => say(&format!(
-                    "{}: {} could not be looked through in time: nothing of it is proven or published",
-                    warmed.prospect.family.name,
-                    warmed.prospect.root.display()
-                )),
+        let limit = left.max(LEAST_LOOK);
+        let looking = self.warmed.drain(..).map(async |mut warmed| {
+            let root = warmed.prospect.root.display();
+            let late = || format!("{root} was not looked through within {limit:?}: remove what no engine needs");
+            let looked = timeout(limit, look(&warmed.prospect)).await.unwrap_or_else(|_| Err(late()));
+            match looked {
+                Ok(looked) => {
+                    warmed.saw(looked);
+                    Some(warmed)
+                }
+                Err(trouble) => {
+                    say(&format!("{}: {trouble}; nothing of it is proven or published", warmed.prospect.family.name));
+                    None
+                }
             }
-        }
+        });
+        self.warmed = join_all(looking).await.into_iter().flatten().collect();
     }
 
     fn command(&self, exec: &Exec) -> Command {
@@ -277,3 +294,6 @@ impl Following<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,6 +109,7 @@ async fn bring(job: &Warm, site: &mut Site, begun: Instant, say: &Say) -> Result
     let terms = Terms {
         policy,
         quarantine: Arc::new(timeout(left(), quarantine(site.root.clone(), say)).await.map_err(over)?),
+        witness: Arc::new(()),
         limits: job.limits,
         budget: left(),
         ignore_markers: job.ignore_markers,
@@ -178,9 +179,16 @@ pub async fn publish(job: Publish, say: &Say) -> Result<usize, PublishError> {
     site.identify(&job.target, FACTS, say).await.map_err(PublishError::NoFacts)?;
     let ends = tokio::time::Instant::now() + job.publish_timeout;
     let client = timeout_at(ends, Client::connect(&job.target.socket)).await.map_err(|_| Unpublished::Busy)??;
-    let mut warmed: Vec<Warmed> = site.outlook.prospects.iter().map(|one| Warmed::new(one.clone(), 0)).collect();
-    for one in &mut warmed {
-        timeout_at(ends, one.look()).await.map_err(|_| Unpublished::Busy)?;
+    let mut warmed = Vec::new();
+    for prospect in &site.outlook.prospects {
+        let mut one = Warmed::new(prospect.clone(), 0);
+        match timeout_at(ends, warming::look(prospect)).await.map_err(|_| Unpublished::Busy)? {
+            Ok(looked) => {
+                one.saw(looked);
+                warmed.push(one);
+            }
+            Err(trouble) => say(&format!("{}: {trouble}; nothing of it is published", prospect.family.name)),
+        }
     }
     // Nobody has read the engine's log here: nothing is measured.
     let log = Mutex::new(StartLog::default());

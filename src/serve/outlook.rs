@@ -1,9 +1,16 @@
 //! Which families concern this node and this engine, where each one's directory is, and which entries fit.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::artifact::SourceIdentity;
-use crate::caches::{CacheFamily, Environment, Fact, Facts, IdentityError, Known, Launch};
+use crate::caches::{
+    CacheFamily, Environment, Fact, Facts, IdentityError, Interpreter, InterpreterError, Known, Launch, Probe,
+    ProbeError,
+};
+
+const PYTHON: &str = "mend the package, or name the engine's interpreter with --python (`warmd facts` tells more)";
 
 /// A family that can be warmed here.
 #[derive(Debug, Clone)]
@@ -22,6 +29,91 @@ pub struct Outlook {
     pub failed: Vec<IdentityError>,
     /// Nothing is wrong: there is nothing of this kind here.
     pub absent: Vec<IdentityError>,
+}
+
+impl Outlook {
+    /// What is left out because something is wrong, and the way out; a line for each cause.
+    pub fn left_out(&self) -> Vec<String> {
+        let mut facts: BTreeMap<(Fact, &str), Vec<&str>> = BTreeMap::new();
+        let mut others = Vec::new();
+        for error in &self.failed {
+            match error {
+                IdentityError::Failed { family, fact, why } => facts.entry((*fact, why)).or_default().push(family),
+                other => others.push(format!("left out: {other}")),
+            }
+        }
+        let lines = facts
+            .into_iter()
+            .map(|((fact, why), families)| format!("left out: {}: {}", families.join(", "), unreadable(fact, why)));
+        lines.chain(others).collect()
+    }
+}
+
+/// Which fact could not be read, and the way out.
+fn unreadable(fact: Fact, why: &str) -> String {
+    let way_out = match fact {
+        Fact::Model | Fact::Revision => "mend the engine's command",
+        Fact::CacheRoot => "use another cache root",
+        Fact::Image => "mend WARMD_IMAGE_DIGEST, or --image-digest",
+        _ => PYTHON,
+    };
+    format!("{fact} could not be read: {why}; {way_out}")
+}
+
+/// Which engine to look at, and how long to ask its interpreter.
+pub(super) struct Inquiry<'a> {
+    pub(super) command: &'a [String],
+    /// Replaces the interpreter that the command names.
+    pub(super) python: Option<&'a Path>,
+    pub(super) image: Option<&'a str>,
+    /// The engine's.
+    pub(super) environment: &'a Environment,
+    pub(super) launch: Option<&'a Launch>,
+    /// Answers are kept here.
+    pub(super) cache: Option<PathBuf>,
+    pub(super) deadline: Duration,
+}
+
+/// What the interpreter said, and what follows from it.
+pub(super) struct Findings {
+    pub(super) outlook: Outlook,
+    /// Facts that could not be read, each with the way out.
+    pub(super) unread: Vec<String>,
+    /// What every engine has and this interpreter has not.
+    pub(super) lacks: Option<String>,
+}
+
+impl Inquiry<'_> {
+    pub(super) fn interpreter(&self) -> Result<Interpreter, InterpreterError> {
+        Interpreter::find(self.command, self.python, &self.probed())
+    }
+
+    pub(super) async fn findings(&self, interpreter: Interpreter) -> Result<Findings, ProbeError> {
+        let python = interpreter.python.clone();
+        let (environment, cache) = (self.probed(), self.cache.clone());
+        let facts = Probe { interpreter, environment, deadline: self.deadline, cache }.run().await?.facts;
+        let unread = facts.iter().filter_map(|(fact, known)| match known {
+            Known::Failed(why) => Some(unreadable(fact, why)),
+            _ => None,
+        });
+        let lacks = match facts.get(Fact::Torch) {
+            Some(Known::Absent(why)) => Some(format!(
+                "{} has no torch ({why}): if that is not the engine's interpreter, name it with --python",
+                python.display()
+            )),
+            _ => None,
+        };
+        let outlook = outlook(self.environment, &facts, self.launch);
+        Ok(Findings { outlook, unread: unread.collect(), lacks })
+    }
+
+    fn probed(&self) -> Environment {
+        let mut environment = self.environment.clone();
+        if let Some(image) = self.image {
+            environment.set("WARMD_IMAGE_DIGEST", image);
+        }
+        environment
+    }
 }
 
 /// `environment` is the engine's. `launch` is absent where its command line could not be understood.

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::outlook::{Outlook, outlook};
-use crate::caches::{Directories, Environment, Interpreter, Launch, Probe};
+use tokio::time::timeout;
+
+use super::outlook::{Inquiry, Outlook};
+use crate::caches::{Directories, Environment, Launch};
 use crate::engine::{self, Serving};
 use crate::local::chain;
 
@@ -30,6 +32,7 @@ pub struct Target {
 }
 
 /// A target looked at.
+#[derive(Debug, Default)]
 pub(super) struct Site {
     /// The engine's, with the directory variables.
     pub(super) environment: Environment,
@@ -70,17 +73,20 @@ impl Site {
 
     /// Asks the interpreter for facts, within `deadline`. Fails with the reason why nothing is known.
     pub(super) async fn identify(&mut self, target: &Target, deadline: Duration, say: &Say) -> Result<(), String> {
-        let mut environment = self.environment.clone();
-        if let Some(image) = &target.image {
-            environment.set("WARMD_IMAGE_DIGEST", image);
-        }
-        let interpreter = Interpreter::find(&target.command, target.python.as_deref(), &environment);
-        let interpreter = interpreter.map_err(|error| error.to_string())?;
-        let probe = Probe { interpreter, environment, deadline, cache: target.facts_cache.clone() };
-        let probed = tokio::time::timeout(deadline, probe.run()).await;
-        let probed = probed.map_err(|_| format!("no facts within {deadline:?}"))?.map_err(|error| chain(&error))?;
-        self.outlook = outlook(&self.environment, &probed.facts, self.launch.as_ref());
-        self.outlook.failed.iter().for_each(|error| say(&format!("left out: {error}")));
+        let inquiry = Inquiry {
+            command: &target.command,
+            python: target.python.as_deref(),
+            image: target.image.as_deref(),
+            environment: &self.environment,
+            launch: self.launch.as_ref(),
+            cache: target.facts_cache.clone(),
+            deadline,
+        };
+        let interpreter = inquiry.interpreter().map_err(|error| error.to_string())?;
+        let found = timeout(deadline, inquiry.findings(interpreter)).await;
+        let found = found.map_err(|_| format!("no facts within {deadline:?}"))?.map_err(|error| chain(&error))?;
+        found.outlook.left_out().iter().chain(&found.lacks).for_each(|line| say(line));
+        self.outlook = found.outlook;
         Ok(())
     }
 

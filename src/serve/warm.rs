@@ -9,6 +9,7 @@
 //! leaves a negative marker, so that the ranks that come later do not pay for it again (I7).
 
 mod install;
+mod witness;
 mod works;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Streaming;
 
+pub use self::witness::{TooLate, Witness};
 use self::works::Works;
 use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};
 use crate::digest::ArtifactId;
@@ -46,6 +48,8 @@ pub struct Job {
     pub ignore_markers: bool,
     /// What is not installed although the policy admits it.
     pub quarantine: Arc<Quarantine>,
+    /// Hears of what is about to become visible.
+    pub witness: Arc<dyn Witness>,
 }
 
 /// One artifact that was offered.
@@ -133,6 +137,12 @@ struct Failure {
 impl From<InstallError> for Failure {
     fn from(error: InstallError) -> Self {
         Self { class: error.class(), detail: chain(&error) }
+    }
+}
+
+impl From<TooLate> for Failure {
+    fn from(error: TooLate) -> Self {
+        Self { class: NegativeClass::Transient, detail: error.to_string() }
     }
 }
 

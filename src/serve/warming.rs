@@ -14,10 +14,10 @@ use super::outlook::Prospect;
 use super::quarantine::Quarantine;
 use super::received::Received;
 use super::target::Say;
-use super::warm::{self, Job, Report, Verdict};
+use super::warm::{self, Job, Report, Verdict, Witness};
 use super::worth::{self, Offers};
 use crate::artifact::RelPath;
-use crate::caches::{Entry, Subject, Survey, survey};
+use crate::caches::{Entry, ScanError, Subject, Survey, survey};
 use crate::digest::IdentityId;
 use crate::identity::Policy;
 use crate::install::Limits;
@@ -50,16 +50,9 @@ impl Warmed {
         Self { prospect, offered, report: None, trouble: None, before, received }
     }
 
-    /// Looks at what is in the root.
-    pub(super) async fn look(&mut self) {
-        let looked = look(&self.prospect, |root, identity, survey| {
-            let received = Received::read(root, &identity).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what came from other nodes is not known");
-                Received::default()
-            });
-            (entries_of(&survey, |_, _| true), entries_of(&survey, |subject, entry| received.has(subject, entry)))
-        });
-        (self.before, self.received) = looked.await;
+    /// As it was before the engine added to it.
+    pub(super) fn saw(&mut self, looked: Looked) {
+        Looked { entries: self.before, received: self.received } = looked;
     }
 
     /// Entries that are known to be in an artifact already.
@@ -72,26 +65,33 @@ impl Warmed {
     }
 }
 
-/// What is in a family's root; nothing, if it cannot be looked at.
-pub(super) async fn entries(prospect: &Prospect) -> Entries {
-    look(prospect, |_, _, survey| entries_of(&survey, |_, _| true)).await
+/// What is in a family's root, and which of it came from the fleet.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) entries: Entries,
+    pub(super) received: Entries,
 }
 
-async fn look<T: Default + Send + 'static>(
-    prospect: &Prospect,
-    judge: impl FnOnce(&Path, IdentityId, Survey) -> T + Send + 'static,
-) -> T {
+/// Looks through a family's root. Fails with the reason why nothing is known of it.
+pub(super) async fn look(prospect: &Prospect) -> Result<Looked, String> {
     let (family, root, identity) = (prospect.family, prospect.root.clone(), prospect.identity.id());
-    let looked =
-        tokio::task::spawn_blocking(move || survey(&root, family).map(|survey| judge(&root, identity, survey)));
-    match looked.await {
-        Ok(Ok(judged)) => judged,
-        Ok(Err(error)) => {
-            tracing::warn!(family = family.name, error = %chain(&error), "look at a cache");
-            T::default()
-        }
-        Err(_) => T::default(),
-    }
+    let looking = tokio::task::spawn_blocking(move || {
+        let survey = survey(&root, family)?;
+        let received = Received::read(&root, &identity).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what came from other nodes is not known");
+            Received::default()
+        });
+        let received = entries_of(&survey, |subject, entry| received.has(subject, entry));
+        Ok(Looked { entries: entries_of(&survey, |_, _| true), received })
+    });
+    let looked: Result<Looked, ScanError> =
+        looking.await.map_err(|_| "the thread that looks at it panicked".to_owned())?;
+    looked.map_err(|error| chain(&error))
+}
+
+/// Why nothing is known of an agent that does not answer.
+pub(super) fn silent(limit: Duration) -> String {
+    format!("the agent did not answer within {limit:?}: see its log, or give it more time with --budget")
 }
 
 fn entries_of(survey: &Survey, counts: impl Fn(&str, &Entry) -> bool) -> Entries {
@@ -106,6 +106,8 @@ fn entries_of(survey: &Survey, counts: impl Fn(&str, &Entry) -> bool) -> Entries
 pub(super) struct Terms {
     pub(super) policy: Arc<Policy>,
     pub(super) quarantine: Arc<Quarantine>,
+    /// Told what is about to become visible.
+    pub(super) witness: Arc<dyn Witness>,
     pub(super) limits: Limits,
     /// Of all of them together.
     pub(super) budget: Duration,
@@ -140,6 +142,7 @@ pub(super) async fn all(client: &Client, prospects: &[Prospect], terms: &Terms, 
             limits: terms.limits,
             ignore_markers: terms.ignore_markers,
             quarantine: terms.quarantine.clone(),
+            witness: terms.witness.clone(),
         };
         let (client, say) = (client.clone(), say.clone());
         running.spawn(async move {
@@ -174,7 +177,7 @@ async fn parents(root: &Path) -> Result<(), String> {
     let Some(parent) = root.parent().map(Path::to_owned) else { return Ok(()) };
     let made = tokio::task::spawn_blocking(move || {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent);
-        made.map_err(|error| format!("make {}: {error}", parent.display()))
+        made.map_err(|error| format!("make {}: {error}; mount it writable, or set WARMD_CACHE_ROOT", parent.display()))
     });
     made.await.map_err(|_| "the thread that makes directories panicked".to_owned())?
 }
@@ -188,7 +191,7 @@ async fn offers(
 ) -> Result<BTreeMap<IdentityId, Offers>, String> {
     let identities: Vec<IdentityId> = prospects.iter().map(|prospect| prospect.identity.id()).collect();
     let asked = timeout(left, client.find(&identities)).await;
-    let reply = asked.map_err(|_| "the agent did not answer in time".to_owned())?.map_err(|error| chain(&error))?;
+    let reply = asked.map_err(|_| silent(left))?.map_err(|error| chain(&error))?;
     if !reply.metadata_failure.is_empty() {
         say(&format!("only what this node has: {}", reply.metadata_failure));
     }
@@ -254,12 +257,12 @@ mod tests {
         let identity = SourceIdentity::new("modelinfos".parse().unwrap(), BTreeMap::new()).unwrap();
         std::fs::write(root.path().join("a.json"), "{}").unwrap();
         let mut warmed = Warmed::new(Prospect { family, root: root.path().to_owned(), identity }, 1);
-        warmed.look().await;
+        warmed.saw(look(&warmed.prospect).await.unwrap());
         assert_eq!(warmed.before[""].len(), 1);
         assert_eq!(warmed.known(), Entries::from([(String::new(), BTreeSet::new())]), "what nobody brought is new");
         let (identity, entry) = (warmed.prospect.identity.id(), RelPath::new("a.json").unwrap());
         Received::add(root.path(), identity, "", &[entry], SystemTime::now()).unwrap();
-        warmed.look().await;
+        warmed.saw(look(&warmed.prospect).await.unwrap());
         assert_eq!(warmed.known(), warmed.before);
     }
 }

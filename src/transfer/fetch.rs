@@ -3,7 +3,8 @@
 //! One task owns the plan. Requests run as tasks of a set that the driver owns, so ending the fetch ends them. What is
 //! verified is in the store at once, where this node's own provider serves it onward while the rest is still on its way.
 
-use std::collections::HashMap;
+mod driver;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,28 +13,23 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
 
+use self::driver::Driver;
 use super::buffers::Buffers;
 use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
-use super::plan::{Action, Failure, Have, Locality, Plan, PlanConfig, RequestId};
+use super::plan::{Locality, PlanConfig};
 use super::request::{Event, Peer, Shared};
-use crate::artifact::{Admitted, Manifest};
+use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
-use crate::store::{Held, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// A holder that does not answer with the manifest within this time gets company.
 const HEDGE_AFTER: Duration = Duration::from_millis(300);
 
 /// No holder is asked for a manifest longer than this.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// While a fetch runs, the directory is asked again, because pullers that started with us have become holders: soon at
-/// first, then half as often each time, down to the last.
-const FIND_FIRST: Duration = Duration::from_millis(40);
-const FIND_LAST: Duration = Duration::from_secs(2);
 
 /// Events that requests may be ahead of the driver.
 const EVENTS: usize = 1024;
@@ -206,224 +202,5 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(FetchError::Thread(error)),
-    }
-}
-
-struct Driver<'f> {
-    fetcher: &'f Fetcher,
-    artifact: Held,
-    shared: Arc<Shared>,
-    plan: Plan,
-    peers: HashMap<NodeId, Peer>,
-    requests: JoinSet<()>,
-    handles: HashMap<RequestId, (NodeId, AbortHandle)>,
-    senders: std::collections::HashSet<NodeId>,
-    find: Find,
-    finding: Option<BoxFuture<'static, Vec<Source>>>,
-    /// When the directory answered last, and how long that answer serves.
-    found_at: Instant,
-    find_every: Duration,
-    progress: &'f watch::Sender<Progress>,
-    wire_bytes: u64,
-    reused_bytes: u64,
-}
-
-impl<'f> Driver<'f> {
-    fn new(
-        fetcher: &'f Fetcher,
-        artifact: Held,
-        shared: Arc<Shared>,
-        find: Find,
-        progress: &'f watch::Sender<Progress>,
-    ) -> Self {
-        let now = Instant::now();
-        let manifest = artifact.signed().manifest();
-        let have = artifact.have();
-        let lens: Vec<u32> = manifest.chunks.iter().map(|chunk| chunk.encoded_len).collect();
-        let reused_bytes = have.ones().map(|index| u64::from(lens[index])).sum();
-        let plan = Plan::new(fetcher.config.clone(), lens, &have, rand::random());
-        Self {
-            fetcher,
-            artifact,
-            shared,
-            plan,
-            peers: HashMap::new(),
-            requests: JoinSet::new(),
-            handles: HashMap::new(),
-            senders: std::collections::HashSet::new(),
-            find,
-            finding: None,
-            found_at: now,
-            find_every: FIND_FIRST,
-            progress,
-            wire_bytes: 0,
-            reused_bytes,
-        }
-    }
-
-    fn manifest(&self) -> &Manifest {
-        self.artifact.signed().manifest()
-    }
-
-    fn add(&mut self, source: Source) {
-        let now = Instant::now();
-        if !self.plan.add_holder(source.node, source.locality, now) {
-            return;
-        }
-        if source.complete {
-            self.plan.set_have(source.node, Have::All, now);
-        }
-        self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs });
-    }
-
-    async fn drive(&mut self, mut events: mpsc::Receiver<Event>, deadline: Instant) -> Result<Fetched, FetchError> {
-        loop {
-            self.act();
-            self.tell();
-            if self.plan.is_complete() {
-                let holders = u32::try_from(self.senders.len()).unwrap_or(u32::MAX);
-                return Ok(Fetched { wire_bytes: self.wire_bytes, reused_bytes: self.reused_bytes, holders });
-            }
-            self.look_around()?;
-            let wake = self.plan.next_deadline().unwrap_or(deadline).min(deadline).min(self.found_at + self.find_every);
-            tokio::select! {
-                Some(event) = events.recv() => {
-                    self.apply(event)?;
-                    // What is already there is taken in before the plan is asked again.
-                    while let Ok(event) = events.try_recv() {
-                        self.apply(event)?;
-                    }
-                }
-                sources = found(&mut self.finding) => {
-                    self.finding = None;
-                    self.found_at = Instant::now();
-                    self.find_every = (self.find_every * 2).min(FIND_LAST);
-                    sources.into_iter().for_each(|source| self.add(source));
-                }
-                () = tokio::time::sleep_until(wake.into()) => {}
-            }
-            while self.requests.try_join_next().is_some() {}
-            if Instant::now() >= deadline {
-                let progress = self.plan.progress();
-                return Err(FetchError::Deadline { bytes: progress.bytes_done, bytes_total: progress.bytes });
-            }
-        }
-    }
-
-    /// Does what the plan asks for.
-    fn act(&mut self) {
-        while let Some(action) = self.plan.next(Instant::now()) {
-            match action {
-                Action::Request { request, node, indices } => self.request(request, node, indices),
-                Action::Cancel { request, .. } => {
-                    if let Some((_, handle)) = self.handles.remove(&request) {
-                        handle.abort();
-                    }
-                    self.plan.on_failed(request, Failure::Reset, Instant::now());
-                }
-                Action::AskHave { node } => {
-                    if let Some(peer) = self.peers.get(&node) {
-                        self.requests.spawn(self.shared.clone().have(peer.clone()));
-                    }
-                }
-            }
-        }
-    }
-
-    fn request(&mut self, id: RequestId, node: NodeId, indices: Vec<u32>) {
-        let chunks = &self.manifest().chunks;
-        let wanted = indices.iter().filter_map(|index| Some((*index, *chunks.get(*index as usize)?))).collect();
-        let Some(peer) = self.peers.get(&node).cloned() else {
-            self.plan.on_failed(id, Failure::Disconnected, Instant::now());
-            return;
-        };
-        let handle = self.requests.spawn(self.shared.clone().chunks(id, peer, wanted));
-        self.handles.insert(id, (node, handle));
-    }
-
-    fn apply(&mut self, event: Event) -> Result<(), FetchError> {
-        let now = Instant::now();
-        match event {
-            Event::FirstByte(id) => self.plan.on_first_byte(id, now),
-            Event::Bytes(id, bytes) => self.plan.on_bytes(id, bytes, now),
-            Event::Verified(id, index) => self.verified(id, index, now),
-            Event::Bad(id, index) => {
-                let holder = self.handles.get(&id).map(|(node, _)| node.short());
-                tracing::warn!(artifact = %self.shared.artifact.short(), index, ?holder, "chunk does not match its digest: holder dropped");
-                self.fetcher.metrics.bad_chunks.inc();
-                self.plan.on_bad_chunk(id, now);
-            }
-            Event::Store(error) => return Err(error.into()),
-            Event::Finished(id) => {
-                self.handles.remove(&id);
-                self.plan.on_finished(id, now);
-            }
-            Event::Failed(id, failure) => {
-                if matches!(failure, Failure::Busy { .. } | Failure::NotFound) {
-                    self.look_again();
-                }
-                self.handles.remove(&id);
-                self.plan.on_failed(id, failure, now);
-            }
-            Event::Have(node, answer) => {
-                let have = if answer.have.is_full() { Have::All } else { Have::Some(answer.have) };
-                self.plan.set_have(node, have, now);
-            }
-            Event::NoHave(node, failure) => self.plan.on_have_failed(node, failure, now),
-        }
-        Ok(())
-    }
-
-    fn verified(&mut self, id: RequestId, index: u32, now: Instant) {
-        let bytes = u64::from(self.manifest().chunks[index as usize].encoded_len);
-        self.wire_bytes += bytes;
-        let metrics = &self.fetcher.metrics;
-        metrics.received_bytes.inc_by(bytes);
-        metrics.received_chunks.inc();
-        if let Some((node, _)) = self.handles.get(&id) {
-            self.senders.insert(*node);
-        }
-        if self.plan.on_chunk(id, index, now) == super::plan::ChunkOutcome::Duplicate {
-            metrics.duplicate_chunks.inc();
-        }
-    }
-
-    /// Asks the directory again now and then, and gives up when it knows nobody new.
-    fn look_around(&mut self) -> Result<(), FetchError> {
-        let now = Instant::now();
-        let stuck = self.plan.is_stuck(now);
-        if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + self.find_every) {
-            let fresh = now < self.found_at + self.find_every;
-            match stuck {
-                Some(_) if fresh && self.handles.is_empty() => {
-                    return Err(FetchError::NoHolder(self.shared.artifact));
-                }
-                _ => self.look_again(),
-            }
-        }
-        Ok(())
-    }
-
-    fn look_again(&mut self) {
-        if self.finding.is_none() {
-            self.finding = Some((self.find)());
-        }
-    }
-
-    fn tell(&self) {
-        let progress = self.plan.progress();
-        self.progress.send_replace(Progress {
-            bytes: progress.bytes_done,
-            bytes_total: progress.bytes,
-            holders: u32::try_from(progress.holders_active).unwrap_or(u32::MAX),
-        });
-    }
-}
-
-/// The directory's answer; never, while it is not being asked.
-async fn found(finding: &mut Option<BoxFuture<'static, Vec<Source>>>) -> Vec<Source> {
-    match finding {
-        Some(answer) => answer.await,
-        None => std::future::pending().await,
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use warmd::engine::{AotSlot, Command, Engine, Exit, Member, Output, Readiness, Signal, StartError, StartLog, wait};
 
 use crate::harness::engine::{
-    DEADLINE, Entry, FakeEngine, Kept, Kin, Running, Step, alone, eventually, flood, is_alive, kill,
+    DEADLINE, Entry, FakeEngine, Kept, Kin, Running, Step, alone, eventually, flood, is_alive, kill, own_proc,
 };
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -28,6 +28,9 @@ fn pids(members: &[Member]) -> Vec<i32> {
 
 #[tokio::test]
 async fn an_engine_leads_a_session_and_only_it_sees_the_changed_environment() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Report { variable: "WARMD_FAKE_VARIABLE".to_owned() }]);
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path().canonicalize().unwrap();
@@ -44,6 +47,9 @@ async fn an_engine_leads_a_session_and_only_it_sees_the_changed_environment() {
 
 #[tokio::test]
 async fn many_await_the_end_and_a_code_is_told_from_a_signal() {
+    if !own_proc() {
+        return;
+    }
     for (step, exit, shell) in
         [(Step::Exit(3), Exit::Code(3), 3), (Step::Exit(0), Exit::Code(0), 0), (Step::Raise(6), Exit::Signal(6), 134)]
     {
@@ -60,6 +66,9 @@ async fn many_await_the_end_and_a_code_is_told_from_a_signal() {
 
 #[tokio::test]
 async fn an_engine_that_ends_at_sigterm_is_not_killed() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Child(CORE), ready()]);
     let mut running = fake.start().await;
     let core = running.core().await;
@@ -75,6 +84,9 @@ async fn an_engine_that_ends_at_sigterm_is_not_killed() {
 
 #[tokio::test]
 async fn what_ignores_sigterm_or_left_the_session_or_lost_its_parent_is_killed_and_named() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::BeDeaf, Step::Child(IN_SESSION), Step::Child(OUTSIDE), Step::Child(ADOPTED)]);
     let mut running = fake.start().await;
     let mut all = vec![running.engine.leader(), running.child().await, running.child().await, running.child().await];
@@ -89,6 +101,9 @@ async fn what_ignores_sigterm_or_left_the_session_or_lost_its_parent_is_killed_a
 
 #[tokio::test]
 async fn a_killed_core_ends_the_engine_with_code_0_and_what_it_leaves_gets_sigterm() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Child(OUTSIDE), Step::Child(CORE)]);
     let mut running = fake.start().await;
     let outside = running.child().await;
@@ -108,6 +123,9 @@ async fn a_killed_core_ends_the_engine_with_code_0_and_what_it_leaves_gets_sigte
 
 #[tokio::test]
 async fn what_outlives_its_leader_and_ignores_sigterm_is_killed_after_the_grace() {
+    if !own_proc() {
+        return;
+    }
     let deaf = Kin { deaf: true, ..OUTSIDE };
     let fake = FakeEngine::new(vec![Step::Child(deaf)]);
     let mut running = fake.start().await;
@@ -119,6 +137,9 @@ async fn what_outlives_its_leader_and_ignores_sigterm_is_killed_after_the_grace(
 
 #[tokio::test]
 async fn dropping_an_engine_kills_all_of_it() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::BeDeaf, Step::Child(IN_SESSION), Step::Child(ADOPTED)]);
     let mut running = fake.start().await;
     let all = [running.engine.leader(), running.child().await, running.child().await];
@@ -130,6 +151,9 @@ async fn dropping_an_engine_kills_all_of_it() {
 
 #[tokio::test]
 async fn a_stop_that_was_given_up_can_be_hastened() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::BeDeaf, ready()]);
     let mut running = fake.start().await;
     running.line("ready").await;
@@ -141,6 +165,9 @@ async fn a_stop_that_was_given_up_can_be_hastened() {
 
 #[tokio::test]
 async fn an_adopted_process_that_ends_is_reaped_while_the_engine_runs() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Child(ADOPTED)]);
     let mut running = fake.start().await;
     let adopted = running.child().await;
@@ -152,6 +179,9 @@ async fn an_adopted_process_that_ends_is_reaped_while_the_engine_runs() {
 
 #[tokio::test]
 async fn signals_are_passed_on_to_the_leader() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![ready()]);
     let mut running = fake.start().await;
     running.line("ready").await;
@@ -166,6 +196,9 @@ async fn signals_are_passed_on_to_the_leader() {
 
 #[tokio::test]
 async fn a_second_engine_has_to_wait_until_the_first_is_gone() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::BeDeaf, ready()]);
     let mut running = fake.start().await;
     running.line("ready").await;
@@ -178,6 +211,9 @@ async fn a_second_engine_has_to_wait_until_the_first_is_gone() {
 
 #[tokio::test]
 async fn a_program_that_cannot_be_started_leaves_the_place_free() {
+    if !own_proc() {
+        return;
+    }
     let alone = alone().await;
     let dir = tempfile::tempdir().unwrap();
     let broken = dir.path().join("broken");
@@ -196,6 +232,9 @@ async fn a_program_that_cannot_be_started_leaves_the_place_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn megabytes_arrive_unchanged_and_each_stream_where_it_belongs() {
+    if !own_proc() {
+        return;
+    }
     let len = 5_000_000;
     let fake = FakeEngine::new(vec![
         Step::Complain("on standard error".to_owned()),
@@ -214,6 +253,9 @@ async fn megabytes_arrive_unchanged_and_each_stream_where_it_belongs() {
 
 #[tokio::test]
 async fn a_process_that_holds_the_output_open_does_not_keep_it_from_ending() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Child(OUTSIDE), Step::Say("last words".to_owned()), Step::Exit(1)]);
     let mut running = fake.start().await;
     let holder = running.child().await;
@@ -225,6 +267,9 @@ async fn a_process_that_holds_the_output_open_does_not_keep_it_from_ending() {
 
 #[tokio::test]
 async fn an_engine_is_ready_when_its_health_is_and_not_before() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Serve { unavailable: 2 }]);
     let mut running = fake.start().await;
     let readiness = wait(&fake.probe(), DEADLINE, running.engine.exited()).await;
@@ -234,6 +279,9 @@ async fn an_engine_is_ready_when_its_health_is_and_not_before() {
 
 #[tokio::test]
 async fn waiting_for_an_engine_ends_with_the_engine_or_with_the_deadline() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Exit(7)]);
     let mut running = fake.start().await;
     let readiness = wait(&fake.probe(), DEADLINE, running.engine.exited()).await;
@@ -250,6 +298,9 @@ async fn waiting_for_an_engine_ends_with_the_engine_or_with_the_deadline() {
 
 #[tokio::test]
 async fn an_engine_can_crash_right_after_it_was_ready() {
+    if !own_proc() {
+        return;
+    }
     let fake = FakeEngine::new(vec![Step::Serve { unavailable: 0 }, Step::AwaitHealthy, Step::Raise(9)]);
     let mut running = fake.start().await;
     let readiness = wait(&fake.probe(), DEADLINE, running.engine.exited()).await;
@@ -260,6 +311,9 @@ async fn an_engine_can_crash_right_after_it_was_ready() {
 
 #[tokio::test]
 async fn the_log_of_a_start_tells_what_was_compiled_and_of_the_next_what_was_found() {
+    if !own_proc() {
+        return;
+    }
     let root = tempfile::tempdir().unwrap();
     let key = "348fd1f53f1288e7b7d4f92e3b1446d86243296fd5981cd7dd3f01f5b1fe1c3f".to_owned();
     let entries = [
@@ -318,6 +372,9 @@ async fn supervisor_that_is_killed() {
 
 #[tokio::test]
 async fn when_warmd_is_killed_the_leader_gets_sigterm_and_takes_its_core_along() {
+    if !own_proc() {
+        return;
+    }
     let alone = alone().await;
     let fake = FakeEngine::new(vec![Step::Report { variable: "-".to_owned() }, Step::Child(CORE)]);
     let mut supervisor = std::process::Command::new(std::env::current_exe().unwrap())

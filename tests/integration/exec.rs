@@ -1,16 +1,19 @@
 //! `warmd exec` as a user runs it: in front of an engine, with agents of a cluster behind it.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::process::Child;
 use warmd::caches::{Fact, Facts, Known};
 
 use super::harness::cluster::{Cluster, DEADLINE, Node};
-use super::harness::engine::{Entry, FakeEngine, Step};
+use super::harness::engine::{Entry, FakeEngine, Step, own_proc};
 
 pub(super) const KEY: &str = "59af47c66413a5910b866cce6084d50ccc284a7a076b121273f1cdc02e764963";
 
@@ -49,18 +52,20 @@ pub(super) fn engine() -> FakeEngine {
 pub(super) struct Ran {
     pub(super) code: Option<i32>,
     pub(super) stderr: String,
-    report: Option<Value>,
+    pub(super) report: Option<Value>,
 }
 
 pub(super) struct Pod {
     pub(super) dir: tempfile::TempDir,
     options: Vec<String>,
+    /// A program, and its arguments, that runs what follows.
+    pub(super) within: Vec<String>,
 }
 
 impl Pod {
     pub(super) fn new(cluster: &Cluster, agent: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let pod = Self { dir, options: Vec::new() };
+        let pod = Self { dir, options: Vec::new(), within: Vec::new() };
         let python = python(pod.dir.path(), &[]);
         let socket = cluster.config(agent).local.socket;
         pod.with("--socket", socket.to_str().unwrap())
@@ -80,41 +85,61 @@ impl Pod {
     }
 
     /// Runs the engine, and ends it by SIGTERM once `until` is in a line on standard error.
-    async fn exec(&self, command: &[&str], until: &str) -> Ran {
-        let report = self.dir.path().join("report.json");
-        let mut warmd = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
-        warmd.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.dir.path());
-        warmd.arg("exec").args(&self.options).arg("--report").arg(&report).arg("--").args(command);
-        let mut child = warmd.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-        let pid = rustix::process::Pid::from_raw(child.id().unwrap() as i32).unwrap();
+    async fn exec(&self, command: &[impl AsRef<OsStr>], until: &str) -> Ran {
+        let terminate = |line: &str, pid| {
+            if line.contains(until) {
+                kill_process(pid, Signal::TERM).unwrap();
+            }
+        };
+        self.follow(command, terminate).await
+    }
+
+    /// Runs the engine; `heard` gets the lines on standard error, and warmd's process.
+    pub(super) async fn follow(&self, command: &[impl AsRef<OsStr>], mut heard: impl FnMut(&str, Pid)) -> Ran {
+        let mut child = self.start(command);
+        let pid = Pid::from_raw(child.id().unwrap() as i32).unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut stderr = String::new();
         let running = async {
             while let Some(line) = lines.next_line().await.unwrap() {
                 stderr.push_str(&line);
                 stderr.push('\n');
-                if line.contains(until) {
-                    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-                }
+                heard(&line, pid);
             }
             child.wait().await.unwrap().code()
         };
         let code = tokio::time::timeout(DEADLINE, running).await.expect("`warmd exec` does not end");
-        let report = std::fs::read(report).ok().map(|text| serde_json::from_slice(&text).unwrap());
+        let report = std::fs::read(self.report()).ok().map(|text| serde_json::from_slice(&text).unwrap());
         Ran { code, stderr, report }
     }
 
+    pub(super) fn start(&self, command: &[impl AsRef<OsStr>]) -> Child {
+        let words: Vec<&str> = self.within.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_warmd")]).collect();
+        let mut warmd = tokio::process::Command::new(words[0]);
+        warmd.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.dir.path());
+        warmd.args(&words[1..]).arg("exec").args(&self.options).arg("--report").arg(self.report());
+        warmd.arg("--").args(command).stdout(Stdio::null()).stderr(Stdio::piped());
+        warmd.kill_on_drop(true).spawn().unwrap()
+    }
+
+    fn report(&self) -> PathBuf {
+        self.dir.path().join("report.json")
+    }
+
     pub(super) async fn run(&self, engine: &FakeEngine, until: &str) -> Ran {
-        let socket = engine.socket();
-        // As vLLM does itself before it listens.
-        let _ = std::fs::remove_file(&socket);
-        let command = [engine.program().to_str().unwrap(), "serve", "model", "--uds", socket.to_str().unwrap()]
-            .map(str::to_owned);
-        self.exec(&command.each_ref().map(String::as_str), until).await
+        self.exec(&served(engine), until).await
     }
 }
 
-fn family<'r>(ran: &'r Ran, name: &str) -> &'r Value {
+/// `vllm serve model --uds <socket>`
+pub(super) fn served(engine: &FakeEngine) -> [String; 5] {
+    let socket = engine.socket();
+    // As vLLM does itself before it listens.
+    let _ = std::fs::remove_file(&socket);
+    [engine.program().to_str().unwrap(), "serve", "model", "--uds", socket.to_str().unwrap()].map(str::to_owned)
+}
+
+pub(super) fn family<'r>(ran: &'r Ran, name: &str) -> &'r Value {
     let report = ran.report.as_ref().unwrap_or_else(|| panic!("no report: {}", ran.stderr));
     let families = report["families"].as_array().unwrap();
     families.iter().find(|family| family["family"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
@@ -122,6 +147,9 @@ fn family<'r>(ran: &'r Ran, name: &str) -> &'r Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_engine_of_one_pod_compiled_is_loaded_by_that_of_another_on_another_node() {
+    if !own_proc() {
+        return;
+    }
     let cluster = Cluster::start().await;
     let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
     let engine = engine();
@@ -177,6 +205,9 @@ async fn whatever_is_missing_the_engine_starts_cold_and_the_reason_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fact_that_cannot_be_read_leaves_its_families_out_and_no_others() {
+    if !own_proc() {
+        return;
+    }
     let cluster = Cluster::start().await;
     let a = cluster.agent("a").await;
     let pod = Pod::new(&cluster, "a");
@@ -196,7 +227,7 @@ async fn an_engine_that_does_not_exist_is_the_one_thing_that_fails() {
     let ran = Pod::new(&cluster, "a").exec(&["no-such-engine", "serve", "m"], "\0").await;
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("`no-such-engine` was not found in PATH"), "{}", ran.stderr);
-    let ran = Pod::new(&cluster, "a").exec(&[], "\0").await;
+    let ran = Pod::new(&cluster, "a").exec(&[""; 0], "\0").await;
     assert_eq!(ran.code, Some(2), "{}", ran.stderr);
     assert!(ran.stderr.contains("COMMAND"), "{}", ran.stderr);
     a.stop().await;
@@ -204,6 +235,9 @@ async fn an_engine_that_does_not_exist_is_the_one_thing_that_fails() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_crashes_before_it_is_ready_publishes_nothing() {
+    if !own_proc() {
+        return;
+    }
     let cluster = Cluster::start().await;
     let a = cluster.agent("a").await;
     let entry = Entry::Aot { key: KEY.to_owned(), rank: "rank_0_0".to_owned() };
@@ -218,6 +252,9 @@ async fn an_engine_that_crashes_before_it_is_ready_publishes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_engine_crashes_with_twice_and_starts_without_is_quarantined() {
+    if !own_proc() {
+        return;
+    }
     let cluster = Cluster::start().await;
     let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
     let (good, bad) = (engine(), FakeEngine::new(vec![Step::Raise(6)]));

@@ -31,6 +31,8 @@ pub(super) struct Launched {
 
 pub(super) async fn launch(command: Command) -> Result<Launched, StartError> {
     let program = resolve(&command)?;
+    // Before anything of this process is changed or forked.
+    super::check()?;
     let slot = Slot::take().ok_or(StartError::AlreadyRunning)?;
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     let (reply, answer) = oneshot::channel();
@@ -60,18 +62,9 @@ fn launcher() -> io::Result<SyncSender<Job>> {
 }
 
 fn spawn(command: &Command, program: &Path, slot: Slot) -> Result<Launched, StartError> {
-    let failed = |source: io::Error| match source.kind() {
-        // The file itself was found.
-        io::ErrorKind::NotFound => StartError::NoInterpreter(program.to_owned()),
-        _ => StartError::Spawn { program: program.display().to_string(), source },
-    };
-    let mut child = std::process::Command::new(program);
-    // As a shell would: Python finds its environment by the name that it was called by.
-    child.arg0(&command.program).args(&command.args).envs(command.set.iter().map(|(name, value)| (name, value)));
+    let failed = |source| failed(program, source);
+    let mut child = prepare(command, program);
     child.stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(directory) = &command.directory {
-        child.current_dir(directory);
-    }
     in_own_session(&mut child);
     let mut child = child.spawn().map_err(failed)?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
@@ -87,6 +80,32 @@ fn spawn(command: &Command, program: &Path, slot: Slot) -> Result<Launched, Star
             let _ = child.kill().and_then(|()| child.wait());
             Err(failed(watched.err().unwrap_or_else(|| io::Error::other("no pipes"))))
         }
+    }
+}
+
+/// Makes this process the engine: nobody watches it, and its exit is this process's. Returns only if that fails.
+pub fn replace_by(command: &Command) -> StartError {
+    match resolve(command) {
+        Ok(program) => failed(&program, prepare(command, &program).exec()),
+        Err(error) => error,
+    }
+}
+
+fn prepare(command: &Command, program: &Path) -> std::process::Command {
+    let mut prepared = std::process::Command::new(program);
+    // As a shell would: Python finds its environment by the name that it was called by.
+    prepared.arg0(&command.program).args(&command.args).envs(command.set.iter().map(|(name, value)| (name, value)));
+    if let Some(directory) = &command.directory {
+        prepared.current_dir(directory);
+    }
+    prepared
+}
+
+fn failed(program: &Path, source: io::Error) -> StartError {
+    match source.kind() {
+        // The file itself was found.
+        io::ErrorKind::NotFound => StartError::NoInterpreter(program.to_owned()),
+        _ => StartError::Spawn { program: program.display().to_string(), source },
     }
 }
 

@@ -1,5 +1,6 @@
 use bytes::Bytes;
 
+use super::signer::matches;
 use super::*;
 use crate::identity::PrivateKey;
 

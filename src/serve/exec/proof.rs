@@ -11,7 +11,7 @@ use crate::engine::{AotSlot, StartLog};
 use crate::serve::difference::{differences, in_words, launch_of};
 use crate::serve::publishing::INIT_SECONDS;
 use crate::serve::quarantine::LeftOut;
-use crate::serve::warming::{Entries, Warmed, entries};
+use crate::serve::warming::{Entries, Looked, Warmed, look};
 
 /// What one family brought.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,9 +57,12 @@ impl Proof {
     ) -> Self {
         let mut families = Vec::new();
         for one in warmed {
-            let now = entries(&one.prospect).await;
+            let now = look(&one.prospect).await.unwrap_or_else(|error| {
+                tracing::warn!(family = one.prospect.family.name, error, "look at a cache");
+                Looked::default()
+            });
             let log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            families.push(prove(one, &now, &log, launch));
+            families.push(prove(one, &now.entries, &log, launch));
         }
         families.retain(|family| family.offered + family.existing + family.made > 0);
         let reports = warmed.iter().filter_map(|one| one.report.as_ref());

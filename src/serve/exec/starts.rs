@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::local::chain;
 use crate::serve::quarantine::{LeftOut, Quarantine, Release};
 use crate::serve::records::{Records, RecordsError};
 use crate::serve::target::Say;
+use crate::serve::warm::{TooLate, Witness};
 use crate::serve::warming::Warmed;
 
 const FILE: &str = "starts.json";
@@ -40,10 +42,41 @@ const REASON: &str = "the engine crashed twice while it started with it, and sta
 pub(super) struct History {
     pub(super) start: Start,
     pub(super) quarantine: Arc<Quarantine>,
-    record: Option<Record>,
+    ledger: Arc<Ledger>,
+}
+
+/// The record before the engine is started: installs write into it.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    page: Mutex<Page>,
+    /// The engine is being started: nothing may become visible any more.
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+enum Page {
+    /// Another start has the record, or there is none.
+    #[default]
+    None,
+    Ours(Record),
+    /// What is written there is out of date.
+    Lost(RecordsError),
+}
+
+impl Witness for Ledger {
+    fn before_commit(&self, release: Release, root: &Path, entries: BTreeSet<RelPath>) -> Result<(), TooLate> {
+        let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Page::Ours(record) = &mut *page
+            && let Err(error) = record.expect(Suspect { release, root: root.to_owned(), entries, crashes: 0 })
+        {
+            *page = Page::Lost(error);
+        }
+        if self.closed.load(Ordering::Acquire) { Err(TooLate) } else { Ok(()) }
+    }
 }
 
 /// The record, while this process has it.
+#[derive(Debug)]
 struct Record {
     root: PathBuf,
     records: Records,
@@ -83,7 +116,7 @@ impl History {
         match Record::take(root, lines) {
             Ok(Taken::Ours(mut record)) => {
                 history.start = record.prepare(environment, lines);
-                history.record = Some(record);
+                history.ledger = Arc::new(Ledger { page: Mutex::new(Page::Ours(record)), ..Ledger::default() });
             }
             Ok(Taken::Others(start)) => history.start = start,
             Err(error) => lines.push(format!("nothing will be quarantined: {error}")),
@@ -91,13 +124,18 @@ impl History {
         history
     }
 
+    /// Writes down what is installed from now on.
+    pub(super) fn witness(&self) -> Arc<dyn Witness> {
+        self.ledger.clone()
+    }
+
     /// The engine is about to be started.
     pub(super) async fn begin(self, warmed: &[Warmed], say: &Say) -> Current {
-        let Some(mut record) = self.record else { return Current::default() };
+        self.ledger.closed.store(true, Ordering::Release);
         let installed = warmed.iter().flat_map(suspects).collect();
-        let begun = spawn_blocking(move || record.begin(installed).map(|()| record));
+        let begun = spawn_blocking(move || self.ledger.begin(installed));
         let record = match timeout(PATIENCE, begun).await {
-            Ok(Ok(Ok(record))) => Some(record),
+            Ok(Ok(Ok(record))) => record,
             Ok(Ok(Err(error))) => {
                 say(&format!("nothing will be quarantined: {error}"));
                 None
@@ -108,6 +146,16 @@ impl History {
             }
         };
         Current(Mutex::new(record))
+    }
+}
+
+impl Ledger {
+    fn begin(&self, installed: Vec<Suspect>) -> Result<Option<Record>, RecordsError> {
+        match std::mem::take(&mut *self.page.lock().unwrap_or_else(PoisonError::into_inner)) {
+            Page::None => Ok(None),
+            Page::Ours(mut record) => record.begin(installed).map(|()| Some(record)),
+            Page::Lost(error) => Err(error),
+        }
     }
 }
 
@@ -181,6 +229,7 @@ impl Record {
         if let Verdict::Exonerated(releases) = trial.resume(&boot) {
             lines.push(exonerated(&releases));
         }
+        trial.settle(is_there);
         Ok(Taken::Ours(Self { root: root.to_owned(), records, trial, boot, _lock: lock }))
     }
 
@@ -205,7 +254,16 @@ impl Record {
     }
 
     fn begin(&mut self, installed: Vec<Suspect>) -> Result<(), RecordsError> {
-        self.trial.begin(self.boot.clone(), installed);
+        self.trial.begin(self.boot.clone(), installed, is_there);
+        self.save_or_remove()
+    }
+
+    fn expect(&mut self, coming: Suspect) -> Result<(), RecordsError> {
+        self.trial.expect(coming);
+        self.save_or_remove()
+    }
+
+    fn save_or_remove(&self) -> Result<(), RecordsError> {
         self.save().inspect_err(|_| {
             // What it says is out of date: another start must not follow from it. A full disk still lets files go.
             let _ = self.records.remove(FILE);
@@ -232,6 +290,11 @@ impl Record {
     fn save(&self) -> Result<(), RecordsError> {
         if self.trial.is_empty() { self.records.remove(FILE) } else { self.records.write(FILE, &self.trial) }
     }
+}
+
+/// A link is not followed: whatever it points to was not installed.
+fn is_there(root: &Path, entry: &RelPath) -> bool {
+    root.join(entry.as_str()).symlink_metadata().is_ok()
 }
 
 /// The record is not to be had.

@@ -9,7 +9,7 @@
 //! and there are never two clean starts in a row: whatever becomes of one, the next is warm. Nothing here reads or writes.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,13 @@ pub(super) struct Suspect {
     pub(super) entries: BTreeSet<RelPath>,
     /// Since it was installed.
     pub(super) crashes: u32,
+}
+
+impl Suspect {
+    /// The same artifact in the same place.
+    fn is_of(&self, other: &Self) -> bool {
+        self.release.artifact == other.release.artifact && self.root == other.root
+    }
 }
 
 /// How an engine is to be started.
@@ -66,6 +73,9 @@ pub(super) enum Verdict {
 #[serde(deny_unknown_fields)]
 pub(super) struct Trial {
     suspects: Vec<Suspect>,
+    /// What was about to be installed when nothing more was heard of its start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    expected: Vec<Suspect>,
     /// The boot in which a start was begun whose end is not known.
     under_way: Option<BootId>,
 }
@@ -73,7 +83,7 @@ pub(super) struct Trial {
 impl Trial {
     /// Nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
-        self.suspects.is_empty()
+        self.suspects.is_empty() && self.expected.is_empty()
     }
 
     pub(super) fn suspects(&self) -> &[Suspect] {
@@ -94,20 +104,40 @@ impl Trial {
         }
     }
 
-    /// An engine is about to be started, after `installed` came.
-    pub(super) fn begin(&mut self, boot: BootId, installed: Vec<Suspect>) {
+    /// Something is about to be installed: from now on it is known, whatever becomes of this process.
+    pub(super) fn expect(&mut self, coming: Suspect) {
+        self.expected.push(coming);
+    }
+
+    /// What was expected and `came` is suspect; the rest never was there.
+    pub(super) fn settle(&mut self, came: impl Fn(&Path, &RelPath) -> bool) {
+        let mut installed = std::mem::take(&mut self.expected);
+        for Suspect { root, entries, .. } in &mut installed {
+            entries.retain(|entry| came(root, entry));
+        }
+        installed.retain(|suspect| !suspect.entries.is_empty());
+        self.suspect(installed);
+    }
+
+    /// An engine is about to be started, after `installed` came. Of what else was expected, `came` tells.
+    pub(super) fn begin(&mut self, boot: BootId, installed: Vec<Suspect>, came: impl Fn(&Path, &RelPath) -> bool) {
+        self.expected.retain(|expected| !installed.iter().any(|known| known.is_of(expected)));
+        self.settle(came);
+        self.suspect(installed);
+        self.under_way = Some(boot);
+    }
+
+    fn suspect(&mut self, installed: Vec<Suspect>) {
         if self.start() == Start::Clean && !installed.is_empty() {
             // That is no clean start any more, whatever comes of it.
             self.suspects.clear();
         }
         for new in installed {
-            let known = |known: &&mut Suspect| known.release.artifact == new.release.artifact && known.root == new.root;
-            match self.suspects.iter_mut().find(known) {
+            match self.suspects.iter_mut().find(|known| known.is_of(&new)) {
                 Some(known) => known.entries.extend(new.entries),
                 None => self.suspects.push(new),
             }
         }
-        self.under_way = Some(boot);
     }
 
     /// The end of the start that is under way; without one, nothing.

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Failure;
+use super::{Failure, Witness};
 use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
 use crate::local::Client;
+use crate::serve::quarantine::Release;
 use crate::serve::received::Received;
 
 /// Chunks between the agent's stream and the writing threads: keeps both busy, bounds memory at 32 MiB.
@@ -24,6 +25,7 @@ pub(super) struct InstallWork {
     pub(super) lock: Arc<InstallLock>,
     pub(super) admitted: Arc<Admitted>,
     pub(super) limits: Limits,
+    pub(super) witness: Arc<dyn Witness>,
 }
 
 /// Where the chunks come from.
@@ -68,14 +70,14 @@ pub(super) async fn run(work: InstallWork, feed: Feed) -> Result<Installed, Fail
     let installed = installing.await.map_err(panicked)?;
     // If the agent's stream broke, that is the cause, and the missing chunks are what follows from it.
     pumped?;
-    Ok(installed?)
+    installed
 }
 
 fn install(
     work: &InstallWork,
     needed: oneshot::Sender<Vec<u32>>,
     chunks: mpsc::Receiver<Chunk>,
-) -> Result<Installed, InstallError> {
+) -> Result<Installed, Failure> {
     let installation = Installation::begin(&work.root, &work.lock, work.admitted.clone(), work.limits)?;
     let indices = installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect();
     // If nobody waits any more, the channel of chunks is closed too.
@@ -87,6 +89,10 @@ fn install(
         let panicked = || InstallError::Incomplete { missing: installation.needed().count() };
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(panicked())))
     })?;
+    if installation.missing().next().is_some() {
+        let release = Release::of(&work.admitted);
+        work.witness.before_commit(release, work.root.path(), installation.missing().cloned().collect())?;
+    }
     let installed = installation.commit()?;
     remember(work);
     Ok(installed)

@@ -57,6 +57,7 @@ impl Works<'_, '_> {
             lock: self.lock.clone(),
             admitted: Arc::new(admitted),
             limits: self.attempt.job.limits,
+            witness: self.attempt.job.witness.clone(),
         };
         let feed = Feed::new(self.attempt.client.clone(), id);
         let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });

@@ -139,6 +139,7 @@ impl Cluster {
             limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
             ignore_markers: true,
             quarantine: Arc::default(),
+            witness: Arc::new(()),
         }
     }
 }

@@ -53,6 +53,8 @@ pub enum Step {
     },
     /// Goes on once `/health` was answered with 200.
     AwaitHealthy,
+    /// Goes on once there is a file of that name.
+    AwaitFile(PathBuf),
     Exit(i32),
     /// Ends by that signal.
     Raise(i32),
@@ -206,6 +208,21 @@ impl Running {
         }
         self.passed.drain(..).collect()
     }
+}
+
+/// Says why a test ends here.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+pub fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// Whether `/proc` is of this process's namespace: without it no engine can be watched, and a test of that is skipped.
+pub fn own_proc() -> bool {
+    let own = warmd::engine::check();
+    if let Err(error) = &own {
+        skipped(&error.to_string());
+    }
+    own.is_ok()
 }
 
 /// Whether a process is there and has not ended.

@@ -55,8 +55,7 @@ impl Node {
     /// Begins a start; what was said before.
     fn begin(&self, installed: Vec<Suspect>) -> (Start, Record, String) {
         let (history, said) = self.history();
-        let mut record = history.record.unwrap();
-        record.begin(installed).unwrap();
+        let record = history.ledger.begin(installed).unwrap().unwrap();
         (history.start, record, said)
     }
 
@@ -119,6 +118,35 @@ fn a_clean_start_that_crashes_too_quarantines_nothing_and_says_so() {
 }
 
 #[test]
+fn what_is_installed_just_as_warmd_is_killed_is_suspect_at_the_next_start() {
+    let node = Node::new();
+    let (history, _) = node.history();
+    let entries = ["installed", "never-came"].map(|entry| RelPath::new(entry).unwrap()).into();
+    history.witness().before_commit(release(), &node.triton(), entries).unwrap();
+    // No more is heard of that process.
+    drop(history);
+    assert!(node.record().exists());
+    node.start(Vec::new(), End::Crashed);
+    node.start(Vec::new(), End::Crashed);
+    let (start, _, said) = node.begin(Vec::new());
+    assert_eq!((start, node.entries()), (Start::Clean, vec!["own".to_owned()]));
+    assert!(said.contains("taken away: 1 entries"), "{said}");
+}
+
+#[tokio::test]
+async fn nothing_is_installed_any_more_once_the_engine_is_started() {
+    let node = Node::new();
+    let (history, _) = node.history();
+    let witness = history.witness();
+    let say: Say = Arc::new(|_: &str| ());
+    let current = history.begin(&[], &say).await;
+    let late = witness.before_commit(release(), &node.triton(), [RelPath::new("installed").unwrap()].into());
+    assert!(late.is_err());
+    current.end(End::Crashed, &say).await;
+    assert!(!node.record().exists(), "and it is no suspect");
+}
+
+#[test]
 fn a_process_that_is_gone_without_a_word_counts_as_a_crash() {
     let node = Node::new();
     for installed in [vec![node.suspect()], Vec::new()] {
@@ -148,9 +176,10 @@ fn of_two_engines_that_start_at_once_only_the_first_has_the_record() {
     let (start, record, _) = node.begin(Vec::new());
     let (beside, said) = node.history();
     assert_eq!((start, beside.start), (Start::Clean, Start::Clean), "what the first goes without is not brought back");
-    assert!(beside.record.is_none() && said.contains("another engine"), "{said}");
+    assert!(beside.ledger.begin(Vec::new()).unwrap().is_none());
+    assert!(said.contains("another engine"), "{said}");
     record.end(End::Ready, UnixTime::from_seconds(0)).unwrap();
-    assert!(node.history().0.record.is_some());
+    assert!(!node.history().1.contains("another engine"));
 }
 
 #[test]

@@ -23,9 +23,14 @@ fn boot(n: u8) -> BootId {
     format!("00000000-0000-4000-8000-{n:012}").parse().unwrap()
 }
 
+/// Nothing is there of what was expected.
+fn nothing(_: &Path, _: &RelPath) -> bool {
+    false
+}
+
 /// One whole start.
 fn start(trial: &mut Trial, installed: &[u8], end: End) -> Verdict {
-    trial.begin(boot(0), installed.iter().copied().map(suspect).collect());
+    trial.begin(boot(0), installed.iter().copied().map(suspect).collect(), nothing);
     trial.end(end)
 }
 
@@ -108,7 +113,7 @@ fn entries_that_come_later_join_those_of_the_same_artifact() {
     let mut trial = Trial::default();
     start(&mut trial, &[1], End::Crashed);
     let more = Suspect { entries: [RelPath::new("more").unwrap()].into(), ..suspect(1) };
-    trial.begin(boot(0), vec![more, Suspect { root: "/cache/other".into(), ..suspect(1) }]);
+    trial.begin(boot(0), vec![more, Suspect { root: "/cache/other".into(), ..suspect(1) }], nothing);
     trial.end(End::Crashed);
     let [known, elsewhere] = trial.suspects() else { panic!("{trial:?}") };
     assert_eq!((known.entries.len(), known.crashes), (2, 2));
@@ -118,7 +123,7 @@ fn entries_that_come_later_join_those_of_the_same_artifact() {
 #[test]
 fn an_artifact_in_two_roots_is_quarantined_once() {
     let mut trial = Trial::default();
-    trial.begin(boot(0), vec![suspect(1), Suspect { root: "/cache/other".into(), ..suspect(1) }]);
+    trial.begin(boot(0), vec![suspect(1), Suspect { root: "/cache/other".into(), ..suspect(1) }], nothing);
     trial.end(End::Crashed);
     start(&mut trial, &[], End::Crashed);
     assert_eq!(start(&mut trial, &[], End::Ready), Verdict::Quarantine(vec![release(1)]));
@@ -128,13 +133,13 @@ fn an_artifact_in_two_roots_is_quarantined_once() {
 fn a_start_without_an_end_is_a_crash_only_on_the_same_boot() {
     let mut trial = Trial::default();
     start(&mut trial, &[1], End::Crashed);
-    trial.begin(boot(0), Vec::new());
+    trial.begin(boot(0), Vec::new(), nothing);
     let mut rebooted = trial.clone();
     assert_eq!(trial.resume(&boot(0)), Verdict::Nothing);
     assert_eq!(trial.start(), Start::Clean);
     assert_eq!(rebooted.resume(&boot(1)), Verdict::Nothing);
     assert_eq!(rebooted.start(), Start::Warm);
-    trial.begin(boot(0), Vec::new());
+    trial.begin(boot(0), Vec::new(), nothing);
     assert_eq!(trial.resume(&boot(0)), Verdict::Exonerated(vec![release(1)]));
     assert_eq!(Trial::default().resume(&boot(0)), Verdict::Nothing);
 }
@@ -148,10 +153,40 @@ fn a_start_with_something_installed_is_not_clean() {
 #[test]
 fn a_trial_is_the_same_after_it_was_written_and_read() {
     let mut trial = crashed_twice();
-    trial.begin(boot(3), vec![suspect(4)]);
+    trial.begin(boot(3), vec![suspect(4)], nothing);
     let text = serde_json::to_string(&trial).unwrap();
     assert_eq!(serde_json::from_str::<Trial>(&text).unwrap(), trial);
     assert!(serde_json::from_str::<Trial>(&text.replace("entry-4", "../entry-4")).is_err());
+}
+
+#[test]
+fn what_was_about_to_be_installed_is_suspect_as_far_as_it_is_there() {
+    let mut trial = Trial::default();
+    let entry = |n: u8| RelPath::new(&format!("entry-{n}")).unwrap();
+    trial.expect(Suspect { entries: [entry(1), entry(2)].into(), ..suspect(1) });
+    trial.expect(suspect(3));
+    assert!(!trial.is_empty(), "it is written down before it happens");
+    // The process is gone; the next one looks what has come.
+    assert_eq!(trial.resume(&boot(0)), Verdict::Nothing);
+    trial.settle(|root, there| root == Path::new("/cache/triton") && *there == entry(1));
+    assert_eq!(trial.suspects(), [suspect(1)]);
+    start(&mut trial, &[], End::Crashed);
+    start(&mut trial, &[], End::Crashed);
+    assert_eq!(trial.start(), Start::Clean);
+}
+
+#[test]
+fn what_an_install_told_counts_more_than_what_was_expected_of_it() {
+    let mut trial = Trial::default();
+    let entry = |n: u8| RelPath::new(&format!("entry-{n}")).unwrap();
+    // Somebody else put entry 2 there in the meantime.
+    trial.expect(Suspect { entries: [entry(1), entry(2)].into(), ..suspect(1) });
+    // Of this install nothing was heard.
+    trial.expect(suspect(3));
+    trial.begin(boot(0), vec![suspect(1)], |_, _| true);
+    assert_eq!(trial.suspects(), [suspect(3), suspect(1)]);
+    assert_eq!(trial.end(End::Ready), Verdict::Nothing);
+    assert!(trial.is_empty());
 }
 
 /// One start of a node: what is installed unless it is clean, how it ends (`None`: without a word), and whether the node
@@ -180,7 +215,7 @@ proptest! {
             prop_assert_eq!(mode == Start::Clean, crashes.values().any(|count| *count >= 2));
             let installed = if mode == Start::Clean { Vec::new() } else { installed };
             installed.iter().for_each(|n| { crashes.entry(*n).or_insert(0); });
-            trial.begin(boot(boots), installed.into_iter().map(suspect).collect());
+            trial.begin(boot(boots), installed.into_iter().map(suspect).collect(), nothing);
             boots += u8::from(boots_again);
             let (end, verdict) = match end {
                 Some(end) => (end, trial.end(end)),

@@ -121,6 +121,11 @@ async fn run(steps: Vec<Step>, state: &Arc<State>, core: &mut Option<Child>) -> 
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
+            Step::AwaitFile(path) => {
+                while !path.exists() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
             Step::Exit(code) => return code,
             Step::Raise(raised) => kill_process(getpid(), Signal::from_named_raw(raised).unwrap()).unwrap(),
         }
