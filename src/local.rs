@@ -3,9 +3,11 @@
 //! The service itself is the agent's; here are the socket, who may use it, and the client.
 
 mod client;
+mod publication;
 mod socket;
 
 pub use client::{Client, ClientError};
+pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};
 
 /// Flow-control windows in bytes: the defaults of HTTP/2 would send 64 KiB at a time.

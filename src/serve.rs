@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod exec;
 pub mod last_start;
 pub mod outlook;
+pub mod push;
 pub mod quarantine;
 mod records;
 pub mod warm;

@@ -1,7 +1,9 @@
 //! Whether a manifest is what its family's name says: a signer that is trusted with one kind must not bring another.
 
-use super::{CacheFamily, Place};
-use crate::artifact::{Family, Manifest, RelPath};
+use std::path::Path;
+
+use super::{CONTROL, CacheFamily, GroupError, MAX_GROUP, Place, Relocation, expand};
+use crate::artifact::{Family, File, Manifest, RelPath};
 use crate::identity::TrustClass;
 
 /// A manifest is none of its family.
@@ -14,13 +16,20 @@ pub enum KindError {
     Stray { family: &'static str, path: RelPath },
     #[error("`{entry}` lacks {missing}, without which {family} cannot use it")]
     Unfinished { family: &'static str, entry: RelPath, missing: &'static str },
+    #[error("`{0}` is for warmd itself: no artifact has it")]
+    Reserved(RelPath),
+    #[error("`{path}` does not belong to `{subject}`, which the manifest is about")]
+    Subject { path: RelPath, subject: String },
+    #[error("`{path}` has a time, which {family} does not keep")]
+    Time { family: &'static str, path: RelPath },
+    #[error("`{path}` {source}")]
+    Group { path: RelPath, source: GroupError },
 }
 
 /// Holds of every manifest that [`super::snapshot_subject`] made. Families that nobody knows, and directories that the
 /// user named, hold what they like.
 pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
-    let name = manifest.identity.family();
-    let Some(family) = CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory()) else {
+    let Some(family) = known(manifest) else {
         return Ok(());
     };
     if family.class > manifest.class {
@@ -45,6 +54,55 @@ pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
         }
     }
     Ok(())
+}
+
+/// For who is about to sign what somebody else captured: [`check_kind`], and whatever else is so in every manifest that
+/// [`super::snapshot_subject`] made. The content is for [`check_file`].
+pub fn check_captured(manifest: &Manifest) -> Result<(), KindError> {
+    let is_reserved = |path: &&RelPath| path.components().next().is_some_and(|top| top.eq_ignore_ascii_case(CONTROL));
+    if let Some(entry) = manifest.entries.iter().find(is_reserved) {
+        return Err(KindError::Reserved(entry.clone()));
+    }
+    check_kind(manifest)?;
+    let Some(family) = known(manifest) else {
+        return Ok(());
+    };
+    if family.class != manifest.class {
+        return Err(KindError::Class { family: family.name, class: family.class, claimed: manifest.class });
+    }
+    let is_of_subject = |file: &File| match family.place(file.path.as_str()) {
+        Place::Entry { subject, .. } => family.subject_depth == 0 || subject == manifest.subject,
+        Place::Left(_) => false,
+    };
+    for file in &manifest.files {
+        let path = || file.path.clone();
+        if !is_of_subject(file) {
+            return Err(KindError::Subject { path: path(), subject: manifest.subject.clone() });
+        }
+        if file.mtime_ns != 0 && !family.keep_mtime {
+            return Err(KindError::Time { family: family.name, path: path() });
+        }
+        if file.size > MAX_GROUP && family.relocation.changes(&file.path) {
+            return Err(KindError::Group { path: path(), source: GroupError::TooLarge });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file that names its own place can be installed anywhere; others hold what they like.
+pub fn check_file(manifest: &Manifest, file: &File, content: &[u8]) -> Result<(), KindError> {
+    if !Relocation::of(manifest.identity.family().as_str()).changes(&file.path) {
+        return Ok(());
+    }
+    let is_listed = |path: &RelPath| manifest.files.binary_search_by(|other| other.path.cmp(path)).is_ok();
+    let expanded = expand(content, &file.path, Path::new("/"), is_listed);
+    expanded.map(drop).map_err(|source| KindError::Group { path: file.path.clone(), source })
+}
+
+/// The family, if its name decides what the manifest may hold.
+fn known(manifest: &Manifest) -> Option<&'static CacheFamily> {
+    let name = manifest.identity.family();
+    CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory())
 }
 
 #[cfg(test)]
