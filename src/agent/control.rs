@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
@@ -333,13 +333,14 @@ fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
         caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
     let pb::PublishRequest { directory, device, inode, .. } = request.get_ref();
     // Opened, because some that can be looked at cannot be read.
-    let seen = std::fs::File::open(directory).and_then(|open| open.metadata());
+    let open = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let seen = open.and_then(rustix::fs::fstat);
     let seen = seen.map_err(|error| Status::not_found(format!("the agent does not see {directory}: {error}")))?;
-    if (*device, *inode) != (0, 0) && (*device, *inode) != (seen.dev(), seen.ino()) {
+    if (*device, *inode) != (0, 0) && (*device, *inode) != (seen.st_dev, seen.st_ino) {
         return Err(Status::not_found(format!("the agent sees another directory as {directory}")));
     }
     let may_read_all = caller == 0 || caller == rustix::process::geteuid().as_raw();
-    match may_read_all || std::fs::symlink_metadata(directory).is_ok_and(|meta| meta.uid() == caller) {
+    match may_read_all || seen.st_uid == caller {
         true => Ok(()),
         false => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
     }

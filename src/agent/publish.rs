@@ -137,3 +137,6 @@ fn says_the_same(before: &Manifest, draft: &Draft) -> bool {
         && before.expires == draft.expires
         && before.files.iter().map(|file| file.mtime_ns).eq(draft.files.iter().map(|file| file.mtime_ns))
 }
+
+#[cfg(test)]
+pub(super) use self::push::tests;

@@ -32,13 +32,16 @@ struct Cut<'m> {
     hasher: Mutex<FileHasher>,
 }
 
+/// Sees a file and its content.
+type Look<'l, E> = dyn Fn(&File, &[u8]) -> Result<(), E> + Sync + 'l;
+
 /// Decodes every chunk and hashes every file, on all cores; call it from a blocking thread. `read` gives a chunk's encoded
 /// bytes, which have its digest and length. `look` sees each file that lies in one chunk, once its content is known to be
 /// right.
 pub fn check_content<E: From<ContentError> + Send>(
     manifest: &Manifest,
     read: &(dyn Fn(&Chunk) -> Result<Bytes, E> + Sync),
-    look: &(dyn Fn(&File, &[u8]) -> Result<(), E> + Sync),
+    look: &Look<'_, E>,
 ) -> Result<(), E> {
     let mut files: Vec<&File> = manifest.files.iter().collect();
     files.sort_unstable_by_key(|file| (file.offset, file.size));
@@ -84,7 +87,7 @@ fn check_part<E: From<ContentError>>(
     part: &Part<'_>,
     cuts: &[Cut<'_>],
     decoded: &[u8],
-    look: &(dyn Fn(&File, &[u8]) -> Result<(), E> + Sync),
+    look: &Look<'_, E>,
 ) -> Result<(), E> {
     let bytes = &decoded[part.span.in_chunk.clone()];
     match part.cut {
@@ -97,11 +100,7 @@ fn check_part<E: From<ContentError>>(
     }
 }
 
-fn check_whole<E: From<ContentError>>(
-    files: &[&File],
-    bytes: &[u8],
-    look: &(dyn Fn(&File, &[u8]) -> Result<(), E> + Sync),
-) -> Result<(), E> {
+fn check_whole<E: From<ContentError>>(files: &[&File], bytes: &[u8], look: &Look<'_, E>) -> Result<(), E> {
     let digest = Digest::of(bytes);
     files.iter().try_for_each(|file| match file.digest == digest {
         true => look(file, bytes),
@@ -111,4 +110,135 @@ fn check_whole<E: From<ContentError>>(
 
 fn hasher<'c>(cut: &'c Cut<'_>) -> std::sync::MutexGuard<'c, FileHasher> {
     cut.hasher.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::artifact::{Codec, Draft, Encoder, Family, MAX_CHUNK, Provenance, SourceIdentity};
+    use crate::identity::{TrustClass, UnixTime};
+
+    /// Files that share content share a place.
+    struct Packed {
+        draft: Draft,
+        encoded: HashMap<Digest, Bytes>,
+    }
+
+    impl Packed {
+        /// Each content in chunks of its own.
+        fn new(files: &[(&str, &[u8])]) -> Self {
+            let mut packed = Self { draft: draft(), encoded: HashMap::new() };
+            let mut places: HashMap<&[u8], u64> = HashMap::new();
+            let mut end = 0;
+            for (name, content) in files {
+                let offset = if content.is_empty() { 0 } else { *places.entry(content).or_insert(end) };
+                if offset == end {
+                    content.chunks(MAX_CHUNK).for_each(|piece| packed.chunk(piece));
+                    end += content.len() as u64;
+                }
+                packed.file(name, content, offset);
+            }
+            packed
+        }
+
+        fn chunk(&mut self, decoded: &[u8]) {
+            let mut encoder = Encoder::new().unwrap();
+            let (codec, encoded) = encoder.encode(decoded).unwrap();
+            self.push(codec, encoded, decoded.len());
+        }
+
+        fn push(&mut self, codec: Codec, encoded: &[u8], decoded_len: usize) {
+            let digest = Digest::of(encoded);
+            let (encoded_len, decoded_len) = (encoded.len() as u32, decoded_len as u32);
+            self.draft.chunks.push(Chunk { digest, encoded_len, decoded_len, codec });
+            self.encoded.insert(digest, Bytes::copy_from_slice(encoded));
+        }
+
+        fn file(&mut self, name: &str, content: &[u8], offset: u64) {
+            let path = RelPath::new(name).unwrap();
+            let (digest, size) = (Digest::of(content), content.len() as u64);
+            self.draft.entries.push(path.clone());
+            self.draft.files.push(File { path, executable: false, mtime_ns: 0, size, digest, offset });
+        }
+
+        /// How many files were looked at.
+        fn check(&self) -> Result<usize, ContentError> {
+            let looked = Mutex::new(0);
+            let manifest = Manifest::new(self.draft.clone()).unwrap();
+            let read = |chunk: &Chunk| Ok(self.encoded[&chunk.digest].clone());
+            check_content::<ContentError>(&manifest, &read, &|file, content| {
+                assert_eq!(Digest::of(content), file.digest);
+                *looked.lock().unwrap() += 1;
+                Ok(())
+            })?;
+            Ok(looked.into_inner().unwrap())
+        }
+    }
+
+    fn draft() -> Draft {
+        Draft {
+            identity: SourceIdentity::new(Family::directory(), BTreeMap::new()).unwrap(),
+            class: TrustClass::HostCode,
+            subject: String::new(),
+            generation: 1,
+            created: UnixTime::from_seconds(1),
+            expires: None,
+            provenance: Provenance::default(),
+            files: Vec::new(),
+            chunks: Vec::new(),
+            entries: Vec::new(),
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn every_file_is_hashed_and_those_of_one_chunk_are_looked_at() {
+        let large: Vec<u8> = (0..2 * MAX_CHUNK + 17).map(|i| (i / 9 % 251) as u8).collect();
+        let packed =
+            Packed::new(&[("a", b"one"), ("b", &large), ("c", b"one"), ("d", b""), ("e", b"e"), ("f", &large)]);
+        assert_eq!(packed.check().unwrap(), 4);
+    }
+
+    #[test]
+    fn a_file_of_several_chunks_that_lacks_the_right_one_is_found() {
+        let large: Vec<u8> = (0..MAX_CHUNK + 17).map(|i| (i / 9 % 251) as u8).collect();
+        let mut packed = Packed::new(&[("a", &large)]);
+        packed.draft.files[0].digest = Digest::of(b"other");
+        assert!(matches!(packed.check(), Err(ContentError::File(path)) if path.as_str() == "a"));
+    }
+
+    #[test]
+    fn a_chunk_that_decodes_to_another_length_is_found() {
+        let bomb = zstd::bulk::compress(&vec![0; 3 * MAX_CHUNK], 1).unwrap();
+        for decoded_len in [MAX_CHUNK, bomb.len() + 1] {
+            let mut packed = Packed { draft: draft(), encoded: HashMap::new() };
+            packed.push(Codec::Zstd, &bomb, decoded_len);
+            packed.file("a", &vec![0; decoded_len], 0);
+            assert!(matches!(packed.check(), Err(ContentError::Chunk { index: 0, .. })));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_one_file_claims_instead_is_found(
+            contents in prop::collection::vec(prop::collection::vec(0u8..3, 0..5), 1..12),
+            liar in any::<prop::sample::Index>(),
+        ) {
+            let names: Vec<String> = (0..contents.len()).map(|index| format!("{index:03}")).collect();
+            let files: Vec<(&str, &[u8])> =
+                names.iter().zip(&contents).map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+            let mut packed = Packed::new(&files);
+            prop_assert_eq!(packed.check().unwrap(), files.len());
+            // Files of one place must agree, or there is no manifest.
+            let lie = packed.draft.files[liar.index(files.len())].clone();
+            for file in packed.draft.files.iter_mut().filter(|file| (file.offset, file.size) == (lie.offset, lie.size)) {
+                file.digest = Digest::of(b"other");
+            }
+            prop_assert!(matches!(packed.check(), Err(ContentError::File(_))));
+        }
+    }
 }

@@ -116,11 +116,15 @@ mod tests {
 
     /// Of empty files; entries are the first `depth` components.
     fn manifest(family: &str, class: TrustClass, depth: usize, paths: &[&str]) -> Manifest {
+        Manifest::new(draft(family, class, depth, paths)).unwrap()
+    }
+
+    fn draft(family: &str, class: TrustClass, depth: usize, paths: &[&str]) -> Draft {
         let path = |path: &&str| RelPath::new(path).unwrap();
         let file = |path| File { path, executable: false, mtime_ns: 0, size: 0, digest: Digest::of(b""), offset: 0 };
         let paths: BTreeSet<RelPath> = paths.iter().map(path).collect();
         let entries: BTreeSet<RelPath> = paths.iter().map(|path| path.prefix(depth)).collect();
-        Manifest::new(Draft {
+        Draft {
             identity: SourceIdentity::new(family.parse().unwrap(), BTreeMap::new()).unwrap(),
             class,
             subject: String::new(),
@@ -132,8 +136,7 @@ mod tests {
             chunks: Vec::new(),
             entries: entries.into_iter().collect(),
             attributes: BTreeMap::new(),
-        })
-        .unwrap()
+        }
     }
 
     #[test]
@@ -171,5 +174,50 @@ mod tests {
         for family in ["unheard-of", "directory"] {
             assert_eq!(check_kind(&manifest(family, TrustClass::Data, 1, &["any/thing.lock"])), Ok(()));
         }
+    }
+
+    #[test]
+    fn what_was_captured_has_the_class_the_subject_and_the_times_of_its_family() {
+        let kernel = ["cache/kernel.a.0/kernel.cu", "cache/kernel.a.0/kernel.cubin"];
+        let gemm = || draft("deep-gemm", TrustClass::DeviceCode, 2, &kernel);
+        let check = |draft| check_captured(&Manifest::new(draft).unwrap());
+        assert_eq!(check(gemm()), Ok(()));
+        let higher = Draft { class: TrustClass::HostCode, ..gemm() };
+        assert!(matches!(check(higher), Err(KindError::Class { claimed: TrustClass::HostCode, .. })));
+        let mut timed = gemm();
+        timed.files[0].mtime_ns = 1;
+        assert!(matches!(check(timed), Err(KindError::Time { .. })));
+
+        let (key, other) = ("a".repeat(64), "b".repeat(64));
+        let model = format!("{key}/rank_0_0/model");
+        let class = CacheFamily::by_name("vllm-aot").unwrap().class;
+        let of = |subject: &str| {
+            let subject = subject.to_owned();
+            check(Draft { subject, ..draft("vllm-aot", class, 2, &[&model]) })
+        };
+        assert_eq!(of(&key), Ok(()));
+        assert!(matches!(of(&other), Err(KindError::Subject { .. })));
+    }
+
+    #[test]
+    fn no_artifact_has_what_is_for_warmd_itself() {
+        for path in [".warmd/lock", ".WarmD/lock"] {
+            let manifest = manifest("directory", TrustClass::HostCode, 1, &[path, "other"]);
+            assert!(matches!(check_captured(&manifest), Err(KindError::Reserved(_))));
+        }
+    }
+
+    #[test]
+    fn a_group_that_no_node_could_install_is_refused() {
+        let triton = manifest("triton", TrustClass::HostCode, 1, &["KEY/__grp__k.json", "KEY/k.cubin"]);
+        let group = triton.files.iter().find(|file| file.path.file_name() == "__grp__k.json").unwrap();
+        let of = |child: &str| check_file(&triton, group, format!("{{\"child_paths\":{{{child}}}}}").as_bytes());
+        assert_eq!(of("\"k.cubin\":\"[WARMD_ROOT]/KEY/k.cubin\""), Ok(()));
+        for child in ["\"k.cubin\":\"/etc/k.cubin\"", "\"x.so\":\"[WARMD_ROOT]/KEY/x.so\""] {
+            assert!(matches!(of(child), Err(KindError::Group { .. })), "{child}");
+        }
+        assert!(matches!(check_file(&triton, group, b""), Err(KindError::Group { .. })));
+        let member = triton.files.iter().find(|file| file.path.file_name() == "k.cubin").unwrap();
+        assert_eq!(check_file(&triton, member, b"anything"), Ok(()));
     }
 }

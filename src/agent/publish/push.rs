@@ -123,4 +123,4 @@ impl Push {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::agent) mod tests;
