@@ -158,3 +158,6 @@ impl<P: Fn(u64)> Output<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,5 +10,6 @@ mod exec;
 mod failures;
 mod harness;
 mod layers;
+mod push;
 mod transfer;
 mod trust;
