@@ -32,6 +32,27 @@ struct Cut<'m> {
     hasher: Mutex<FileHasher>,
 }
 
+struct Layout<'m> {
+    /// Of each chunk.
+    parts: Vec<Vec<Part<'m>>>,
+    cuts: Vec<Cut<'m>>,
+}
+
+impl<'m> Layout<'m> {
+    /// `files` are those of one place.
+    fn place(&mut self, manifest: &Manifest, files: &'m [&'m File]) {
+        let file = files[0];
+        let spans: Vec<Span> = manifest.spans(file).collect();
+        let cut = (spans.len() > 1).then_some(self.cuts.len());
+        if cut.is_some() {
+            self.cuts.push(Cut { file, hasher: Mutex::new(FileHasher::new(file.size)) });
+        }
+        for span in spans {
+            self.parts[span.chunk].push(Part { files, span, cut });
+        }
+    }
+}
+
 /// Sees a file and its content.
 type Look<'l, E> = dyn Fn(&File, &[u8]) -> Result<(), E> + Sync + 'l;
 
@@ -45,23 +66,15 @@ pub fn check_content<E: From<ContentError> + Send>(
 ) -> Result<(), E> {
     let mut files: Vec<&File> = manifest.files.iter().collect();
     files.sort_unstable_by_key(|file| (file.offset, file.size));
-    let mut parts: Vec<Vec<Part<'_>>> = manifest.chunks.iter().map(|_| Vec::new()).collect();
-    let mut cuts = Vec::new();
+    let mut layout = Layout { parts: manifest.chunks.iter().map(|_| Vec::new()).collect(), cuts: Vec::new() };
     // Files of one place have one digest: that is a rule of the format.
     for files in files.chunk_by(|a, b| (a.offset, a.size) == (b.offset, b.size)) {
-        let file = files[0];
-        let spans: Vec<Span> = manifest.spans(file).collect();
-        if spans.is_empty() {
-            check_whole(files, b"", look)?;
-        }
-        let cut = (spans.len() > 1).then_some(cuts.len());
-        if cut.is_some() {
-            cuts.push(Cut { file, hasher: Mutex::new(FileHasher::new(file.size)) });
-        }
-        for span in spans {
-            parts[span.chunk].push(Part { files, span, cut });
+        match files[0].size {
+            0 => check_whole(files, b"", look)?,
+            _ => layout.place(manifest, files),
         }
     }
+    let Layout { parts, cuts } = layout;
     parts.par_iter().enumerate().try_for_each_init(
         || None,
         |decoder: &mut Option<Decoder>, (index, parts)| {
