@@ -79,6 +79,8 @@ async fn run(
     let base = Some(base.envelope).filter(|envelope| !envelope.is_empty());
     let base = base.map(SignedManifest::decode_unverified).transpose()?;
 
+    // The call stays open until it is known here why there is no `seal`, so that the agent does not tell its own reason first.
+    let _open = requests.clone();
     let output = Output { requests, sent: Mutex::default(), read: AtomicU64::new(0), progress };
     let mut capturing = tokio::task::spawn_blocking(move || capture(publication, base.as_ref(), &output));
     let mut answer = pin!(async {
