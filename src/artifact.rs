@@ -18,6 +18,7 @@
 mod bitmap;
 mod build;
 mod codec;
+mod content;
 mod manifest;
 mod path;
 mod source;
@@ -27,6 +28,7 @@ mod wire;
 pub use bitmap::Bitmap;
 pub use build::{Base, BuildError, Built, Outputs, SourceFile, Stamp, build};
 pub use codec::{Codec, CodecError, Decoder, Encoder};
+pub use content::{ContentError, check_content};
 pub use manifest::{
     Admitted, COMPILE_SECONDS, Chunk, Draft, File, MANIFEST_TYPE, Manifest, ManifestError, Provenance, SignedManifest,
     content_id,

@@ -22,7 +22,7 @@ pub use directories::{Directories, DirectoriesError};
 pub use environment::Environment;
 pub use facts::{Fact, Facts, Interpreter, InterpreterError, Known, Probe, ProbeError, Probed, name_of_gpu};
 pub use family::{CacheFamily, IdentityError, Place, Unit};
-pub use kind::{KindError, check_kind};
+pub use kind::{KindError, check_captured, check_file, check_kind};
 pub use launch::Launch;
 pub use relocation::{GroupError, MAX_GROUP, Relocation, expand, normalise};
 pub use scan::{Found, ScanError, ScanRules, Special, scan};

@@ -43,6 +43,8 @@
 //! - Nothing becomes visible under a cache root before its signer was accepted by the policy for this family, identity and
 //!   class, and its bytes matched (`identity::Policy`, `artifact::Admitted`, `install`). There is no unsigned mode.
 //! - What is visible is whole; what exists is never replaced (`install::Installation::commit`).
+//! - An agent signs only what it has read itself or has checked like a manifest from a peer, content included
+//!   (`agent::publish`).
 //! - What servers, holders and the directory say is a hint: it can cost time, never correctness.
 //! - Everything that waits has a deadline, everything that queues a bound, and a number from outside is checked before
 //!   anything is allocated by it.
@@ -52,7 +54,8 @@
 //!
 //! # A directory is published
 //!
-//! 1. `cli::publish` asks the agent over its socket (`local`, `agent::control`).
+//! 1. `cli::publish` asks the agent over its socket (`local`, `agent::control`). For a directory that the agent does not see,
+//!    `serve::push` does the next step itself and sends chunks and manifest; `agent::publish` checks them.
 //! 2. `caches::snapshot` walks the directory and has `artifact::build` read, hash, pack and compress it on all cores;
 //!    chunks of the generation before are kept where they are still in use.
 //! 3. `agent::publish` signs the manifest and puts it into the `store`; `agent::holdings` sees the change and
@@ -78,8 +81,8 @@
 //! 3. `engine::Engine` owns the processes; `engine::StartLog` collects what the log says about caches, and `engine::wait`
 //!    asks until the engine is ready.
 //! 4. `serve::exec::proof` tells what was used, `serve::exec::reporting` tells it to the agent for its metrics, and
-//!    `serve::publishing` publishes what was added, again and again. `serve::doctor` says the same before a start, and
-//!    names what differs where something is nearly right.
+//!    `serve::publishing` pushes what was added, again and again. `serve::doctor` says the same before a start, and names
+//!    what differs where something is nearly right.
 //!
 //! Where something else starts the engine, `serve::hook` does 1 and 2 before it, and publishes after it.
 

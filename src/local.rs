@@ -1,11 +1,14 @@
 //! The way between a node's agent and the processes beside it: gRPC on a Unix socket, callers known by their credentials.
 //!
-//! The service itself is the agent's; here are the socket, who may use it, and the client.
+//! The service itself is the agent's; here are the socket, who may use it, the client, and what both make of a request to
+//! publish.
 
 mod client;
+mod publication;
 mod socket;
 
 pub use client::{Client, ClientError};
+pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};
 
 /// Flow-control windows in bytes: the defaults of HTTP/2 would send 64 KiB at a time.

@@ -1,5 +1,5 @@
-//! The pod's side: brings what the agent fetched into the pod's own cache roots, with the pod's uid, mounts and policy, and
-//! runs the engine on them.
+//! The pod's side: brings what the agent fetched into the pod's own cache roots, with the pod's uid, mounts and policy, runs
+//! the engine on them, and hands over what it added.
 
 pub mod difference;
 pub mod doctor;
@@ -8,6 +8,7 @@ pub mod hook;
 pub mod last_start;
 pub mod outlook;
 mod publishing;
+pub mod push;
 pub mod quarantine;
 mod received;
 mod records;

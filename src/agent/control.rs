@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
@@ -15,14 +16,14 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::fetching::{Failed, Fetching, Flight, Wanted};
 use super::holdings::Holdings;
-use super::publish::{PublishError, Publisher};
+use super::publish::{PublishError, Publisher, PushError};
 use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
 use crate::digest::IdentityId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
-use crate::local;
+use crate::local::{self, Publication};
 use crate::metadata::{Announcer, ServerAddr};
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
@@ -30,6 +31,7 @@ use crate::store::{Held, Store, StoreError};
 use crate::transfer::Provider;
 
 mod archive;
+mod push;
 
 /// Messages between a handler and its caller's connection.
 const QUEUE: usize = 16;
@@ -67,7 +69,7 @@ pub(super) struct Parts {
     pub(super) provider: Arc<Provider>,
     pub(super) holdings: Arc<Holdings>,
     pub(super) fetching: Arc<Fetching>,
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     pub(super) starts: StartMetrics,
     pub(super) tasks: Arc<Tasks>,
 }
@@ -95,6 +97,7 @@ impl Control {
 #[tonic::async_trait]
 impl Agent for Control {
     type PublishStream = Events<pb::PublishEvent>;
+    type PushStream = Events<pb::PushReply>;
     type WarmStream = Events<pb::WarmEvent>;
     type ReadChunksStream = Events<pb::ChunkData>;
     type VerifyStream = Events<pb::VerifyEvent>;
@@ -102,7 +105,8 @@ impl Agent for Control {
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
         may_read(&request)?;
-        let publication = convert::publication(request.into_inner())?;
+        let publication = Publication::try_from(request.into_inner());
+        let publication = publication.map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(self.stream("publish", QUEUE, move |parts, events| async move {
             let (worker, publishing) = (events.clone(), parts.clone());
             let published = tokio::task::spawn_blocking(move || {
@@ -118,16 +122,34 @@ impl Agent for Control {
                 publishing.publisher.publish(publication, &progress)
             });
             let event = match published.await {
-                Ok(Ok(published)) => {
+                Ok(Ok((published, skipped))) => {
                     // Who asks right afterwards finds it.
                     parts.holdings.settle(ANNOUNCE_TIMEOUT).await;
-                    Ok(convert::published(published))
+                    Ok(pb::publish_event::Event::Published(convert::published(published, skipped)))
                 }
                 Ok(Err(error)) => Err(publish_status(&error)),
                 Err(_) => Err(Status::internal("the publishing thread panicked")),
             };
             // The caller is gone: the artifact is published all the same.
-            let _ = events.send(event).await;
+            let _ = events.send(event.map(|event| pb::PublishEvent { event: Some(event) })).await;
+        }))
+    }
+
+    async fn push(&self, request: Request<Streaming<pb::PushRequest>>) -> Result<Response<Self::PushStream>, Status> {
+        let turn = self.0.publisher.turn().map_err(|error| publish_status(&error.into()))?;
+        let requests = request.into_inner();
+        Ok(self.stream("push", QUEUE, move |parts, replies| async move {
+            let pushed = push::receive(&parts.publisher, requests, &replies).await;
+            drop(turn);
+            let reply = match pushed {
+                Ok(published) => {
+                    parts.holdings.settle(ANNOUNCE_TIMEOUT).await;
+                    Ok(pb::push_reply::Reply::Published(convert::published(published, Vec::new())))
+                }
+                Err(error) => Err(publish_status(&error)),
+            };
+            // The caller is gone: what it sealed is published all the same.
+            let _ = replies.send(reply.map(|reply| pb::PushReply { reply: Some(reply) })).await;
         }))
     }
 
@@ -312,20 +334,24 @@ impl Agent for Control {
     }
 }
 
-/// The agent may read more than its callers: a caller publishes only directories of its own.
+/// The directory must be the one that the caller means, and, because the agent may read more than its callers, one of its
+/// own.
 fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
-    use std::os::unix::fs::MetadataExt;
     let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     let caller =
         caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
-    if caller == 0 || caller == rustix::process::geteuid().as_raw() {
-        return Ok(());
+    let pb::PublishRequest { directory, device, inode, .. } = request.get_ref();
+    // Opened, because some that can be looked at cannot be read.
+    let open = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let seen = open.and_then(rustix::fs::fstat);
+    let seen = seen.map_err(|error| Status::not_found(format!("the agent does not see {directory}: {error}")))?;
+    if (*device, *inode) != (0, 0) && (*device, *inode) != (seen.st_dev, seen.st_ino) {
+        return Err(Status::not_found(format!("the agent sees another directory as {directory}")));
     }
-    let directory = &request.get_ref().directory;
-    let owner = std::fs::symlink_metadata(directory).map(|meta| meta.uid());
-    match owner {
-        Ok(owner) if owner == caller => Ok(()),
-        _ => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
+    let may_read_all = caller == 0 || caller == rustix::process::geteuid().as_raw();
+    match may_read_all || seen.st_uid == caller {
+        true => Ok(()),
+        false => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
     }
 }
 
@@ -417,6 +443,12 @@ fn publish_status(error: &PublishError) -> Status {
         PublishError::NoSigner => Status::failed_precondition(message),
         PublishError::Snapshot(_) | PublishError::Manifest(_) => Status::invalid_argument(message),
         PublishError::Store(error) => store_status(error),
+        PublishError::Push(error) => match error {
+            PushError::Busy => Status::resource_exhausted(message),
+            PushError::Stalled | PushError::Deadline => Status::deadline_exceeded(message),
+            PushError::Thread => Status::internal(message),
+            _ => Status::invalid_argument(message),
+        },
     }
 }
 

@@ -1,18 +1,12 @@
 //! Messages of the local API, checked on receipt and made on sending.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
-
 use bytes::Bytes;
 use tonic::Status;
 
 use super::fetching::{Failed, Near, Wanted, Wish};
-use super::publish::{Content, Publication, Published};
-use crate::artifact::{Admitted, Provenance, SourceIdentity};
-use crate::caches::{CacheFamily, ScanRules, Special};
+use super::publish::Published;
+use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
-use crate::identity::UnixTime;
 use crate::protocol::metadata::Offer;
 use crate::protocol::pb;
 use crate::store::{Artifact, Report, Swept};
@@ -26,54 +20,8 @@ fn id_bytes(id: &ArtifactId) -> Bytes {
     Bytes::copy_from_slice(id.as_bytes())
 }
 
-pub(super) fn publication(request: pb::PublishRequest) -> Result<Publication, Status> {
-    let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
-    let directory = PathBuf::from(&request.directory);
-    if !directory.is_absolute() {
-        return Err(Status::invalid_argument("the directory must be an absolute path"));
-    }
-    let family = request.family.parse().map_err(|error| invalid(&error))?;
-    let facts: BTreeMap<String, String> = request.facts.into_iter().collect();
-    let identity = SourceIdentity::new(family, facts).map_err(|error| invalid(&error))?;
-    let (content, class) = match CacheFamily::by_name(&request.family).filter(|family| family.name != "directory") {
-        Some(family) => {
-            let settled_by = Duration::from_millis(request.settled_by_ms);
-            let settled_by = (request.settled_by_ms > 0).then(|| SystemTime::UNIX_EPOCH + settled_by);
-            (Content::Family { family, settled_by }, family.class)
-        }
-        None => {
-            let class = request.trust_class.parse().map_err(|error: String| invalid(&error))?;
-            let rules = ScanRules {
-                entry_depth: (request.entry_depth as usize).max(1),
-                keep_mtime: request.keep_mtime,
-                special: if request.skip_special { Special::Skip } else { Special::Refuse },
-            };
-            (Content::All(rules), class)
-        }
-    };
-    let expires = (request.expires_in_s > 0).then(|| UnixTime::now().after(Duration::from_secs(request.expires_in_s)));
-    Ok(Publication {
-        directory,
-        identity,
-        class,
-        subject: request.subject,
-        attributes: request.attributes.into_iter().collect(),
-        provenance: Provenance {
-            image_digest: request.image_digest,
-            engine_version: request.engine_version,
-            builder: format!("warmd {}", env!("CARGO_PKG_VERSION")),
-        },
-        content,
-        expires,
-    })
-}
-
-pub(super) fn published(published: Published) -> pb::PublishEvent {
-    /// More names than this help nobody.
-    const MAX_SKIPPED: usize = 100;
-    let mut skipped = published.skipped;
-    skipped.truncate(MAX_SKIPPED);
-    let event = pb::publish_event::Event::Published(pb::Published {
+pub(super) fn published(published: Published, skipped: Vec<String>) -> pb::Published {
+    pb::Published {
         artifact_id: id_bytes(&published.artifact),
         content_id: Bytes::copy_from_slice(published.content.as_bytes()),
         identity: Bytes::copy_from_slice(published.identity.as_bytes()),
@@ -85,8 +33,7 @@ pub(super) fn published(published: Published) -> pb::PublishEvent {
         unchanged: published.unchanged,
         skipped,
         warning: published.warning.unwrap_or_default(),
-    });
-    pb::PublishEvent { event: Some(event) }
+    }
 }
 
 pub(super) fn reading(bytes: u64, bytes_total: u64) -> pb::PublishEvent {

@@ -1,39 +1,26 @@
-//! Publishing: a directory becomes a signed artifact in this node's store.
+//! Publishing: a directory, or what a caller has captured of one, becomes a signed artifact in this node's store.
 
-use std::path::PathBuf;
+mod push;
+
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use tokio::sync::Semaphore;
+
+pub(super) use self::push::{Push, PushError};
 use super::trust::Trust;
-use crate::artifact::{Base, Draft, Manifest, ManifestError, Outputs, Provenance, SignedManifest, SourceIdentity};
-use crate::caches::{CacheFamily, ScanRules, Selection, SnapshotError, snapshot, snapshot_subject};
-use crate::digest::{ArtifactId, ContentId, IdentityId};
-use crate::identity::{PrivateKey, TrustClass, UnixTime};
-use crate::store::{Artifact, Store, StoreError};
+use crate::artifact::{Base, Draft, Manifest, ManifestError, Outputs, SignedManifest};
+use crate::caches::SnapshotError;
+use crate::digest::{ArtifactId, ContentId, Digest, IdentityId};
+use crate::identity::{PrivateKey, UnixTime};
+use crate::local::{Publication, builder};
+use crate::store::{Artifact, Held, Store, StoreError};
 
-/// What to publish, checked.
-pub(super) struct Publication {
-    pub(super) directory: PathBuf,
-    pub(super) identity: SourceIdentity,
-    pub(super) class: TrustClass,
-    pub(super) subject: String,
-    pub(super) attributes: std::collections::BTreeMap<String, String>,
-    pub(super) provenance: Provenance,
-    pub(super) content: Content,
-    pub(super) expires: Option<UnixTime>,
-}
-
-/// Which files of the directory.
-pub(super) enum Content {
-    All(ScanRules),
-    /// Those of the subject, in a family's root, but for entries with files younger than that.
-    Family {
-        family: &'static CacheFamily,
-        settled_by: Option<SystemTime>,
-    },
-}
+/// Pushes at the same time: a node has few pods, and each of them publishes one thing at a time.
+const MAX_PUSHES: usize = 16;
 
 /// What came of it.
+#[derive(Debug)]
 pub(super) struct Published {
     pub(super) artifact: ArtifactId,
     pub(super) content: ContentId,
@@ -44,7 +31,6 @@ pub(super) struct Published {
     pub(super) wire_size: u64,
     pub(super) new_wire_size: u64,
     pub(super) unchanged: bool,
-    pub(super) skipped: Vec<String>,
     /// Why this node's own policy would refuse it.
     pub(super) warning: Option<String>,
 }
@@ -59,6 +45,8 @@ pub(super) enum PublishError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Push(#[from] PushError),
 }
 
 /// The publishing half of an agent.
@@ -66,60 +54,57 @@ pub(super) struct Publisher {
     store: Store,
     signer: Option<PrivateKey>,
     trust: Arc<Trust>,
+    /// For pushes.
+    turns: Arc<Semaphore>,
 }
 
 impl Publisher {
-    pub(super) fn new(store: Store, signer: Option<PrivateKey>, trust: Arc<Trust>) -> Self {
-        Self { store, signer, trust }
+    pub(super) fn new(store: Store, signer: Option<PrivateKey>, trust: Arc<Trust>) -> Arc<Self> {
+        Arc::new(Self { store, signer, trust, turns: Arc::new(Semaphore::new(MAX_PUSHES)) })
     }
 
-    /// Blocking. `progress` is told how many more bytes were read.
+    /// Blocking; also tells what was left out. `progress` is told how many more bytes were read.
     pub(super) fn publish(
         &self,
         publication: Publication,
         progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Published, PublishError> {
-        let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
-        let Publication { directory, identity, class, subject, attributes, provenance, content, expires } = publication;
-        let before = self.store.latest(&identity.id(), &subject, &signer.public().id());
-        // Held, so that its chunks are not evicted while the next generation is built on them.
-        let before = before.and_then(|artifact| self.store.hold(&artifact.id()));
+    ) -> Result<(Published, Vec<String>), PublishError> {
+        let before = self.latest(&publication.identity.id(), &publication.subject)?;
         let has_chunk = |digest: &_| self.store.has_chunk(digest);
         let base = before.as_ref().map(|artifact| Base { manifest: artifact.manifest(), has_chunk: &has_chunk });
         let put = |chunk: &crate::artifact::Chunk, encoded: &[u8]| {
             self.store.put_chunk(&chunk.digest, encoded).map(drop).map_err(std::io::Error::other)
         };
-        let outputs = Outputs { store: &put, progress };
-        let taken = match content {
-            Content::All(rules) => snapshot(&directory, &rules, base.as_ref(), &outputs)?,
-            Content::Family { family, settled_by } => {
-                let selection = Selection { root: &directory, family, subject: &subject, settled_by };
-                snapshot_subject(&selection, base.as_ref(), &outputs)?
-            }
-        };
-        let reused = taken.built.reused_bytes;
-        let draft = Draft {
-            identity,
-            class,
-            subject,
-            generation: before.as_ref().map_or(1, |artifact| artifact.manifest().generation + 1),
-            created: UnixTime::now(),
-            expires,
-            provenance,
-            files: taken.built.files,
-            chunks: taken.built.chunks,
-            entries: taken.entries,
-            attributes,
-        };
-        if let Some(before) = before.filter(|artifact| says_the_same(artifact.manifest(), &draft)) {
-            return Ok(self.published(&before, before.manifest().wire_size(), true, taken.skipped));
-        }
-        let artifact = self.store.insert_published(SignedManifest::sign(draft, signer)?)?;
-        Ok(self.published(&artifact, reused, false, taken.skipped))
+        let taken = publication.capture(base.as_ref(), &Outputs { store: &put, progress })?;
+        let (draft, skipped) = publication.draft(taken);
+        Ok((self.seal(draft)?, skipped))
     }
 
-    fn published(&self, artifact: &Artifact, reused: u64, unchanged: bool, skipped: Vec<String>) -> Published {
+    /// Our newest generation; held, so that its chunks are not evicted while the next one is built on them.
+    fn latest(&self, identity: &IdentityId, subject: &str) -> Result<Option<Held>, PublishError> {
+        let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
+        let latest = self.store.latest(identity, subject, &signer.public().id());
+        Ok(latest.and_then(|artifact| self.store.hold(&artifact.id())))
+    }
+
+    /// Signs what is new as the next generation. Its chunks are in the store.
+    fn seal(&self, mut draft: Draft) -> Result<Published, PublishError> {
+        let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
+        let before = self.latest(&draft.identity.id(), &draft.subject)?;
+        if let Some(before) = before.as_ref().filter(|artifact| says_the_same(artifact.manifest(), &draft)) {
+            return Ok(self.published(before, Some(before.manifest()), true));
+        }
+        draft.generation = before.as_ref().map_or(1, |artifact| artifact.manifest().generation + 1);
+        draft.created = UnixTime::now();
+        draft.provenance.builder = builder();
+        let artifact = self.store.insert_published(SignedManifest::sign(draft, signer)?)?;
+        Ok(self.published(&artifact, before.as_ref().map(|artifact| artifact.manifest()), false))
+    }
+
+    fn published(&self, artifact: &Artifact, before: Option<&Manifest>, unchanged: bool) -> Published {
         let manifest = artifact.manifest();
+        let had: HashSet<Digest> = before.iter().flat_map(|before| &before.chunks).map(|chunk| chunk.digest).collect();
+        let new = manifest.chunks.iter().filter(|chunk| !had.contains(&chunk.digest));
         let policy = self.trust.policy();
         let judged =
             policy.map(|policy| SignedManifest::admit(artifact.signed().envelope().clone(), &policy, UnixTime::now()));
@@ -136,9 +121,8 @@ impl Publisher {
             files: manifest.files.len(),
             size: manifest.size(),
             wire_size: manifest.wire_size(),
-            new_wire_size: manifest.wire_size().saturating_sub(reused),
+            new_wire_size: new.map(|chunk| u64::from(chunk.encoded_len)).sum(),
             unchanged,
-            skipped,
             warning,
         }
     }
@@ -153,3 +137,6 @@ fn says_the_same(before: &Manifest, draft: &Draft) -> bool {
         && before.expires == draft.expires
         && before.files.iter().map(|file| file.mtime_ns).eq(draft.files.iter().map(|file| file.mtime_ns))
 }
+
+#[cfg(test)]
+pub(super) use self::push::tests;

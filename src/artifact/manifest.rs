@@ -112,6 +112,19 @@ pub struct Draft {
     pub attributes: BTreeMap<String, String>,
 }
 
+impl Draft {
+    /// The body of a manifest, as it is signed.
+    pub fn encode(&self) -> Result<Bytes, ManifestError> {
+        let body = Bytes::from(wire::encode(self));
+        if body.len() > MAX_BODY { Err(ManifestError::TooLarge(body.len())) } else { Ok(body) }
+    }
+
+    /// Only what [`Draft::encode`] makes, byte for byte. Whether its parts fit together is for [`Manifest::new`].
+    pub fn decode(body: &[u8]) -> Result<Self, ManifestError> {
+        if body.len() > MAX_BODY { Err(ManifestError::TooLarge(body.len())) } else { wire::decode(body) }
+    }
+}
+
 /// A manifest whose parts fit together: every file lies in the stream, every chunk is used, every path is harmless.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
@@ -132,6 +145,10 @@ impl Manifest {
     pub fn new(draft: Draft) -> Result<Self, ManifestError> {
         let chunk_offsets = check::check(&draft)?;
         Ok(Self { draft, chunk_offsets })
+    }
+
+    pub fn into_draft(self) -> Draft {
+        self.draft
     }
 
     pub fn content_id(&self) -> ContentId {
@@ -222,10 +239,7 @@ pub struct Admitted {
 impl SignedManifest {
     pub fn sign(draft: Draft, key: &PrivateKey) -> Result<Self, ManifestError> {
         let manifest = Manifest::new(draft)?;
-        let body = Bytes::from(wire::encode(&manifest.draft));
-        if body.len() > MAX_BODY {
-            return Err(ManifestError::TooLarge(body.len()));
-        }
+        let body = manifest.draft.encode()?;
         let id = ArtifactId::of(&body);
         let envelope = Envelope::sign(MANIFEST_TYPE, body, &[key]).encode();
         Ok(Self { id, envelope, signer: key.public().id(), manifest })

@@ -1,7 +1,9 @@
 //! Whether a manifest is what its family's name says: a signer that is trusted with one kind must not bring another.
 
-use super::{CacheFamily, Place};
-use crate::artifact::{Family, Manifest, RelPath};
+use std::path::Path;
+
+use super::{CONTROL, CacheFamily, GroupError, MAX_GROUP, Place, Relocation, expand};
+use crate::artifact::{Family, File, Manifest, RelPath};
 use crate::identity::TrustClass;
 
 /// A manifest is none of its family.
@@ -14,13 +16,20 @@ pub enum KindError {
     Stray { family: &'static str, path: RelPath },
     #[error("`{entry}` lacks {missing}, without which {family} cannot use it")]
     Unfinished { family: &'static str, entry: RelPath, missing: &'static str },
+    #[error("`{0}` is for warmd itself: no artifact has it")]
+    Reserved(RelPath),
+    #[error("`{path}` does not belong to `{subject}`, which the manifest is about")]
+    Subject { path: RelPath, subject: String },
+    #[error("`{path}` has a time, which {family} does not keep")]
+    Time { family: &'static str, path: RelPath },
+    #[error("`{path}` {source}")]
+    Group { path: RelPath, source: GroupError },
 }
 
 /// Holds of every manifest that [`super::snapshot_subject`] made. Families that nobody knows, and directories that the
 /// user named, hold what they like.
 pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
-    let name = manifest.identity.family();
-    let Some(family) = CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory()) else {
+    let Some(family) = known(manifest) else {
         return Ok(());
     };
     if family.class > manifest.class {
@@ -47,6 +56,55 @@ pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
     Ok(())
 }
 
+/// For who is about to sign what somebody else captured: [`check_kind`], and whatever else is so in every manifest that
+/// [`super::snapshot_subject`] made. The content is for [`check_file`].
+pub fn check_captured(manifest: &Manifest) -> Result<(), KindError> {
+    let is_reserved = |path: &&RelPath| path.components().next().is_some_and(|top| top.eq_ignore_ascii_case(CONTROL));
+    if let Some(entry) = manifest.entries.iter().find(is_reserved) {
+        return Err(KindError::Reserved(entry.clone()));
+    }
+    check_kind(manifest)?;
+    let Some(family) = known(manifest) else {
+        return Ok(());
+    };
+    if family.class != manifest.class {
+        return Err(KindError::Class { family: family.name, class: family.class, claimed: manifest.class });
+    }
+    let is_of_subject = |file: &File| match family.place(file.path.as_str()) {
+        Place::Entry { subject, .. } => family.subject_depth == 0 || subject == manifest.subject,
+        Place::Left(_) => false,
+    };
+    for file in &manifest.files {
+        let path = || file.path.clone();
+        if !is_of_subject(file) {
+            return Err(KindError::Subject { path: path(), subject: manifest.subject.clone() });
+        }
+        if file.mtime_ns != 0 && !family.keep_mtime {
+            return Err(KindError::Time { family: family.name, path: path() });
+        }
+        if file.size > MAX_GROUP && family.relocation.changes(&file.path) {
+            return Err(KindError::Group { path: path(), source: GroupError::TooLarge });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file that names its own place can be installed anywhere; others hold what they like.
+pub fn check_file(manifest: &Manifest, file: &File, content: &[u8]) -> Result<(), KindError> {
+    if !Relocation::of(manifest.identity.family().as_str()).changes(&file.path) {
+        return Ok(());
+    }
+    let is_listed = |path: &RelPath| manifest.files.binary_search_by(|other| other.path.cmp(path)).is_ok();
+    let expanded = expand(content, &file.path, Path::new("/"), is_listed);
+    expanded.map(drop).map_err(|source| KindError::Group { path: file.path.clone(), source })
+}
+
+/// The family, if its name decides what the manifest may hold.
+fn known(manifest: &Manifest) -> Option<&'static CacheFamily> {
+    let name = manifest.identity.family();
+    CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -58,11 +116,15 @@ mod tests {
 
     /// Of empty files; entries are the first `depth` components.
     fn manifest(family: &str, class: TrustClass, depth: usize, paths: &[&str]) -> Manifest {
+        Manifest::new(draft(family, class, depth, paths)).unwrap()
+    }
+
+    fn draft(family: &str, class: TrustClass, depth: usize, paths: &[&str]) -> Draft {
         let path = |path: &&str| RelPath::new(path).unwrap();
         let file = |path| File { path, executable: false, mtime_ns: 0, size: 0, digest: Digest::of(b""), offset: 0 };
         let paths: BTreeSet<RelPath> = paths.iter().map(path).collect();
         let entries: BTreeSet<RelPath> = paths.iter().map(|path| path.prefix(depth)).collect();
-        Manifest::new(Draft {
+        Draft {
             identity: SourceIdentity::new(family.parse().unwrap(), BTreeMap::new()).unwrap(),
             class,
             subject: String::new(),
@@ -74,8 +136,7 @@ mod tests {
             chunks: Vec::new(),
             entries: entries.into_iter().collect(),
             attributes: BTreeMap::new(),
-        })
-        .unwrap()
+        }
     }
 
     #[test]
@@ -113,5 +174,50 @@ mod tests {
         for family in ["unheard-of", "directory"] {
             assert_eq!(check_kind(&manifest(family, TrustClass::Data, 1, &["any/thing.lock"])), Ok(()));
         }
+    }
+
+    #[test]
+    fn what_was_captured_has_the_class_the_subject_and_the_times_of_its_family() {
+        let kernel = ["cache/kernel.a.0/kernel.cu", "cache/kernel.a.0/kernel.cubin"];
+        let gemm = || draft("deep-gemm", TrustClass::DeviceCode, 2, &kernel);
+        let check = |draft| check_captured(&Manifest::new(draft).unwrap());
+        assert_eq!(check(gemm()), Ok(()));
+        let higher = Draft { class: TrustClass::HostCode, ..gemm() };
+        assert!(matches!(check(higher), Err(KindError::Class { claimed: TrustClass::HostCode, .. })));
+        let mut timed = gemm();
+        timed.files[0].mtime_ns = 1;
+        assert!(matches!(check(timed), Err(KindError::Time { .. })));
+
+        let (key, other) = ("a".repeat(64), "b".repeat(64));
+        let model = format!("{key}/rank_0_0/model");
+        let class = CacheFamily::by_name("vllm-aot").unwrap().class;
+        let of = |subject: &str| {
+            let subject = subject.to_owned();
+            check(Draft { subject, ..draft("vllm-aot", class, 2, &[&model]) })
+        };
+        assert_eq!(of(&key), Ok(()));
+        assert!(matches!(of(&other), Err(KindError::Subject { .. })));
+    }
+
+    #[test]
+    fn no_artifact_has_what_is_for_warmd_itself() {
+        for path in [".warmd/lock", ".WarmD/lock"] {
+            let manifest = manifest("directory", TrustClass::HostCode, 1, &[path, "other"]);
+            assert!(matches!(check_captured(&manifest), Err(KindError::Reserved(_))));
+        }
+    }
+
+    #[test]
+    fn a_group_that_no_node_could_install_is_refused() {
+        let triton = manifest("triton", TrustClass::HostCode, 1, &["KEY/__grp__k.json", "KEY/k.cubin"]);
+        let group = triton.files.iter().find(|file| file.path.file_name() == "__grp__k.json").unwrap();
+        let of = |child: &str| check_file(&triton, group, format!("{{\"child_paths\":{{{child}}}}}").as_bytes());
+        assert_eq!(of("\"k.cubin\":\"[WARMD_ROOT]/KEY/k.cubin\""), Ok(()));
+        for child in ["\"k.cubin\":\"/etc/k.cubin\"", "\"x.so\":\"[WARMD_ROOT]/KEY/x.so\""] {
+            assert!(matches!(of(child), Err(KindError::Group { .. })), "{child}");
+        }
+        assert!(matches!(check_file(&triton, group, b""), Err(KindError::Group { .. })));
+        let member = triton.files.iter().find(|file| file.path.file_name() == "k.cubin").unwrap();
+        assert_eq!(check_file(&triton, member, b"anything"), Ok(()));
     }
 }

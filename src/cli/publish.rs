@@ -3,6 +3,7 @@
 mod engine;
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use super::{Socket, output};
 use crate::artifact::{Family, SourceIdentity};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::TrustClass;
-use crate::local::Client;
+use crate::local::{Client, ClientError};
 use crate::protocol::pb::{self, PublishRequest, publish_event};
+use crate::serve;
 
 /// The source identity, as `publish` and `warm` take it.
 #[derive(Debug, Clone, Args)]
@@ -80,6 +82,9 @@ pub(super) struct Publish {
     /// Version of the engine that wrote it
     #[arg(long, default_value = "")]
     engine_version: String,
+    /// Read the files here and send them, even if the agent sees the directory
+    #[arg(long)]
+    push: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -127,7 +132,10 @@ impl Publish {
             expires_in_s: self.expires_in.map_or(0, |expires| expires.as_secs()),
             ..request(&directory, &identity)?
         };
-        let report = publish(&client, request).await?;
+        let report = match self.push {
+            true => push(&client, request).await?,
+            false => publish(&client, request).await?,
+        };
         if self.json {
             output::json(&report)?;
         } else {
@@ -139,6 +147,7 @@ impl Publish {
 
 /// A request with the defaults of the command line.
 pub(super) fn request(directory: &Path, identity: &SourceIdentity) -> anyhow::Result<PublishRequest> {
+    let seen = directory.metadata().with_context(|| format!("read {}", directory.display()))?;
     let directory = directory.to_str().context("the directory's name is not UTF-8")?.to_owned();
     let facts: HashMap<String, String> = identity.facts().clone().into_iter().collect();
     Ok(PublishRequest {
@@ -147,15 +156,24 @@ pub(super) fn request(directory: &Path, identity: &SourceIdentity) -> anyhow::Re
         trust_class: TrustClass::HostCode.to_string(),
         facts,
         entry_depth: 1,
+        device: seen.dev(),
+        inode: seen.ino(),
         ..Default::default()
     })
 }
 
+/// By the agent, or by this process if the agent does not see the directory.
 pub(super) async fn publish(client: &Client, request: PublishRequest) -> anyhow::Result<Report> {
     let begun = std::time::Instant::now();
+    let mut events = match client.publish(request.clone()).await {
+        Err(ClientError::Refused(status)) if status.code() == tonic::Code::NotFound => {
+            output::note(format!("{}: its files are sent", status.message()));
+            return push(client, request).await;
+        }
+        events => events?,
+    };
     let progress = output::Progress::new("reading");
-    let mut events = client.publish(request).await?;
-    while let Some(event) = events.message().await.map_err(crate::local::ClientError::from)? {
+    while let Some(event) = events.message().await.map_err(ClientError::from)? {
         match event.event {
             Some(publish_event::Event::Progress(now)) => progress.bytes("reading", now.bytes, now.bytes_total),
             Some(publish_event::Event::Published(published)) => {
@@ -165,6 +183,14 @@ pub(super) async fn publish(client: &Client, request: PublishRequest) -> anyhow:
         }
     }
     anyhow::bail!("the agent ended the call without a result")
+}
+
+async fn push(client: &Client, request: PublishRequest) -> anyhow::Result<Report> {
+    let begun = std::time::Instant::now();
+    let progress = output::Progress::new("reading");
+    let reading = move |bytes| progress.bytes("reading", bytes, 0);
+    let published = serve::push::push(client, request.try_into()?, reading).await?;
+    report(published, begun.elapsed().as_secs_f64())
 }
 
 fn report(published: pb::Published, seconds: f64) -> anyhow::Result<Report> {

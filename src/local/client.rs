@@ -13,8 +13,8 @@ use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, ChunkData, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply,
     InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, PublishEvent,
-    PublishRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent,
-    WarmRequest,
+    PublishRequest, PushReply, PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent,
+    VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -55,6 +55,13 @@ impl Client {
 
     pub async fn publish(&self, request: PublishRequest) -> Result<Streaming<PublishEvent>, ClientError> {
         Ok(self.0.clone().publish(request).await?.into_inner())
+    }
+
+    pub async fn push(
+        &self,
+        requests: impl futures_util::Stream<Item = PushRequest> + Send + 'static,
+    ) -> Result<Streaming<PushReply>, ClientError> {
+        Ok(self.0.clone().push(requests).await?.into_inner())
     }
 
     pub async fn warm(&self, request: WarmRequest) -> Result<Streaming<WarmEvent>, ClientError> {

@@ -8,13 +8,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::difference::{LAUNCH, encode};
 use super::outlook::Prospect;
+use super::push::{PushError, push};
 use super::target::Say;
 use super::warming::{Entries, Warmed};
-use crate::artifact::{COMPILE_SECONDS, RelPath};
+use crate::artifact::{COMPILE_SECONDS, Provenance, RelPath};
 use crate::caches::{Subject, survey};
 use crate::engine::{AotSlot, StartLog};
-use crate::local::{Client, ClientError, chain};
-use crate::protocol::pb::{PublishRequest, Published, publish_event};
+use crate::local::{Client, ClientError, Content, Publication, builder, chain};
+use crate::protocol::pb::Published;
 
 /// Beside [`COMPILE_SECONDS`], which is of `torch.compile` where the engine tells it: seconds of the whole initialisation
 /// around it.
@@ -42,14 +43,8 @@ pub enum Unpublished {
     #[error("the caches were still being written to, or the agent did not take them; see --publish-timeout")]
     Busy,
     /// It will say the same next time.
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl From<Refused> for Unpublished {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused.to_string())
-    }
+    #[error(transparent)]
+    Refused(#[from] PushError),
 }
 
 /// What a look at one root found.
@@ -103,7 +98,7 @@ impl<'a> Publishing<'a> {
     }
 
     /// Whether anything is going on.
-    async fn look_at_all(&mut self, say: &Say) -> Result<bool, Refused> {
+    async fn look_at_all(&mut self, say: &Say) -> Result<bool, PushError> {
         let mut active = false;
         for at in 0..self.families.len() {
             active |= self.look_after(at, say).await?;
@@ -112,7 +107,7 @@ impl<'a> Publishing<'a> {
     }
 
     /// One look at one family; whether anything is going on there. Fails when trying again makes no sense.
-    async fn look_after(&mut self, at: usize, say: &Say) -> Result<bool, Refused> {
+    async fn look_after(&mut self, at: usize, say: &Say) -> Result<bool, PushError> {
         let (prospect, known) = &self.families[at];
         let look = look(prospect, known.clone(), self.quiet).await;
         if look.busy {
@@ -128,35 +123,32 @@ impl<'a> Publishing<'a> {
                     self.published += usize::from(!published.unchanged);
                     self.families[at].1.entry(fresh.subject).or_default().extend(fresh.entries);
                 }
-                Err(refused) if refused.is_final() => return Err(refused),
-                Err(refused) => say(&format!("{}: not published, will try again: {refused}", prospect.family.name)),
+                Err(refused) if is_final(&refused) => return Err(refused),
+                Err(refused) => {
+                    say(&format!("{}: not published, will try again: {}", prospect.family.name, chain(&refused)))
+                }
             }
         }
         Ok(active)
     }
 
-    async fn publish(&self, prospect: &Prospect, fresh: &Fresh) -> Result<Published, Refused> {
-        let settled_by = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let settled_by = settled_by.saturating_sub(self.quiet);
+    async fn publish(&self, prospect: &Prospect, fresh: &Fresh) -> Result<Published, PushError> {
         let facts = prospect.identity.facts();
-        let request = PublishRequest {
-            directory: prospect.root.to_string_lossy().into_owned(),
-            family: prospect.family.name.to_owned(),
-            facts: facts.clone().into_iter().collect(),
+        let publication = Publication {
+            directory: prospect.root.clone(),
+            identity: prospect.identity.clone(),
+            class: prospect.family.class,
             subject: fresh.subject.clone(),
-            attributes: self.attributes(&fresh.subject).into_iter().collect(),
-            image_digest: self.image.clone().unwrap_or_default(),
-            engine_version: facts.get("vllm").or_else(|| facts.get("sglang")).cloned().unwrap_or_default(),
-            settled_by_ms: u64::try_from(settled_by.as_millis()).unwrap_or(0),
-            ..PublishRequest::default()
+            attributes: self.attributes(&fresh.subject),
+            provenance: Provenance {
+                image_digest: self.image.clone().unwrap_or_default(),
+                engine_version: facts.get("vllm").or_else(|| facts.get("sglang")).cloned().unwrap_or_default(),
+                builder: builder(),
+            },
+            content: Content::Family { family: prospect.family, settled_by: SystemTime::now().checked_sub(self.quiet) },
+            expires: None,
         };
-        let mut events = self.client.publish(request).await?;
-        while let Some(event) = events.message().await.map_err(ClientError::from)? {
-            if let Some(publish_event::Event::Published(published)) = event.event {
-                return Ok(published);
-            }
-        }
-        Err(Refused::NoAnswer)
+        push(&self.client, publication, |_| ()).await
     }
 
     /// What it took, and by which command, for a model that was compiled here.
@@ -172,21 +164,10 @@ impl<'a> Publishing<'a> {
     }
 }
 
-/// The agent did not publish.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error("{}", chain(.0))]
-    Client(#[from] ClientError),
-    #[error("the agent ended the call without an answer")]
-    NoAnswer,
-}
-
-impl Refused {
-    /// It will say the same next time.
-    fn is_final(&self) -> bool {
-        matches!(self, Self::Client(ClientError::Refused(status))
-            if matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied))
-    }
+/// The agent will say the same next time.
+fn is_final(error: &PushError) -> bool {
+    matches!(error, PushError::Client(ClientError::Refused(status))
+        if matches!(status.code(), tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied))
 }
 
 async fn look(prospect: &Prospect, known: Entries, quiet: Duration) -> Look {

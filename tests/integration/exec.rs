@@ -117,6 +117,7 @@ impl Pod {
         let words: Vec<&str> = self.within.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_warmd")]).collect();
         let mut warmd = tokio::process::Command::new(words[0]);
         warmd.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.dir.path());
+        warmd.current_dir(self.dir.path());
         warmd.args(&words[1..]).arg("exec").args(&self.options).arg("--report").arg(self.report());
         warmd.arg("--").args(command).stdout(Stdio::null()).stderr(Stdio::piped());
         warmd.kill_on_drop(true).spawn().unwrap()
@@ -172,6 +173,28 @@ async fn what_the_engine_of_one_pod_compiled_is_loaded_by_that_of_another_on_ano
     let aot = family(&again, "vllm-aot");
     assert_eq!((&aot["used"], &aot["existing"], &aot["installed"]), (&true.into(), &1.into(), &0.into()));
     assert!(!again.stderr.contains("published"), "{}", again.stderr);
+    a.stop().await;
+    b.stop().await;
+}
+
+/// A path that leads to another directory in each process, as that of a pod's own volume does in each mount namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_compiled_is_published_from_where_no_agent_sees_it() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let engine = engine();
+    let pod = |agent: &str| {
+        let pod = Pod::new(&cluster, agent).with("--cache-root", "/proc/self/cwd/caches");
+        std::fs::create_dir(pod.dir.path().join("caches")).unwrap();
+        pod
+    };
+    assert!(!Path::new("/proc/self/cwd/caches").exists());
+
+    let cold = pod("a").run(&engine, "vllm-aot 59af47c66413: published as generation 1").await;
+    assert_eq!(cold.code, Some(0), "{}", cold.stderr);
+    let warm = pod("b").run(&engine, "warmd: ready after").await;
+    let aot = family(&warm, "vllm-aot");
+    assert_eq!((&aot["used"], &aot["made"], &aot["installed"]), (&true.into(), &0.into(), &1.into()));
     a.stop().await;
     b.stop().await;
 }

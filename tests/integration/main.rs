@@ -12,5 +12,6 @@ mod failures;
 mod harness;
 mod hooks;
 mod layers;
+mod push;
 mod transfer;
 mod trust;

@@ -1,0 +1,293 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::artifact::{Chunk, Codec, File, ManifestError, Provenance, RelPath, SourceIdentity};
+use crate::identity::{PrivateKey, TrustClass, TrustConfig, UnixTime};
+use crate::store::{self, Store, StoreError};
+
+/// An agent's publisher, and a pod that can say what it likes.
+pub(in crate::agent) struct Pod {
+    pub(in crate::agent) publisher: Arc<Publisher>,
+    pub(in crate::agent) store: Store,
+    _dir: tempfile::TempDir,
+}
+
+impl Pod {
+    pub(in crate::agent) fn new() -> Self {
+        Self::with(Some(PrivateKey::from_seed(1)), None)
+    }
+
+    fn with(signer: Option<PrivateKey>, max_bytes: Option<u64>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            store::Config { reserve_bytes: Some(0), max_bytes, ..store::Config::new(dir.path().join("store")) };
+        let store = Store::open(&config, store::Metrics::default()).unwrap();
+        let trust = crate::agent::trust::Trust::load(TrustConfig::default(), dir.path()).unwrap();
+        Self { publisher: Publisher::new(store.clone(), signer, trust), store, _dir: dir }
+    }
+
+    pub(in crate::agent) fn begin(&self, draft: &Draft) -> Result<Push, PublishError> {
+        Push::begin(&self.publisher, begin(draft))
+    }
+
+    /// A push of these chunks and this manifest.
+    fn push(&self, chunks: &[Vec<u8>], draft: &Draft) -> Result<Published, PublishError> {
+        let mut push = self.begin(draft)?;
+        for chunk in chunks {
+            push.chunk(chunk.clone().into())?()?;
+        }
+        push.seal(&draft.encode().unwrap())
+    }
+
+    fn publishes_nothing(&self, chunks: &[Vec<u8>], draft: &Draft) -> PublishError {
+        let error = self.push(chunks, draft).unwrap_err();
+        assert!(self.store.list().is_empty(), "an artifact in spite of {error}");
+        error
+    }
+}
+
+pub(in crate::agent) fn begin(draft: &Draft) -> PushBegin {
+    PushBegin { identity: Bytes::copy_from_slice(draft.identity.id().as_bytes()), subject: draft.subject.clone() }
+}
+
+fn raw(content: &[u8]) -> Chunk {
+    let len = content.len() as u32;
+    Chunk { digest: Digest::of(content), encoded_len: len, decoded_len: len, codec: Codec::Raw }
+}
+
+/// One file and one raw chunk of each content, in a family.
+fn of_family(family: &str, class: TrustClass, files: &[(&str, &[u8])]) -> (Vec<Vec<u8>>, Draft) {
+    let mut offset = 0;
+    let file = |(name, content): &(&str, &[u8])| {
+        let (path, size) = (RelPath::new(name).unwrap(), content.len() as u64);
+        offset += size;
+        File { path, executable: false, mtime_ns: 0, size, digest: Digest::of(content), offset: offset - size }
+    };
+    let listed: Vec<File> = files.iter().map(file).collect();
+    let mut entries: Vec<RelPath> = listed.iter().map(|file| file.path.prefix(1)).collect();
+    entries.dedup();
+    let draft = Draft {
+        identity: SourceIdentity::new(family.parse().unwrap(), BTreeMap::new()).unwrap(),
+        class,
+        subject: "subject".to_owned(),
+        generation: 0,
+        created: UnixTime::from_seconds(0),
+        expires: None,
+        provenance: Provenance::default(),
+        files: listed,
+        chunks: files.iter().map(|(_, content)| raw(content)).collect(),
+        entries,
+        attributes: BTreeMap::new(),
+    };
+    (files.iter().map(|(_, content)| content.to_vec()).collect(), draft)
+}
+
+pub(in crate::agent) fn tree(files: &[(&str, &[u8])]) -> (Vec<Vec<u8>>, Draft) {
+    of_family("directory", TrustClass::HostCode, files)
+}
+
+const TWO: [(&str, &[u8]); 2] = [("a", b"one"), ("b", b"two")];
+
+#[test]
+fn what_a_pod_pushes_is_signed_as_the_next_generation_by_this_agent() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    let lie = Draft { generation: 900, created: UnixTime::from_seconds(5), ..draft.clone() };
+    assert_eq!(pod.push(&chunks, &lie).unwrap().generation, 1);
+    let artifact = pod.store.list().remove(0);
+    assert_eq!(artifact.manifest().files, draft.files);
+    assert_eq!(artifact.manifest().provenance.builder, crate::local::builder());
+    assert!(artifact.manifest().created.seconds() > 1_600_000_000);
+    assert!(pod.push(&chunks, &draft).unwrap().unchanged);
+
+    let (chunks, draft) = tree(&[TWO[0], TWO[1], ("c", b"three")]);
+    // The base has the others.
+    let next = pod.push(&chunks[2..], &draft).unwrap();
+    assert_eq!((next.generation, next.new_wire_size), (2, 5));
+}
+
+#[test]
+fn the_base_is_the_newest_of_this_subject() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    assert!(pod.begin(&draft).unwrap().base().is_empty());
+    pod.push(&chunks, &draft).unwrap();
+    let artifact = pod.store.list().remove(0);
+    assert_eq!(&pod.begin(&draft).unwrap().base(), artifact.signed().envelope());
+    let other = Draft { subject: "other".to_owned(), ..draft };
+    assert!(pod.begin(&other).unwrap().base().is_empty());
+}
+
+#[test]
+fn an_agent_without_a_signer_says_so_before_anything_is_sent() {
+    assert!(matches!(Pod::with(None, None).begin(&tree(&TWO).1), Err(PublishError::NoSigner)));
+}
+
+#[test]
+fn chunks_are_named_by_what_they_hold_so_one_that_was_altered_is_missing() {
+    let (mut chunks, draft) = tree(&TWO);
+    chunks[1] = b"owt".to_vec();
+    let error = Pod::new().publishes_nothing(&chunks, &draft);
+    assert!(matches!(&error, PublishError::Store(StoreError::Missing(digest)) if *digest == Digest::of(b"two")));
+}
+
+#[test]
+fn a_chunk_that_was_never_sent_is_missing() {
+    let (chunks, draft) = tree(&TWO);
+    let error = Pod::new().publishes_nothing(&chunks[..1], &draft);
+    assert!(matches!(error, PublishError::Store(StoreError::Missing(_))));
+}
+
+#[test]
+fn chunks_of_no_or_too_many_bytes_are_refused_before_they_are_kept() {
+    let pod = Pod::new();
+    let mut push = pod.begin(&tree(&TWO).1).unwrap();
+    for len in [0, MAX_CHUNK + 1] {
+        assert!(matches!(push.chunk(vec![0; len].into()), Err(PushError::ChunkLength(refused)) if refused == len));
+    }
+    push.chunks = MAX_CHUNKS;
+    assert!(matches!(push.chunk(vec![0].into()), Err(PushError::TooMany)));
+    assert_eq!(pod.store.usage(), 0);
+}
+
+#[test]
+fn a_file_with_another_content_than_its_digest_is_not_signed() {
+    let (chunks, mut draft) = tree(&TWO);
+    draft.files[1].digest = Digest::of(b"owt");
+    let error = Pod::new().publishes_nothing(&chunks, &draft);
+    assert!(matches!(&error, PublishError::Push(PushError::Content(ContentError::File(path))) if path.as_str() == "b"));
+    let (chunks, mut draft) = tree(&[("a", b"one"), ("b", b"")]);
+    draft.files[1] = File { offset: 0, digest: Digest::of(b"x"), ..draft.files[1].clone() };
+    draft.chunks.truncate(1);
+    let error = Pod::new().publishes_nothing(&chunks[..1], &draft);
+    assert!(matches!(error, PublishError::Push(PushError::Content(ContentError::File(_)))));
+}
+
+#[test]
+fn a_chunk_that_decodes_to_more_than_it_says_is_not_signed() {
+    let content = vec![0; 1000];
+    let bomb = zstd::bulk::compress(&vec![0; 3 * MAX_CHUNK], 1).unwrap();
+    let (_, mut draft) = tree(&[("a", &content)]);
+    draft.chunks[0] = Chunk { decoded_len: 1000, codec: Codec::Zstd, ..raw(&bomb) };
+    let error = Pod::new().publishes_nothing(&[bomb], &draft);
+    assert!(matches!(error, PublishError::Push(PushError::Content(ContentError::Chunk { .. }))), "{error}");
+}
+
+#[test]
+fn what_takes_too_long_to_check_is_given_up() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    let mut push = pod.begin(&draft).unwrap();
+    for chunk in chunks {
+        push.chunk(chunk.into()).unwrap()().unwrap();
+    }
+    push.ends = Instant::now();
+    let error = push.seal(&draft.encode().unwrap()).unwrap_err();
+    assert!(matches!(error, PublishError::Push(PushError::Deadline)));
+}
+
+#[test]
+fn a_manifest_is_of_the_identity_and_the_subject_that_the_push_began_with() {
+    let pod = Pod::new();
+    let (_, draft) = tree(&TWO);
+    let subject = Draft { subject: "other".to_owned(), ..draft.clone() };
+    let facts = BTreeMap::from([("torch".to_owned(), "2".to_owned())]);
+    let identity = SourceIdentity::new(draft.identity.family().clone(), facts).unwrap();
+    for other in [subject, Draft { identity, ..draft.clone() }] {
+        let sealed = pod.begin(&draft).unwrap().seal(&other.encode().unwrap());
+        assert!(matches!(sealed, Err(PublishError::Push(PushError::Other))));
+    }
+}
+
+#[test]
+fn a_family_decides_its_class_and_its_files() {
+    let kernel: [(&str, &[u8]); 2] = [("KEY/k.cubin", b"cubin"), ("KEY/k.json", b"{}")];
+    let refused = |class, files: &[(&str, &[u8])]| {
+        let (chunks, draft) = of_family("triton", class, files);
+        match Pod::new().publishes_nothing(&chunks, &draft) {
+            PublishError::Push(PushError::Kind(error)) => error,
+            other => panic!("{other}"),
+        }
+    };
+    assert!(matches!(refused(TrustClass::Data, &kernel), KindError::Class { .. }));
+    assert!(matches!(refused(TrustClass::HostCode, &[("k.so", b"evil")]), KindError::Stray { .. }));
+    let group = [("KEY/__grp__k.json", br#"{"child_paths":{"k.cubin":"/etc/k.cubin"}}"#.as_slice()), kernel[0]];
+    assert!(matches!(refused(TrustClass::HostCode, &group), KindError::Group { .. }));
+}
+
+#[test]
+fn a_body_that_is_no_manifest_is_refused_whole() {
+    let pod = Pod::new();
+    let (_, draft) = tree(&TWO);
+    let body = draft.encode().unwrap();
+    let seal = |body: &[u8]| pod.begin(&draft).unwrap().seal(body).unwrap_err();
+    // A field that nobody knows, and half of it.
+    assert!(matches!(
+        seal(&[&body[..], &[0x98, 0x06, 1]].concat()),
+        PublishError::Manifest(ManifestError::NotCanonical)
+    ));
+    assert!(matches!(seal(&body[..body.len() / 2]), PublishError::Manifest(_)));
+    assert!(matches!(seal(&vec![0; 17 << 20]), PublishError::Manifest(ManifestError::TooLarge(_))));
+    let climbing: Vec<u8> = draft_with_path(&draft, b"zzzzzz", b"../../");
+    assert!(matches!(seal(&climbing), PublishError::Manifest(ManifestError::Path { .. })));
+    let twice = Draft { files: [draft.files.clone(), draft.files.clone()].concat(), ..draft.clone() };
+    assert!(matches!(seal(&twice.encode().unwrap()), PublishError::Manifest(ManifestError::FileOrder(_))));
+}
+
+/// The bytes of a manifest with a path that no [`RelPath`] can be.
+fn draft_with_path(draft: &Draft, placeholder: &[u8], path: &[u8]) -> Vec<u8> {
+    let mut draft = draft.clone();
+    draft.files[1].path = RelPath::new(std::str::from_utf8(placeholder).unwrap()).unwrap();
+    let mut body = draft.encode().unwrap().to_vec();
+    let at = body.windows(placeholder.len()).position(|window| window == placeholder).unwrap();
+    body[at..at + path.len()].copy_from_slice(path);
+    body
+}
+
+#[test]
+fn a_clean_up_takes_nothing_away_from_a_push_that_is_going_on() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    pod.push(&chunks, &draft).unwrap();
+    let (chunks, next) = tree(&[TWO[0], TWO[1], ("c", b"three")]);
+    let mut push = pod.begin(&next).unwrap();
+    push.chunk(chunks[2].clone().into()).unwrap()().unwrap();
+
+    let ends = UnixTime::now().after(pod.publisher.push_deadline());
+    assert_eq!(pod.store.gc(ends).unwrap(), store::Swept::default());
+    let base = pod.store.list().remove(0);
+    assert!(matches!(pod.store.remove(&base.id()), Err(StoreError::InUse(_))));
+    assert_eq!(push.seal(&next.encode().unwrap()).unwrap().generation, 2);
+}
+
+#[test]
+fn what_an_abandoned_push_brought_is_cleaned_up() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    let mut push = pod.begin(&draft).unwrap();
+    push.chunk(chunks[0].clone().into()).unwrap()().unwrap();
+    drop(push);
+    let later = UnixTime::now().after(pod.store.config().orphan_grace + Duration::from_secs(2));
+    assert_eq!(pod.store.gc(later).unwrap().orphans, 1);
+    assert_eq!(pod.store.usage(), 0);
+}
+
+#[test]
+fn a_full_store_ends_the_push() {
+    let pod = Pod::with(Some(PrivateKey::from_seed(1)), Some(4));
+    let (chunks, draft) = tree(&TWO);
+    let mut push = pod.begin(&draft).unwrap();
+    push.chunk(chunks[0].clone().into()).unwrap()().unwrap();
+    let full = push.chunk(chunks[1].clone().into()).unwrap()();
+    assert!(matches!(full, Err(PublishError::Store(StoreError::OverLimit { .. }))));
+}
+
+#[test]
+fn so_many_may_push_at_a_time() {
+    let pod = Pod::new();
+    let turns: Vec<_> = std::iter::from_fn(|| pod.publisher.turn().ok()).collect();
+    assert_eq!(turns.len(), super::super::MAX_PUSHES);
+    assert!(matches!(pod.publisher.turn(), Err(PushError::Busy)));
+    drop(turns);
+    assert!(pod.publisher.turn().is_ok());
+}

@@ -1,0 +1,95 @@
+//! Publishing what the agent does not see.
+
+use std::path::Path;
+
+use warmd::serve::warm::Verdict;
+
+use crate::harness::cluster::{Cluster, Node, Published, identity};
+use crate::harness::tree::{self, Tree};
+
+/// `warmd publish` in a working directory of its own: below `/proc/self/cwd`, it and the agent see different things.
+async fn publish(node: &Node, cwd: &Path, arguments: &[&str]) -> Result<(Published, String), String> {
+    let mut warmd = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+    warmd.arg("publish").args(arguments).args(["--json", "--socket"]).arg(node.agent.socket()).current_dir(cwd);
+    let output = warmd.output().await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    match output.status.success() {
+        true => Ok((serde_json::from_slice(&output.stdout).unwrap(), stderr)),
+        false => Err(stderr),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_the_agent_does_not_see_is_sent_and_installed_elsewhere() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    let files = tree::sample();
+    tree::write(&cluster.path("pod/nowhere"), &files);
+    let (published, told) = publish(&a, &cluster.path("pod"), &["/proc/self/cwd/nowhere"]).await.unwrap();
+    assert!(told.contains("does not see /proc/self/cwd/nowhere"), "{told}");
+    assert_eq!((published.generation, published.files as usize, published.warning), (1, files.len(), None));
+
+    let report = b.warm(cluster.job(identity(&[]), "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_directory_of_the_same_path_is_not_published() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    // The agent's own working directory has one, too.
+    assert!(Path::new("/proc/self/cwd/src").is_dir());
+    let files: Tree = [("only/here".to_owned(), (false, tree::noise(1, 1000)))].into();
+    tree::write(&cluster.path("pod/src"), &files);
+    let (published, told) = publish(&a, &cluster.path("pod"), &["/proc/self/cwd/src"]).await.unwrap();
+    assert!(told.contains("sees another directory as /proc/self/cwd/src"), "{told}");
+    assert_eq!(published.files, 1);
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ways_make_the_same_generations() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let source = cluster.path("source");
+    tree::write(&source, &tree::sample());
+    let directory = source.to_str().unwrap();
+    let seen = publish(&a, &cluster.path(""), &[directory]).await.unwrap().0;
+    let sent = publish(&a, &cluster.path(""), &[directory, "--push"]).await.unwrap().0;
+    assert!(sent.unchanged && sent.artifact == seen.artifact, "{sent:?}");
+
+    tree::write(&source, &[("later".to_owned(), (false, tree::noise(999, 50_000)))].into());
+    let sent = publish(&a, &cluster.path(""), &[directory, "--push"]).await.unwrap().0;
+    assert_eq!((sent.generation, sent.new_wire_bytes), (2, 50_000));
+    let seen = publish(&a, &cluster.path(""), &[directory]).await.unwrap().0;
+    assert!(seen.unchanged && seen.artifact == sent.artifact, "{seen:?}");
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_push_fails_is_told_by_whoever_knows() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    config.signer = None;
+    let a = cluster.agent_with(config).await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    std::fs::create_dir(cluster.path("empty")).unwrap();
+    let push = async |agent: &Node, name: &str| {
+        publish(agent, &cluster.path(""), &[cluster.path(name).to_str().unwrap(), "--push"]).await.unwrap_err()
+    };
+    assert!(push(&a, "source").await.contains("this agent has no signer key"));
+    a.stop().await;
+
+    let mut config = cluster.config("b");
+    config.store.max_bytes = Some(1000);
+    let b = cluster.agent_with(config).await;
+    let full = push(&b, "source").await;
+    assert!(full.contains("of at most 1000"), "{full}");
+    let empty = push(&b, "empty").await;
+    assert!(empty.contains("holds no files"), "{empty}");
+    assert_eq!(b.client.status().await.unwrap().artifacts, 0);
+    b.stop().await;
+}
