@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use rayon::prelude::*;
 
 use crate::Options;
-use crate::corpus::{Corpus, Kind};
-use crate::harness::{Contestant, Report, Row, Sample, gone, interleave};
+use crate::corpus::{Corpus, Kind, Written};
+use crate::harness::{Contestant, Report, Row, Sample, children_cpu, fresh, gone, interleave, shell};
 use crate::peers::Peers;
 use crate::warmd::Cluster;
 
@@ -58,6 +58,52 @@ fn rivals<'a>(peers: &'a Peers, from: &'a Path, to: &'a Path, bytes: u64) -> Vec
     }
     contestants.push(Contestant::new("iroh-blobs", move || checked(peers.iroh(from, to))));
     contestants
+}
+
+/// Files into an empty root from what the node has: an archive and `tar` against warmd's store, which verifies all bytes twice.
+pub(crate) fn install(report: &mut Report, options: &Options) -> Result<String> {
+    let mut text = String::new();
+    for kind in [Kind::C, Kind::D] {
+        let (from, archive) = (options.dir.join("tree"), options.dir.join("tree.tar"));
+        gone(&from)?;
+        let written = Corpus { kind, seed: SEED, scale: options.scale() }.write(&from)?;
+        shell(&format!("tar -C '{}' -cf '{}' .", from.display(), archive.display()))?;
+        let into = options.dir.join("arrived");
+        let unpack = || {
+            fresh(&into)?;
+            let (seconds, cpu) = shell(&format!("tar -C '{}' -xf '{}'", into.display(), archive.display()))?;
+            installed(seconds, cpu, &from, &into, &written)
+        };
+        let mut cluster = Cluster::start(&options.dir.join("cluster"))?;
+        cluster.start_agent("a")?;
+        cluster.publish("a", &from)?;
+        Cluster::settle();
+        let warm = || {
+            gone(&into)?;
+            let (cpu, children) = (cluster.cpu(), children_cpu());
+            let warmed = cluster.warm("a", &into)?;
+            let cpu = cluster.cpu() - cpu + children_cpu() - children;
+            installed(warmed.seconds, cpu, &from, &into, &written)
+        };
+        let contestants = vec![Contestant::new("warmd, from its store", warm), Contestant::new("tar -xf", unpack)];
+        let rows = interleave(options.runs, contestants)?;
+        let ratio = rows[1].seconds() / rows[0].seconds();
+        let title =
+            format!("Corpus {kind:?}: {} files, {:.1} MB, installed", written.files, written.bytes as f64 / 1e6);
+        text += &report.add(&title, rows);
+        text += &report.at_least(format!("{kind:?}: tar -xf / warmd, time"), ratio, 1.0);
+        text += "\n";
+        gone(&from)?;
+        gone(&into)?;
+        gone(&archive)?;
+    }
+    Ok(text)
+}
+
+fn installed(seconds: f64, cpu: f64, from: &Path, into: &Path, written: &Written) -> Result<Sample> {
+    same(from, into)?;
+    let values = BTreeMap::from([("files/s", written.files as f64 / seconds)]);
+    Ok(Sample { seconds, bytes: written.bytes, cpu_seconds: Some(cpu), values, ..Default::default() })
 }
 
 /// Publish on one agent, warm on another, both new: nothing is held before.

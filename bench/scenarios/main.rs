@@ -52,6 +52,7 @@ enum Scenario {
     Ceilings,
     OneToOne,
     Corpora,
+    Install,
     NextGeneration,
     FanOut,
     KillHolder,
@@ -105,6 +106,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Corpora) {
         println!("{}", corpora::run(report, &peers, options)?);
+    }
+    if options.wants(Scenario::Install) && options.with_warmd() {
+        println!("{}", corpora::install(report, options)?);
     }
     if options.wants(Scenario::NextGeneration) && options.with_warmd() {
         println!("{}", transfer::next_generation(report, options)?);
