@@ -48,6 +48,7 @@ fn check_vision(
     if let Some(b) = module.b {
         gate(squares(weights, b)?, module.path, policy, dropped)?;
     }
+    dropped.magnitudes += usize::from(module.magnitude.is_some());
     module.tensors().for_each(|tensor| dropped.note(tensor));
     Ok(())
 }

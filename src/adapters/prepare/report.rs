@@ -62,6 +62,8 @@ pub struct Dropped {
     pub names: Vec<String>,
     /// L2 norm of the largest `lora_B` among them.
     pub largest_norm: f64,
+    /// DoRA magnitudes among them: what those would do cannot be told without the encoder's own weights.
+    pub magnitudes: usize,
 }
 
 /// What became of a DoRA adapter.

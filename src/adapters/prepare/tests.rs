@@ -211,14 +211,16 @@ fn numbers_that_are_not_finite_are_refused_by_the_tensors_name() {
 #[test]
 fn rank_stabilised_scaling_is_kept() {
     let source = adapter(json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": true }), &LANGUAGE);
-    let prepared = Node::new(Policy::default()).prepare(source.path()).unwrap();
+    let node = Node::new(Policy::default());
+    let prepared = node.prepare(source.path()).unwrap();
     assert_eq!(config_of(&prepared)["use_rslora"], json!(true));
     assert_eq!(AdapterConfig::parse(config_of(&prepared).to_string().as_bytes()).unwrap().scaling(), 4.0 / 2f64.sqrt());
 }
 
 #[test]
 fn stripping_dora_leaves_a_plain_adapter_and_says_so() {
-    let prepared = Node::new(dora(Dora::Strip)).prepare(&recorded("dora")).unwrap();
+    let node = Node::new(dora(Dora::Strip));
+    let prepared = node.prepare(&recorded("dora")).unwrap();
     assert!(names_of(&weights_of(&prepared)).iter().all(|name| name.ends_with(".weight")));
     assert_eq!(config_of(&prepared)["use_dora"], json!(false));
     assert_eq!(prepared.report.dora, Some(DoraReport::Strip { modules: 3 }));
@@ -261,7 +263,8 @@ fn what_is_served_of_an_approximated_adapter_is_as_near_to_the_training_librarys
         ("dora-rslora", "model.layers.0.self_attn.k_proj", 14),
     ] {
         let policy = dora(Dora::Svd { rank: Some(rank), max_error: 0.9 });
-        let prepared = Node::with(policy, true).prepare(&recorded(name)).unwrap();
+        let node = Node::with(policy, true);
+        let prepared = node.prepare(&recorded(name)).unwrap();
         let exact = Weights::open(&recorded("exact").join(format!("{name}.safetensors")), &Limits::ADAPTER).unwrap();
         let tensor = exact.header().tensors().iter().find(|tensor| tensor.name == format!("{module}.weight")).unwrap();
         let exact = exact.floats(tensor, 1 << 20).unwrap();
