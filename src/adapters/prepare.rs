@@ -55,8 +55,12 @@ pub enum PrepareError {
     Deadline(PreparationId),
 }
 
+/// The first ones: what is wrong in one tensor is often wrong in all.
 fn reasons(refusals: &[Refusal]) -> String {
-    refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; ")
+    const MOST: usize = 3;
+    let told: Vec<String> = refusals.iter().take(MOST).map(Refusal::to_string).collect();
+    let more = refusals.len().saturating_sub(MOST);
+    told.join("; ") + &if more > 0 { format!("; and {more} more") } else { String::new() }
 }
 
 /// What decides what is made of adapters on a node.
