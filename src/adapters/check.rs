@@ -149,12 +149,12 @@ fn check_tensors(config: &AdapterConfig, header: &Header, required: &Requirement
 /// Names that were asked for and have nothing are a sign of a cut file.
 fn check_targets(config: &AdapterConfig, kept: &[&Module<'_>], verdict: &mut Verdict) {
     let TargetModules::Names(names) = &config.target_modules else { return };
-    let trained = |name: &&String| {
-        let ends =
-            |path: &str| path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        kept.iter().any(|module| ends(module.path))
-    };
-    let empty: Vec<String> = names.iter().filter(|name| !trained(name)).cloned().collect();
+    let mut trained = BTreeSet::new();
+    for module in kept {
+        let ends = module.path.match_indices('.').map(|(at, _)| &module.path[at + 1..]);
+        trained.extend(ends.chain([module.path]).filter(|end| names.contains(*end)));
+    }
+    let empty: Vec<String> = names.iter().filter(|name| !trained.contains(name.as_str())).cloned().collect();
     if !empty.is_empty() {
         verdict.warnings.push(Warning::TargetsWithoutTensors(empty));
     }

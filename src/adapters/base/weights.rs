@@ -105,8 +105,8 @@ impl BaseWeights {
         Ok((&self.shards[shard], &self.shards[shard].header().tensors()[at]))
     }
 
-    /// Of what the files look like from outside (names, sizes, times, tensors): another copy of the same model may have
-    /// another one, another model has another one.
+    /// Of what can be told of the files without reading them (names, sizes, times, tensors): whoever changes a weight
+    /// changes it, and a copy of the same model on another node may have another one.
     pub fn fingerprint(&self) -> Result<Digest, BaseError> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"warmd/base/1");

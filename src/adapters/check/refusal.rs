@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::BaseModel;
+use super::super::json::shown;
 use super::super::safetensors::Dtype;
 
 /// What is wrong with an adapter. `Display` is the sentence that its owner reads: the thing, what was expected, a way out.
@@ -21,7 +22,7 @@ pub enum Refusal {
         "rank_pattern or alpha_pattern make modules differ, and this engine would scale them wrongly: train with one rank and alpha, or use vLLM 0.33 or newer"
     )]
     Patterns,
-    #[error("modules_to_save has {}: whole modules cannot be served beside a base model; train without, or merge the adapter", .0.join(", "))]
+    #[error("modules_to_save has {}: whole modules cannot be served beside a base model; train without, or merge the adapter", listed(.0))]
     ModulesToSave(Vec<String>),
     #[error("bias is `{0}`: only `none` can be served")]
     Bias(String),
@@ -88,7 +89,7 @@ pub enum Warning {
     BaseUnsaid { expected: Vec<BaseModel> },
     #[error("the {by} says that the base model is `{claimed}`, {}", said(.adapter.as_ref()))]
     Disagrees { by: Claimant, claimed: BaseModel, adapter: Option<BaseModel> },
-    #[error("target_modules names {}, which have no tensors", .0.join(", "))]
+    #[error("target_modules names {}, which have no tensors", listed(.0))]
     TargetsWithoutTensors(Vec<String>),
     #[error("DoRA's magnitudes are dropped: what is served is not what was evaluated")]
     DoraStripped,
@@ -124,6 +125,14 @@ fn served_rank(rank: u32) -> u32 {
 fn models(models: &[BaseModel]) -> String {
     let quoted: Vec<String> = models.iter().map(|model| format!("`{model}`")).collect();
     quoted.join(" or ")
+}
+
+/// A stranger's names, the first of them.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 10;
+    let told: Vec<String> = names.iter().take(MOST).map(|name| shown(name)).collect();
+    let more = if names.len() > MOST { format!(" and {} more", names.len() - MOST) } else { String::new() };
+    told.join(", ") + &more
 }
 
 fn names(names: &BTreeSet<String>) -> String {

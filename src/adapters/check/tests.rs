@@ -269,6 +269,14 @@ fn targets_without_tensors_are_told() {
 }
 
 #[test]
+fn thousands_of_names_are_told_in_one_line() {
+    let names: Vec<String> = (0..5000).map(|at| format!("m{at}")).collect();
+    let verdict = Judge::default().with("target_modules", json!(names)).verdict(&module(Q));
+    let text = verdict.warnings[0].to_string();
+    assert!(text.ends_with("and 4990 more, which have no tensors") && text.len() < 200, "{text}");
+}
+
+#[test]
 fn a_file_that_is_wrong_everywhere_gives_a_short_list() {
     let names: Vec<String> = (0..1000).map(|at| format!("stray{at}")).collect();
     let tensors: Vec<(&str, &str, &[u64])> = names.iter().map(|name| (name.as_str(), "F16", &[1][..])).collect();
