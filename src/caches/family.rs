@@ -13,6 +13,7 @@ mod flashinfer_jit;
 mod humming;
 mod inductor;
 mod inductor_headers;
+mod lora;
 mod modelinfos;
 mod quack;
 mod sglang_compile;
@@ -42,6 +43,7 @@ static ALL: &[&CacheFamily] = &[
     &humming::FAMILY,
     &inductor::FAMILY,
     &inductor_headers::FAMILY,
+    &lora::FAMILY,
     &modelinfos::FAMILY,
     &quack::FAMILY,
     &sglang_compile::FAMILY,

@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top row first. A module uses only rows below its own.
-const ROWS: [&[&str]; 11] = [
+const ROWS: [&[&str]; 12] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
     &["transfer", "metadata", "install", "local"],
     &["store", "transport", "engine"],
+    &["adapters"],
     &["caches"],
     &["protocol"],
     &["artifact"],
