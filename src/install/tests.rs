@@ -176,6 +176,11 @@ fn root() -> (tempfile::TempDir, CacheRoot) {
     (dir, root)
 }
 
+/// A lock that nobody else wants. A process that another test is just starting has a copy of it for a moment.
+fn lock(root: &CacheRoot) -> InstallLock {
+    root.lock(Instant::now() + Duration::from_secs(60)).unwrap()
+}
+
 /// Regular files below `root`, without warmd's own.
 fn visible(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
@@ -259,7 +264,7 @@ fn an_entry_that_exists_wins_and_stays_untouched() {
 fn an_entry_that_comes_between_begin_and_commit_wins_too() {
     let (_dir, root) = root();
     let fixture = small();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     installation.needed().ones().for_each(|index| installation.chunk(index, &fixture.chunks[index]).unwrap());
     std::fs::create_dir(root.path().join("a")).unwrap();
@@ -275,7 +280,7 @@ fn a_second_install_needs_nothing() {
     let (_dir, root) = root();
     let fixture = small();
     fixture.install(&root).unwrap();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     assert_eq!(installation.needed().count(), 0);
     assert_eq!(installation.size(), (0, 0));
@@ -288,7 +293,7 @@ fn only_chunks_of_missing_entries_are_needed() {
     let (_dir, root) = root();
     let fixture = small();
     std::fs::create_dir(root.path().join("big")).unwrap();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     let needed: Vec<usize> = installation.needed().ones().collect();
     let manifest = fixture.manifest();
@@ -307,7 +312,7 @@ fn chunks_come_from_many_threads_in_any_order_and_more_than_once() {
     let (_dir, root) = root();
     let tree = (0..3000).map(|i| (format!("{:03}/{i}", i % 300), plain(noise(i, 500 + i as usize)))).collect();
     let fixture = Fixture::new(tree);
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     let count = fixture.chunks.len();
     std::thread::scope(|scope| {
@@ -330,7 +335,7 @@ fn chunks_come_from_many_threads_in_any_order_and_more_than_once() {
 fn dropping_an_installation_leaves_nothing() {
     let (_dir, root) = root();
     let fixture = small();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     installation.chunk(0, &fixture.chunks[0]).unwrap();
     assert!(!staging_is_empty(root.path()));
@@ -343,7 +348,7 @@ fn dropping_an_installation_leaves_nothing() {
 fn a_commit_before_all_chunks_are_there_is_refused() {
     let (_dir, root) = root();
     let fixture = small();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     let needed: Vec<usize> = installation.needed().ones().collect();
     needed[1..].iter().for_each(|index| installation.chunk(*index, &fixture.chunks[*index]).unwrap());

@@ -60,7 +60,7 @@ fn an_error_at_any_call_surfaces_with_its_class_and_leaves_no_staging() {
     ] {
         for calls in 0.. {
             let (_dir, root) = root();
-            let lock = root.lock(Instant::now()).unwrap();
+            let lock = lock(&root);
             arm(Some((calls, Fault::Fail(errno))));
             let result = fixture.install_locked(&root, &lock, LIMITS);
             let reached = passed();
@@ -95,7 +95,7 @@ pub(super) fn full_disks() {
         std::fs::create_dir(&disk).unwrap();
         child::mount_tmpfs(&disk, "800k");
         let root = CacheRoot::open(&disk).unwrap();
-        let lock = root.lock(Instant::now()).unwrap();
+        let lock = lock(&root);
         let result = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).and_then(|installation| {
             // Somebody else takes what was free at the beginning.
             std::fs::write(disk.join("other"), vec![1; pages * 4096]).unwrap();

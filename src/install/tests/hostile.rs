@@ -5,7 +5,7 @@ use crate::artifact::Codec;
 
 /// Gives `bytes` for the chunk at `index`, right ones for the others, and tries to commit.
 fn with_chunk(fixture: &Fixture, root: &CacheRoot, index: usize, bytes: &[u8]) -> InstallError {
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(root);
     let installation = Installation::begin(root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     let mut error = None;
     for needed in installation.needed().ones() {
@@ -61,7 +61,7 @@ fn a_truncated_padded_or_empty_chunk_is_found() {
 fn after_a_corrupt_chunk_the_right_bytes_are_still_taken() {
     let fixture = small();
     let (_dir, root) = root();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     for index in installation.needed().ones() {
         assert!(matches!(installation.chunk(index, b"garbage"), Err(InstallError::Corrupt { .. })));

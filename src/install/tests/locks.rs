@@ -7,7 +7,7 @@ use super::*;
 #[expect(clippy::print_stdout, reason = "the parent waits for this line")]
 pub(super) fn hold_until_killed() {
     let root = CacheRoot::open(std::env::var(child::ROOT).unwrap().as_ref()).unwrap();
-    let _lock = root.lock(Instant::now()).unwrap();
+    let _lock = lock(&root);
     println!("\nholding");
     loop {
         std::thread::park();

@@ -43,7 +43,7 @@ proptest! {
             model.extend(fixture.tree.keys().filter(within).map(|path| (path.clone(), fixture.tree[path].bytes.clone())));
         }
 
-        let lock = root.lock(Instant::now()).unwrap();
+        let lock = lock(&root);
         let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
         let mut order: Vec<usize> = installation.needed().ones().collect();
         order.sort_by_key(|index| blake3::hash(&[seed.to_le_bytes(), (*index as u64).to_le_bytes()].concat()).as_bytes()[0]);

@@ -87,7 +87,7 @@ fn groups_that_cannot_be_expanded_are_refused_before_anything_is_transferred() {
             }
         });
         let (_dir, root) = root();
-        let lock = root.lock(Instant::now()).unwrap();
+        let lock = lock(&root);
         let begun = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS);
         assert!(matches!(begun.err(), Some(InstallError::Group { .. } | InstallError::Kind(_))));
         assert!(staging_is_empty(root.path()));

@@ -97,7 +97,7 @@ fn cleaning_removes_the_staging_of_the_dead_and_the_trash_and_spares_the_living(
     let (_dir, root) = root();
     let control = root.path().join(layout::CONTROL);
     let fixture = small();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let installation = Installation::begin(&root, &lock, fixture.admitted.clone(), LIMITS).unwrap();
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("precious"), b"").unwrap();
@@ -122,7 +122,7 @@ fn a_discarded_entry_is_gone_at_once_and_can_be_installed_again() {
     let (_dir, root) = root();
     let fixture = small();
     fixture.install(&root).unwrap();
-    let lock = root.lock(Instant::now()).unwrap();
+    let lock = lock(&root);
     let entry = RelPath::new("deep/x/y").unwrap();
     assert!(root.discard(&lock, &entry).unwrap());
     assert!(!root.discard(&lock, &entry).unwrap());
