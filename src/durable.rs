@@ -37,6 +37,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
+/// Gives the file `from` the name `to`, which may be in another directory; after it returns, its content and that name
+/// survive a power cut.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let directory = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    File::open(from)?.sync_all()?;
+    std::fs::rename(from, to)?;
+    sync_directory(directory)
+}
+
 /// Makes renames and new names in `directory` survive a power cut.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()

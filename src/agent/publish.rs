@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::trust::Trust;
-use crate::artifact::{Base, Draft, Manifest, ManifestError, Outputs, Provenance, SignedManifest, SourceIdentity};
+use crate::artifact::{Base, Draft, ManifestError, Outputs, Provenance, SignedManifest, SourceIdentity};
 use crate::caches::{CacheFamily, ScanRules, Selection, SnapshotError, snapshot, snapshot_subject};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{PrivateKey, TrustClass, UnixTime};
@@ -111,7 +111,7 @@ impl Publisher {
             entries: taken.entries,
             attributes,
         };
-        if let Some(before) = before.filter(|artifact| says_the_same(artifact.manifest(), &draft)) {
+        if let Some(before) = before.filter(|artifact| says_the_same(artifact, &draft)) {
             return Ok(self.published(&before, before.manifest().wire_size(), true, taken.skipped));
         }
         let artifact = self.store.insert_published(SignedManifest::sign(draft, signer)?)?;
@@ -130,7 +130,7 @@ impl Publisher {
         };
         Published {
             artifact: artifact.id(),
-            content: manifest.content_id(),
+            content: artifact.content_id(),
             identity: artifact.identity(),
             generation: manifest.generation,
             files: manifest.files.len(),
@@ -145,8 +145,9 @@ impl Publisher {
 }
 
 /// Nothing that a reader could tell apart, except when and by which build it was signed.
-fn says_the_same(before: &Manifest, draft: &Draft) -> bool {
-    before.content_id() == crate::artifact::content_id(&draft.files)
+fn says_the_same(artifact: &Artifact, draft: &Draft) -> bool {
+    let before = artifact.manifest();
+    artifact.content_id() == crate::artifact::content_id(&draft.files)
         && before.class == draft.class
         && before.attributes == draft.attributes
         && before.entries == draft.entries
