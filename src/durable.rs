@@ -92,6 +92,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_given_another_name_and_one_that_is_not_there_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&from, b"content").unwrap();
+        std::fs::write(&to, b"older").unwrap();
+        rename(&from, &to).unwrap();
+        assert_eq!((std::fs::read(&to).unwrap(), from.exists()), (b"content".to_vec(), false));
+    }
+
+    #[test]
     fn a_torn_or_damaged_record_is_told() {
         let framed = frame_record(r#"{"version":3}"#);
         assert_eq!(parse_record(&framed).as_deref(), Some(r#"{"version":3}"#));

@@ -1,8 +1,8 @@
 //! An artifact of the store, as the rest of the process sees it: what is had of it, who uses it, when it was last used.
 
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
