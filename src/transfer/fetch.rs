@@ -367,7 +367,7 @@ impl<'f> Driver<'f> {
             }
             Event::Given(id, given) => {
                 self.handles.remove(&id);
-                let failure = if self.plan.set_given(&given, now) { Failure::Given } else { Failure::Forbidden };
+                let failure = if self.plan.set_given(id, &given, now) { Failure::Given } else { Failure::Forbidden };
                 self.plan.on_failed(id, failure, now);
             }
             Event::Have(node, answer) => {

@@ -129,10 +129,12 @@ impl Plan {
         }
     }
 
-    /// What a holder has lately given to others than us: they will hand it on, so we rather ask for something else. False
-    /// if it is of the wrong length.
-    pub fn set_given(&mut self, given: &Bitmap, now: Instant) -> bool {
-        let fits = given.len() == self.chunks.count();
+    /// Why a request for fresh chunks fails: what its holder has lately given to others. They will hand it on, so we rather
+    /// ask for something else. False if that is of the wrong length, or is no reason because it has nothing of the request.
+    pub fn set_given(&mut self, request: RequestId, given: &Bitmap, now: Instant) -> bool {
+        let open = self.requests.get(&request);
+        let is_reason = open.is_none_or(|open| open.left.iter().any(|index| given.get(*index as usize)));
+        let fits = is_reason && given.len() == self.chunks.count();
         if fits {
             self.given_at = Some(now);
             self.chunks.add_given(given);

@@ -100,9 +100,12 @@ impl Driver {
 
     /// The request ends because these chunks were given to others.
     fn given(&mut self, request: RequestId, to_others: impl IntoIterator<Item = u32>) {
-        assert!(self.fresh.contains(&request) && self.open.remove(&request).is_some());
-        assert!(self.plan.set_given(&bitmap(self.lens.len(), to_others), self.now));
-        self.plan.on_failed(request, Failure::Given, self.now);
+        assert!(self.fresh.contains(&request));
+        let node = self.open.remove(&request).map(|open| open.node);
+        let reason = self.plan.set_given(request, &bitmap(self.lens.len(), to_others), self.now);
+        let failure = if reason { Failure::Given } else { Failure::Forbidden };
+        self.barred.extend(node.filter(|_| !reason));
+        self.plan.on_failed(request, failure, self.now);
     }
 
     fn pass(&mut self, ms: u64) {

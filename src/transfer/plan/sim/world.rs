@@ -215,7 +215,7 @@ impl<'a> World<'a> {
                 let now = self.instant();
                 self.peers[node].open.remove(&request);
                 self.with_plan(node, |plan| {
-                    plan.set_given(&bits, now);
+                    assert!(plan.set_given(request, &bits, now));
                     plan.on_failed(request, Failure::Given, now);
                 });
             }

@@ -53,6 +53,16 @@ fn what_was_given_to_others_is_waited_for_while_they_grow_and_asked_for_when_not
 }
 
 #[test]
+fn a_holder_that_refuses_fresh_chunks_without_a_reason_is_not_asked_again() {
+    let mut driver = Driver::of(4, MIB);
+    driver.complete(0);
+    let first = driver.drain()[0].0;
+    driver.given(first, []);
+    assert_eq!(driver.plan.gone(node(0)), Some(Gone::Forbidden));
+    assert!(driver.drain().is_empty());
+}
+
+#[test]
 fn a_chunk_given_to_somebody_who_never_tells_of_it_becomes_fresh_again() {
     let mut driver = Driver::of(4, MIB);
     driver.complete(0);
