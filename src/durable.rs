@@ -37,6 +37,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
+/// Gives the file `from` the name `to`, which may be in another directory; after it returns, its content and that name
+/// survive a power cut.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let directory = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    File::open(from)?.sync_all()?;
+    std::fs::rename(from, to)?;
+    sync_directory(directory)
+}
+
 /// Makes renames and new names in `directory` survive a power cut.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
@@ -80,6 +89,17 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_record() {
         assert_eq!(frame_record("123456789"), "e3069283 123456789\n");
+    }
+
+    #[test]
+    fn a_file_is_given_another_name_and_one_that_is_not_there_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&from, b"content").unwrap();
+        std::fs::write(&to, b"older").unwrap();
+        rename(&from, &to).unwrap();
+        assert_eq!((std::fs::read(&to).unwrap(), from.exists()), (b"content".to_vec(), false));
     }
 
     #[test]

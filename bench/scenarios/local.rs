@@ -10,6 +10,9 @@ use tonic::transport::{Endpoint, Uri};
 use tonic_prost::ProstCodec;
 use warmd::digest::IdentityId;
 
+/// As warmd's own client has it.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+
 // Of proto/agent.proto, the fields that are used here.
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -46,7 +49,11 @@ pub(crate) fn fetch(socket: &Path, identity: IdentityId, budget: Duration) -> Re
             let path = path.clone();
             async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://agent").connect_with_connector(connector).await?;
+        let channel = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW)
+            .connect_with_connector(connector)
+            .await?;
         let request = WarmRequest {
             identity: identity.as_bytes().to_vec(),
             family: "directory".to_owned(),

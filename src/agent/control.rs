@@ -47,6 +47,9 @@ const MAX_IDENTITIES: usize = 64;
 /// Bytes between two reports of a publication's progress: a report for each of many small files would cost more than reading it.
 const PROGRESS_STEP: u64 = 8 * 1024 * 1024;
 
+/// Between two reports of a fetch's progress: one for each chunk would cost more than many a chunk.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
 /// How long a publish waits for a metadata server to know of it.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -391,7 +394,13 @@ async fn warm_one(
             Flight::Landed(fetched) => return tell(convert::landed(id, fetched)).await,
             Flight::Failed(failed) => return tell(convert::failed(Some(id), failed)).await,
         }
-        if flight.changed().await.is_err() {
+        // How it ends is told at once.
+        let end = flight.wait_for(|flight| !matches!(flight, Flight::Running(_)));
+        let known = match tokio::time::timeout(PROGRESS_EVERY, end).await.map(|end| end.is_ok()) {
+            Ok(known) => known,
+            Err(_) => flight.changed().await.is_ok(),
+        };
+        if !known {
             let ended = Failed { class: "transient", detail: "the agent is ending".to_owned() };
             return tell(convert::failed(Some(id), ended)).await;
         }

@@ -145,7 +145,7 @@ pub(super) fn info(artifact: &Artifact) -> pb::ArtifactInfo {
     let manifest = artifact.manifest();
     pb::ArtifactInfo {
         artifact_id: id_bytes(&artifact.id()),
-        content_id: Bytes::copy_from_slice(manifest.content_id().as_bytes()),
+        content_id: Bytes::copy_from_slice(artifact.content_id().as_bytes()),
         identity: Bytes::copy_from_slice(artifact.identity().as_bytes()),
         family: manifest.identity.family().to_string(),
         subject: manifest.subject.clone(),

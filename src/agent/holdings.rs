@@ -85,7 +85,7 @@ pub(super) fn summary(artifact: &Artifact) -> Summary {
     Summary {
         artifact: artifact.id(),
         identity: artifact.identity(),
-        content: manifest.content_id(),
+        content: artifact.content_id(),
         family: manifest.identity.family().clone(),
         subject: manifest.subject.as_str().into(),
         generation: manifest.generation,

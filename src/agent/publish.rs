@@ -91,7 +91,7 @@ impl Publisher {
     fn seal(&self, mut draft: Draft) -> Result<Published, PublishError> {
         let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
         let before = self.latest(&draft.identity.id(), &draft.subject)?;
-        if let Some(before) = before.as_ref().filter(|artifact| says_the_same(artifact.manifest(), &draft)) {
+        if let Some(before) = before.as_ref().filter(|artifact| says_the_same(artifact, &draft)) {
             return Ok(self.published(before, Some(before.manifest()), true));
         }
         draft.generation = before.as_ref().map_or(1, |artifact| artifact.manifest().generation + 1);
@@ -115,7 +115,7 @@ impl Publisher {
         };
         Published {
             artifact: artifact.id(),
-            content: manifest.content_id(),
+            content: artifact.content_id(),
             identity: artifact.identity(),
             generation: manifest.generation,
             files: manifest.files.len(),
@@ -129,8 +129,9 @@ impl Publisher {
 }
 
 /// Nothing that a reader could tell apart, except when and by which build it was signed.
-fn says_the_same(before: &Manifest, draft: &Draft) -> bool {
-    before.content_id() == crate::artifact::content_id(&draft.files)
+fn says_the_same(artifact: &Artifact, draft: &Draft) -> bool {
+    let before = artifact.manifest();
+    artifact.content_id() == crate::artifact::content_id(&draft.files)
         && before.class == draft.class
         && before.attributes == draft.attributes
         && before.entries == draft.entries

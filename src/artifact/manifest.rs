@@ -3,6 +3,7 @@
 mod check;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -210,14 +211,22 @@ const MAX_COMPILE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Over (path, mode, file digest), in path order, each path with its length in four bytes, big endian.
 pub fn content_id(files: &[File]) -> ContentId {
+    // Many files at a time: BLAKE3 is several times faster on long inputs.
+    const PIECE: usize = 64 * 1024;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(b"warmd/content/1");
+    let mut piece = b"warmd/content/1".to_vec();
     for file in files {
         let path = file.path.as_str().as_bytes();
-        hasher.update(&u32::try_from(path.len()).unwrap_or(u32::MAX).to_be_bytes());
-        hasher.update(path).update(&[u8::from(file.executable)]).update(file.digest.as_bytes());
+        piece.extend_from_slice(&u32::try_from(path.len()).unwrap_or(u32::MAX).to_be_bytes());
+        piece.extend_from_slice(path);
+        piece.push(u8::from(file.executable));
+        piece.extend_from_slice(file.digest.as_bytes());
+        if piece.len() >= PIECE {
+            hasher.update(&piece);
+            piece.clear();
+        }
     }
-    hasher.finalize().into()
+    hasher.update(&piece).finalize().into()
 }
 
 /// A manifest with the exact bytes that were signed. Says nothing about whether anybody trusts the signature.
@@ -229,10 +238,10 @@ pub struct SignedManifest {
     manifest: Manifest,
 }
 
-/// A manifest that the trust policy accepted. Only this can be installed.
+/// A manifest that the trust policy accepted. Only this can be installed. Clones share the manifest.
 #[derive(Debug, Clone)]
 pub struct Admitted {
-    signed: SignedManifest,
+    signed: Arc<SignedManifest>,
     signers: Vec<String>,
 }
 
@@ -251,7 +260,7 @@ impl SignedManifest {
         let verified = policy.verify(&parsed)?;
         let signed = Self::from_envelope(envelope, &parsed)?;
         let signers = policy.admit(&verified, &signed.manifest.claim(signed.id), now)?;
-        Ok(Admitted { signed, signers })
+        Ok(Admitted { signed: Arc::new(signed), signers })
     }
 
     /// The verdict of the policy on each signer that it knows; for people.
@@ -300,7 +309,7 @@ impl Admitted {
         &self.signers
     }
 
-    pub fn into_signed(self) -> SignedManifest {
+    pub fn into_signed(self) -> Arc<SignedManifest> {
         self.signed
     }
 }

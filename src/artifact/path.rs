@@ -40,6 +40,9 @@ impl RelPath {
         if text.len() > MAX_PATH {
             return Err(PathError::TooLong);
         }
+        if has_control_or_backslash(text) {
+            return Err(PathError::Character);
+        }
         let mut depth = 0;
         for component in text.split('/') {
             check_component(component)?;
@@ -80,12 +83,18 @@ impl RelPath {
     }
 }
 
+fn has_control_or_backslash(text: &str) -> bool {
+    // Without an early end, so that many bytes are looked at in one step.
+    let found = text.bytes().fold(false, |found, byte| found | byte.is_ascii_control() | (byte == b'\\'));
+    // The rest of the control characters are two bytes long.
+    found || !text.is_ascii() && text.chars().any(char::is_control)
+}
+
 fn check_component(component: &str) -> Result<(), PathError> {
     match component {
         "" => Err(PathError::Empty),
         "." | ".." => Err(PathError::Dots),
         _ if component.len() > MAX_COMPONENT => Err(PathError::ComponentTooLong),
-        _ if component.chars().any(|c| c.is_control() || c == '\\') => Err(PathError::Character),
         _ => Ok(()),
     }
 }

@@ -1,15 +1,17 @@
 //! Manifest bodies as bytes. What decodes but would not encode to the same bytes is refused: so unknown fields, repeated
 //! fields, and other spellings of the same manifest cannot hide in a signed body.
 
+mod records;
+
 use std::collections::BTreeMap;
 
 use prost::Message;
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
+use self::records::Fields;
 use super::manifest::{Chunk, Draft, File, ManifestError, Provenance};
 use super::{Codec, MAX_CHUNKS, MAX_FILES, RelPath, SourceIdentity, pb};
-use crate::digest::Digest;
 use crate::identity::{TrustClass, UnixTime};
 
 const SCHEMA: u32 = 1;
@@ -17,44 +19,92 @@ const SCHEMA: u32 = 1;
 const MAX_ATTRIBUTES: usize = 1024;
 
 /// Repeated fields of the message and how many of each we accept.
-const COUNTS: [(u32, usize); 5] = [(4, 256), (10, MAX_FILES), (11, MAX_CHUNKS), (12, MAX_FILES), (13, MAX_ATTRIBUTES)];
+const COUNTS: [(u32, usize); 5] =
+    [(4, 256), (FILES, MAX_FILES), (CHUNKS, MAX_CHUNKS), (ENTRIES, MAX_FILES), (13, MAX_ATTRIBUTES)];
+
+/// Fields that a body has many of: not read through generated types.
+const FILES: u32 = 10;
+const CHUNKS: u32 = 11;
+const ENTRIES: u32 = 12;
 
 pub(super) fn encode(draft: &Draft) -> Vec<u8> {
     to_pb(draft).encode_to_vec()
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Draft, ManifestError> {
-    check_counts(bytes)?;
-    let message = pb::Manifest::decode(bytes).map_err(|_| ManifestError::Malformed)?;
+    let parts = Parts::of(bytes)?;
+    let message = pb::Manifest::decode(parts.head.as_slice()).map_err(|_| ManifestError::Malformed)?;
     if message.schema != SCHEMA {
         return Err(ManifestError::Schema(message.schema));
     }
-    if message.encode_to_vec() != bytes {
+    if !parts.ordered || message.encode_to_vec() != parts.head {
         return Err(ManifestError::NotCanonical);
     }
-    from_pb(message)
+    let [_, files, chunks, entries, _] = parts.counts;
+    let mut fields = Fields::new(parts.long);
+    let long = Long {
+        files: fields.records(FILES, files, records::file)?,
+        chunks: fields.records(CHUNKS, chunks, records::chunk)?,
+        entries: fields.records(ENTRIES, entries, records::path)?,
+    };
+    fields.end()?;
+    from_pb(message, long)
 }
 
-/// Before anything is allocated: a few bytes on the wire can stand for a hundred in memory.
-fn check_counts(mut bytes: &[u8]) -> Result<(), ManifestError> {
-    let mut counts = [0usize; COUNTS.len()];
-    while bytes.has_remaining() {
-        let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| ManifestError::Malformed)?;
-        if wire_type == WireType::LengthDelimited {
-            let len = decode_varint(&mut bytes).map_err(|_| ManifestError::Malformed)?;
-            let len = usize::try_from(len).ok().filter(|len| *len <= bytes.len()).ok_or(ManifestError::Malformed)?;
-            bytes.advance(len);
-        } else {
-            skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(|_| ManifestError::Malformed)?;
-        }
-        if let Some(index) = COUNTS.iter().position(|(field, _)| *field == tag) {
-            counts[index] += 1;
-            if counts[index] > COUNTS[index].1 {
-                return Err(ManifestError::TooMany { what: FIELD_NAMES[index], limit: COUNTS[index].1 });
+struct Long {
+    files: Vec<File>,
+    chunks: Vec<Chunk>,
+    entries: Vec<RelPath>,
+}
+
+/// A body taken apart before anything is allocated by it: a few bytes on the wire can stand for a hundred in memory.
+struct Parts<'a> {
+    /// The fields before files and after entries, as one message of its own.
+    head: Vec<u8>,
+    /// From the first file to the last entry, if the body is in order.
+    long: &'a [u8],
+    /// No field is followed by one with a lower number.
+    ordered: bool,
+    counts: [usize; COUNTS.len()],
+}
+
+impl<'a> Parts<'a> {
+    fn of(bytes: &'a [u8]) -> Result<Self, ManifestError> {
+        let mut parts = Self { head: Vec::new(), long: &[], ordered: true, counts: [0; COUNTS.len()] };
+        let (mut rest, mut before, mut long) = (bytes, 0, None);
+        while rest.has_remaining() {
+            let begin = bytes.len() - rest.len();
+            let tag = skip(&mut rest)?;
+            let end = bytes.len() - rest.len();
+            parts.ordered &= before <= tag;
+            before = tag;
+            match tag {
+                FILES | CHUNKS | ENTRIES => long = Some((long.map_or(begin, |(first, _)| first), end)),
+                _ => parts.head.extend_from_slice(&bytes[begin..end]),
+            }
+            if let Some(index) = COUNTS.iter().position(|(field, _)| *field == tag) {
+                parts.counts[index] += 1;
+                if parts.counts[index] > COUNTS[index].1 {
+                    return Err(ManifestError::TooMany { what: FIELD_NAMES[index], limit: COUNTS[index].1 });
+                }
             }
         }
+        parts.long = long.map_or(&[], |(begin, end)| &bytes[begin..end]);
+        Ok(parts)
     }
-    Ok(())
+}
+
+/// Passes over one field and returns its number.
+fn skip(bytes: &mut &[u8]) -> Result<u32, ManifestError> {
+    let (tag, wire_type) = decode_key(bytes).map_err(|_| ManifestError::Malformed)?;
+    if wire_type == WireType::LengthDelimited {
+        let len = decode_varint(bytes).map_err(|_| ManifestError::Malformed)?;
+        let len = usize::try_from(len).ok().filter(|len| *len <= bytes.len()).ok_or(ManifestError::Malformed)?;
+        bytes.advance(len);
+    } else {
+        skip_field(wire_type, tag, bytes, DecodeContext::default()).map_err(|_| ManifestError::Malformed)?;
+    }
+    Ok(tag)
 }
 
 const FIELD_NAMES: [&str; COUNTS.len()] = ["facts", "files", "chunks", "entries", "attributes"];
@@ -110,7 +160,7 @@ fn chunk_to_pb(chunk: &Chunk) -> pb::Chunk {
     }
 }
 
-fn from_pb(message: pb::Manifest) -> Result<Draft, ManifestError> {
+fn from_pb(message: pb::Manifest, long: Long) -> Result<Draft, ManifestError> {
     let class = match pb::TrustClass::try_from(message.trust_class) {
         Ok(pb::TrustClass::Data) => TrustClass::Data,
         Ok(pb::TrustClass::DeviceCode) => TrustClass::DeviceCode,
@@ -131,40 +181,11 @@ fn from_pb(message: pb::Manifest) -> Result<Draft, ManifestError> {
             engine_version: provenance.engine_version,
             builder: provenance.builder,
         },
-        files: message.files.into_iter().map(file_from_pb).collect::<Result<_, _>>()?,
-        chunks: message.chunks.iter().map(chunk_from_pb).collect::<Result<_, _>>()?,
-        entries: message.entries.iter().map(|path| parse_path(path)).collect::<Result<_, _>>()?,
+        files: long.files,
+        chunks: long.chunks,
+        entries: long.entries,
         attributes: from_pairs(message.attributes)?,
     })
-}
-
-fn file_from_pb(file: pb::File) -> Result<File, ManifestError> {
-    Ok(File {
-        path: parse_path(&file.path)?,
-        executable: file.executable,
-        mtime_ns: file.mtime_ns,
-        size: file.size,
-        digest: Digest::try_from(file.digest.as_slice())?,
-        offset: file.offset,
-    })
-}
-
-fn chunk_from_pb(chunk: &pb::Chunk) -> Result<Chunk, ManifestError> {
-    let codec = match pb::Codec::try_from(chunk.codec) {
-        Ok(pb::Codec::Raw) => Codec::Raw,
-        Ok(pb::Codec::Zstd) => Codec::Zstd,
-        Err(_) => return Err(ManifestError::Malformed),
-    };
-    Ok(Chunk {
-        digest: Digest::try_from(chunk.digest.as_slice())?,
-        encoded_len: chunk.encoded_len,
-        decoded_len: chunk.decoded_len,
-        codec,
-    })
-}
-
-fn parse_path(text: &str) -> Result<RelPath, ManifestError> {
-    RelPath::new(text).map_err(|source| ManifestError::Path { path: text.escape_default().take(200).collect(), source })
 }
 
 fn to_pairs(map: &BTreeMap<String, String>) -> Vec<pb::Pair> {

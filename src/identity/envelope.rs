@@ -6,11 +6,15 @@
 use bytes::Bytes;
 use data_encoding::BASE64;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use serde::{Deserialize, Serialize};
 
 use super::key::{PrivateKey, PublicKey};
 use super::pb;
 use crate::digest::KeyId;
+
+/// Number of the field `payload`.
+const PAYLOAD: u32 = 2;
 
 /// More signatures than this on one envelope are refused.
 pub const MAX_SIGNATURES: usize = 16;
@@ -111,7 +115,7 @@ impl Envelope {
     /// The payload shares memory with `bytes`. The caller bounds the length of `bytes` before reading them.
     pub fn decode(payload_type: &'static str, bytes: Bytes) -> Result<Self, EnvelopeError> {
         let envelope = pb::Envelope::decode(bytes.clone()).map_err(|_| EnvelopeError::Malformed)?;
-        if envelope.encode_to_vec() != bytes {
+        if !is_canonical(&envelope, &bytes) {
             return Err(EnvelopeError::Malformed);
         }
         let signatures = envelope.signatures.into_iter().map(|s| (s.key_id, s.sig));
@@ -167,6 +171,23 @@ impl Envelope {
     }
 }
 
+/// Whether `envelope`, which was read from `bytes`, would be written as the same bytes. Looks at what is around the payload
+/// and at the payload's length: a payload is megabytes.
+fn is_canonical(envelope: &pb::Envelope, bytes: &[u8]) -> bool {
+    let around = |payload_type: &str, signatures: &[pb::Signature]| {
+        let (payload_type, signatures) = (payload_type.to_owned(), signatures.to_vec());
+        pb::Envelope { payload_type, payload: Bytes::new(), signatures }.encode_to_vec()
+    };
+    let mut front = around(&envelope.payload_type, &[]);
+    if !envelope.payload.is_empty() {
+        encode_key(PAYLOAD, WireType::LengthDelimited, &mut front);
+        encode_varint(envelope.payload.len() as u64, &mut front);
+    }
+    let back = around("", &envelope.signatures);
+    let len = front.len() + envelope.payload.len() + back.len();
+    bytes.len() == len && bytes.starts_with(&front) && bytes.ends_with(&back)
+}
+
 /// PAE of the DSSE protocol: lengths in decimal ASCII, parts separated by one space.
 fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let mut out = format!("DSSEv1 {} {} {} ", payload_type.len(), payload_type, payload.len()).into_bytes();
@@ -176,6 +197,8 @@ fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TYPE: &str = "application/vnd.warmd.test";
@@ -212,6 +235,25 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             let verified = Envelope::decode(TYPE, damaged.into()).map(|e| e.verify([key].iter())).unwrap_or_default();
             assert!(verified.is_empty(), "bit {bit} flipped and still verified");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_is_what_would_be_encoded(
+            at in any::<prop::sample::Index>(),
+            cut in 0usize..3,
+            noise in prop::collection::vec(any::<u8>(), 0..3),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let envelope = Envelope::sign(TYPE, payload.into(), &[&PrivateKey::from_seed(1)]);
+            let mut bytes = envelope.encode().to_vec();
+            let at = at.index(bytes.len());
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, noise);
+            if let Ok(message) = pb::Envelope::decode(&bytes[..]) {
+                prop_assert_eq!(is_canonical(&message, &bytes), message.encode_to_vec() == bytes);
+            }
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Request {
     Have(ArtifactId),
     /// Not empty, no index twice.
     Chunks(ArtifactId, Vec<u32>),
+    /// The same, unless one of them was sent to another node lately.
+    FreshChunks(ArtifactId, Vec<u32>),
 }
 
 /// A request and the W3C trace context that it belongs to.
@@ -57,6 +59,8 @@ pub enum Answer {
         len: u64,
     },
     Busy(Busy),
+    /// Of fresh chunks not all are: which ones were sent to other nodes lately.
+    Given(Bitmap),
     Refused(Reason),
 }
 
@@ -130,10 +134,11 @@ impl Traced {
                 pb::peer_request::Request::Manifest(pb::ManifestRequest { artifact_id: id(artifact) })
             }
             Request::Have(artifact) => pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact) }),
-            Request::Chunks(artifact, indices) => pb::peer_request::Request::Chunks(pb::ChunksRequest {
-                artifact_id: id(artifact),
-                indices: indices.clone(),
-            }),
+            Request::Chunks(artifact, indices) | Request::FreshChunks(artifact, indices) => {
+                let fresh = matches!(self.request, Request::FreshChunks(..));
+                let (artifact_id, indices) = (id(artifact), indices.clone());
+                pb::peer_request::Request::Chunks(pb::ChunksRequest { artifact_id, indices, fresh })
+            }
         };
         frame(&pb::PeerRequest { request: Some(request), traceparent: self.traceparent.clone() })
     }
@@ -144,7 +149,10 @@ impl Traced {
         let request = match message.request.ok_or(ProtocolError::Missing("request"))? {
             pb::peer_request::Request::Manifest(r) => Request::Manifest(id(&r.artifact_id)?),
             pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?),
-            pb::peer_request::Request::Chunks(r) => Request::Chunks(id(&r.artifact_id)?, check_indices(r.indices)?),
+            pb::peer_request::Request::Chunks(r) => {
+                let (artifact, indices) = (id(&r.artifact_id)?, check_indices(r.indices)?);
+                if r.fresh { Request::FreshChunks(artifact, indices) } else { Request::Chunks(artifact, indices) }
+            }
         };
         let traceparent = message.traceparent;
         if traceparent.len() > 64 || !traceparent.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
@@ -183,6 +191,10 @@ impl Answer {
                 retry_after_ms: u32::try_from(busy.retry_after.as_millis()).unwrap_or(u32::MAX),
                 others: busy.others.iter().take(MAX_OTHERS).map(|id| Bytes::copy_from_slice(id.as_bytes())).collect(),
             }),
+            Self::Given(given) => Pb::Given(pb::Given {
+                chunk_count: u32::try_from(given.len()).unwrap_or(u32::MAX),
+                bitmap: given.to_bytes().into(),
+            }),
             Self::Refused(reason) => Pb::Refusal(pb::Refusal { reason: pb::refusal::Reason::from(*reason).into() }),
         };
         frame(&pb::PeerAnswer { answer: Some(answer) })
@@ -207,19 +219,27 @@ impl Answer {
                 Self::Chunks { len: answer.len }
             }
             Pb::Busy(busy) => Self::Busy(decode_busy(&busy)?),
+            Pb::Given(given) => Self::Given(decode_bitmap(given.chunk_count, &given.bitmap)?),
             Pb::Refusal(refusal) => Self::Refused(decode_reason(refusal.reason)?),
         })
     }
 }
 
+fn check_count(count: u32) -> Result<usize, ProtocolError> {
+    let count = count as usize;
+    let too_many = ProtocolError::TooMany { field: "chunk_count", limit: MAX_CHUNKS };
+    if count > MAX_CHUNKS { Err(too_many) } else { Ok(count) }
+}
+
+fn decode_bitmap(count: u32, bytes: &[u8]) -> Result<Bitmap, ProtocolError> {
+    Bitmap::from_bytes(bytes, check_count(count)?).ok_or(ProtocolError::Invalid("bitmap"))
+}
+
 fn decode_have(answer: &pb::HaveAnswer) -> Result<HaveAnswer, ProtocolError> {
-    let count = answer.chunk_count as usize;
-    if count > MAX_CHUNKS {
-        return Err(ProtocolError::TooMany { field: "chunk_count", limit: MAX_CHUNKS });
-    }
-    let have =
-        if answer.bitmap.is_empty() { Some(Bitmap::full(count)) } else { Bitmap::from_bytes(&answer.bitmap, count) };
-    let have = have.ok_or(ProtocolError::Invalid("bitmap"))?;
+    let have = match answer.bitmap.is_empty() {
+        true => Bitmap::full(check_count(answer.chunk_count)?),
+        false => decode_bitmap(answer.chunk_count, &answer.bitmap)?,
+    };
     Ok(HaveAnswer { have, uploads: answer.uploads, upload_slots: answer.upload_slots })
 }
 
@@ -289,6 +309,10 @@ mod tests {
         expected[4..8].copy_from_slice(&crc.to_be_bytes());
         assert_eq!(crc, 0xc7a6_c296);
         assert_eq!(bytes, expected);
+        let fresh =
+            Traced { request: Request::FreshChunks(artifact, vec![1, 300]), traceparent: String::new() }.encode();
+        assert_eq!(fresh[FRAME_HEAD..FRAME_HEAD + 2], [0x1a, 0x29]);
+        assert_eq!(fresh[fresh.len() - 2..], [0x18, 0x01]); // field 3: fresh
     }
 
     #[test]
@@ -300,6 +324,7 @@ mod tests {
     fn every_kind_of_answer_comes_back() {
         let mut have = Bitmap::empty(100);
         have.set(3, true);
+        let given = have.clone();
         let others = vec![PrivateKey::from_seed(1).node_id()];
         for answer in [
             Answer::Manifest { len: 5 },
@@ -307,6 +332,7 @@ mod tests {
             Answer::Have(HaveAnswer { have: Bitmap::full(77), uploads: 0, upload_slots: 16 }),
             Answer::Chunks { len: 1 << 22 },
             Answer::Busy(Busy { retry_after: Duration::from_millis(150), others }),
+            Answer::Given(given),
             Answer::Refused(Reason::Draining),
         ] {
             assert!(answer_comes_back(&answer), "{answer:?}");

@@ -1,14 +1,14 @@
 //! An artifact of the store, as the rest of the process sees it: what is had of it, who uses it, when it was last used.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::artifact::{Bitmap, Manifest, SignedManifest};
-use crate::digest::{ArtifactId, IdentityId};
+use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::UnixTime;
 
 /// How an artifact came here.
@@ -44,8 +44,9 @@ pub struct Progress {
 /// An artifact in the store. Reading what is had takes no lock.
 #[derive(Debug)]
 pub struct Artifact {
-    signed: SignedManifest,
+    signed: Arc<SignedManifest>,
     identity: IdentityId,
+    content: OnceLock<ContentId>,
     role: Role,
     wire_size: u64,
     /// One bit per chunk, as in [`Bitmap`].
@@ -57,11 +58,12 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    pub(super) fn new(signed: SignedManifest, role: Role, last_used: UnixTime) -> Self {
+    pub(super) fn new(signed: Arc<SignedManifest>, role: Role, last_used: UnixTime) -> Self {
         let manifest = signed.manifest();
         let words = manifest.chunks.len().div_ceil(64);
         Self {
             identity: manifest.identity.id(),
+            content: OnceLock::new(),
             role,
             wire_size: manifest.wire_size(),
             have: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -87,6 +89,11 @@ impl Artifact {
 
     pub fn identity(&self) -> IdentityId {
         self.identity
+    }
+
+    /// As [`Manifest::content_id`], hashed once.
+    pub fn content_id(&self) -> ContentId {
+        *self.content.get_or_init(|| self.manifest().content_id())
     }
 
     pub fn role(&self) -> Role {

@@ -58,6 +58,7 @@ impl Store {
             Err(error) => {
                 chunks::empty([mark]);
                 if is_new {
+                    chunks::empty([self.shared.layout.partial(&held.id())]);
                     let _change = self.change();
                     self.forget(&held);
                 }
@@ -72,7 +73,7 @@ impl Store {
             return (held, false);
         }
         let now = UnixTime::now();
-        (Held::new(&self.add(Artifact::new(signed, Role::Published, now), now)), true)
+        (Held::new(&self.add(Artifact::new(Arc::new(signed), Role::Published, now), now)), true)
     }
 
     /// The slow part, the sync, is no [`Change`]: whoever begins another artifact does not wait for it.
@@ -85,13 +86,19 @@ impl Store {
         let (path, partial) = (layout.manifest(&held.id()), layout.partial(&held.id()));
         let envelope = held.signed().envelope();
         lacks_nothing(held)?;
-        durable::replace(&path, envelope, 0o600)
-            .map_err(|error| self.write_error("write manifest", &path, envelope.len() as u64, error))?;
+        // What was fetched is written already.
+        let written = match durable::rename(&partial, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => durable::replace(&path, envelope, 0o600),
+            renamed => renamed,
+        };
+        written.map_err(|error| self.write_error("write manifest", &path, envelope.len() as u64, error))?;
         open::set_last_used(&path, held.last_used());
         let change = self.change();
         // A chunk may have turned out to be damaged meanwhile.
-        lacks_nothing(held).inspect_err(|_| chunks::empty([path]))?;
-        chunks::empty([partial]);
+        if let Err(incomplete) = lacks_nothing(held) {
+            std::fs::rename(&path, &partial).map_err(|error| StoreError::io("move manifest", &path, error))?;
+            return Err(incomplete);
+        }
         held.set_state(State::Complete);
         self.changed(&change);
         Ok(())

@@ -123,7 +123,7 @@ impl Store {
                 };
                 let role = if published.contains(&signed.id()) { Role::Published } else { Role::Fetched };
                 let last_used = UnixTime::from_seconds(u64::try_from(meta.mtime()).unwrap_or(0));
-                let artifact = Artifact::new(signed, role, last_used);
+                let artifact = Artifact::new(Arc::new(signed), role, last_used);
                 artifact.pinned.store(pinned.contains(&artifact.id()), Ordering::Release);
                 self.load_artifact(artifact, state);
             }

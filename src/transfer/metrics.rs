@@ -14,6 +14,7 @@ use crate::transport::PathStats;
 pub enum Outcome {
     Served,
     Busy,
+    Given,
     NotFound,
     Draining,
     Forbidden,

@@ -3,6 +3,9 @@
 //! Pure: no I/O, `now` comes in, randomness from a seed. The driver calls [`Plan::next`] until it says `None` after every
 //! event and at [`Plan::next_deadline`], does what it says, and reports what happened.
 //!
+//! A complete holder is asked for what nobody has, and says so if it has just given that to somebody else. While it is one of
+//! few, what others have or were given is left to them.
+//!
 //! Order of preference: due bitmaps; the rarest wanted chunks at the better of two random holders with room; chunks in
 //! flight at a holder that an idle one would beat clearly. Requests are small beside what is left, so work stays shared.
 //!
@@ -36,8 +39,8 @@ pub use config::{Action, ChunkOutcome, Failure, Gone, Have, Locality, PlanConfig
 use holder::{HaveState, Holder};
 use request::Request;
 
-/// Most holders that a plan uses at a time.
-pub const MAX_HOLDERS: usize = 64;
+/// Most holders that a plan uses at a time. One bit of a word for each, and one is for what was given to others.
+pub const MAX_HOLDERS: usize = 63;
 
 /// The fetch of one artifact's missing chunks.
 pub struct Plan {
@@ -53,6 +56,8 @@ pub struct Plan {
     cancelled: BTreeMap<RequestId, NodeId>,
     /// No request is late before this.
     late_at: Option<Instant>,
+    /// When a holder last said what it has given to others.
+    given_at: Option<Instant>,
     in_flight: u64,
     last_request: u64,
     to_cancel: VecDeque<(RequestId, NodeId)>,
@@ -74,6 +79,7 @@ impl Plan {
             requests: BTreeMap::new(),
             cancelled: BTreeMap::new(),
             late_at: None,
+            given_at: None,
             in_flight: 0,
             last_request: 0,
             to_cancel: VecDeque::new(),
@@ -121,6 +127,19 @@ impl Plan {
                 self.holders[slot].have = HaveState::All;
             }
         }
+    }
+
+    /// Why a request for fresh chunks fails: what its holder has lately given to others. They will hand it on, so we rather
+    /// ask for something else. False if that is of the wrong length, or is no reason because it has nothing of the request.
+    pub fn set_given(&mut self, request: RequestId, given: &Bitmap, now: Instant) -> bool {
+        let open = self.requests.get(&request);
+        let is_reason = open.is_none_or(|open| open.left.iter().any(|index| given.get(*index as usize)));
+        let fits = is_reason && given.len() == self.chunks.count();
+        if fits {
+            self.given_at = Some(now);
+            self.chunks.add_given(given);
+        }
+        fits
     }
 
     /// Only for an [`Action::AskHave`].
@@ -242,9 +261,12 @@ impl Plan {
             let for_good = |holder: &Holder| matches!(holder.gone, Some(Gone::Bad | Gone::Forbidden));
             return Some(if self.holders.iter().all(for_good) { Stuck::Refused } else { Stuck::Unreachable });
         }
-        let chunks = self.chunks.wanted_of_nobody();
         let hopeless = |holder: &Holder| holder.have != HaveState::All && now >= holder.grew_at + self.config.growth;
-        (chunks > 0 && live.all(hopeless)).then_some(Stuck::NotHeld { chunks })
+        if !live.all(hopeless) {
+            return None;
+        }
+        let chunks = self.chunks.count_held_by_nobody();
+        (chunks > 0).then_some(Stuck::NotHeld { chunks })
     }
 
     /// Why a holder is not asked any more.

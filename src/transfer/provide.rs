@@ -2,8 +2,9 @@
 //!
 //! Memory per peer is bounded: requests are small, chunks are mapped files, and what is queued in a connection is bounded
 //! by its send window. Work per node is bounded by upload slots: when all are taken the answer is Busy with the names of
-//! others who have fetched the artifact here, never a queue. A reader that is too slow loses its stream.
+//! others who have fetched the artifact here, never a queue. Who asks for fresh chunks is told which ones others were given. A reader that is too slow loses its stream.
 
+mod given;
 mod recent;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
+use self::given::Given;
 use self::recent::Recent;
 use super::connections::watch;
 use super::metrics::{Metrics, Outcome, OutcomeLabel};
@@ -71,12 +73,14 @@ pub struct Provider {
     draining: AtomicBool,
     bucket: Option<Mutex<Bucket>>,
     recent: Recent,
+    given: Given,
 }
 
 /// How a request was refused.
 enum Refused {
     Reason(Reason),
     Busy(Busy),
+    Given(Bitmap),
     Transport(TransportError),
     TooSlow,
     Store(crate::store::StoreError),
@@ -96,6 +100,7 @@ impl Provider {
             connections: slots(config.max_connections),
             bucket: config.max_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
             recent: Recent::default(),
+            given: Given::default(),
             draining: AtomicBool::new(false),
             store,
             config,
@@ -191,12 +196,15 @@ impl Provider {
                 let (uploads, upload_slots) = self.load();
                 self.write(send, Answer::Have(HaveAnswer { have, uploads, upload_slots }).encode()).await?;
             }
-            Request::Chunks(id, indices) => {
+            Request::Chunks(id, ref indices) | Request::FreshChunks(id, ref indices) => {
+                let fresh = matches!(traced.request, Request::FreshChunks(..));
                 let artifact = self.artifact(&id)?;
-                let chunks = self.chunks_of(&artifact, &indices)?;
+                let chunks = self.chunks_of(&artifact, indices)?;
                 let _slot = self.upload_slot(&id, peer)?;
+                let count = artifact.manifest().chunks.len();
+                self.given.give(&id, count, indices, peer, fresh, Instant::now()).map_err(Refused::Given)?;
                 self.metrics.uploads.inc();
-                let served = self.send_chunks(&artifact, &indices, chunks, send).await;
+                let served = self.send_chunks(&artifact, indices, chunks, send).await;
                 self.metrics.uploads.dec();
                 served?;
             }
@@ -318,6 +326,7 @@ async fn refuse(refused: Refused, peer: NodeId, send: &mut SendStream) -> Outcom
     let (answer, outcome) = match refused {
         Refused::Reason(reason) => (Answer::Refused(reason), reason.into()),
         Refused::Busy(busy) => (Answer::Busy(busy), Outcome::Busy),
+        Refused::Given(given) => (Answer::Given(given), Outcome::Given),
         Refused::TooSlow => {
             tracing::info!(peer = %peer.short(), "peer is too slow: stream reset");
             send.reset(StreamCode::TooSlow);

@@ -12,7 +12,7 @@ use super::buffers::{Buffer, Buffers};
 use super::connections::Connections;
 use super::metrics::Metrics;
 use super::plan::{Failure, RequestId};
-use crate::artifact::Chunk;
+use crate::artifact::{Bitmap, Chunk};
 use crate::digest::{ArtifactId, Digest};
 use crate::identity::NodeId;
 use crate::protocol::peer::{
@@ -36,6 +36,8 @@ pub(super) enum Event {
     Store(StoreError),
     Finished(RequestId),
     Failed(RequestId, Failure),
+    /// The request failed because of what others were given.
+    Given(RequestId, Bitmap),
     Have(NodeId, HaveAnswer),
     NoHave(NodeId, Failure),
 }
@@ -51,6 +53,12 @@ pub(super) struct Shared {
     pub(super) events: mpsc::Sender<Event>,
 }
 
+/// How a request ended that did not fail.
+enum Ended {
+    Whole,
+    Given(Bitmap),
+}
+
 /// The holder that is asked.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
@@ -60,13 +68,14 @@ pub(super) struct Peer {
 
 impl Shared {
     /// Asks for chunks and reports each, then the end. `wanted` is not empty.
-    pub(super) async fn chunks(self: Arc<Self>, id: RequestId, peer: Peer, wanted: Vec<(u32, Chunk)>) {
+    pub(super) async fn chunks(self: Arc<Self>, id: RequestId, peer: Peer, wanted: Vec<(u32, Chunk)>, fresh: bool) {
         let mut verifying = JoinSet::new();
-        let ended = self.receive(id, &peer, &wanted, &mut verifying).await;
+        let ended = self.receive(id, &peer, &wanted, fresh, &mut verifying).await;
         // Every chunk that arrived is reported before the end is.
         while verifying.join_next().await.is_some() {}
         let event = match ended {
-            Ok(()) => Event::Finished(id),
+            Ok(Ended::Whole) => Event::Finished(id),
+            Ok(Ended::Given(given)) => Event::Given(id, given),
             Err(failure) => Event::Failed(id, failure),
         };
         self.report(event).await;
@@ -125,14 +134,17 @@ impl Shared {
         id: RequestId,
         peer: &Peer,
         wanted: &[(u32, Chunk)],
+        fresh: bool,
         verifying: &mut JoinSet<()>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Ended, Failure> {
         let asked = Instant::now();
         let indices = wanted.iter().map(|(index, _)| *index).collect();
-        let (answer, base, mut recv) = self.ask(peer, Request::Chunks(self.artifact, indices)).await?;
+        let request = if fresh { Request::FreshChunks } else { Request::Chunks };
+        let (answer, base, mut recv) = self.ask(peer, request(self.artifact, indices)).await?;
         let expected: u64 = wanted.iter().map(|(_, chunk)| u64::from(chunk.encoded_len)).sum();
         match answer {
             Answer::Chunks { len } if len == expected => {}
+            Answer::Given(given) if fresh => return Ok(Ended::Given(given)),
             other => return Err(unexpected(&other)),
         }
         self.metrics.first_byte_seconds.observe(asked.elapsed().as_secs_f64());
@@ -156,7 +168,7 @@ impl Shared {
                 unreported = 0;
             }
         }
-        Ok(())
+        Ok(Ended::Whole)
     }
 
     /// Hashes and stores a chunk on a blocking thread.

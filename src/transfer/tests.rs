@@ -218,7 +218,8 @@ impl Hostile {
                         recv.read_exact(&mut head).await.unwrap();
                         let mut body = vec![0; body_len(head).unwrap()];
                         recv.read_exact(&mut body).await.unwrap();
-                        if let Request::Chunks(_, indices) = Traced::decode(head, &body).unwrap().request {
+                        let request = Traced::decode(head, &body).unwrap().request;
+                        if let Request::Chunks(_, indices) | Request::FreshChunks(_, indices) = request {
                             counting.fetch_add(1, Ordering::SeqCst);
                             streams.spawn("hostile answer", answer(indices, send));
                         }

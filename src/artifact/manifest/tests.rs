@@ -1,7 +1,8 @@
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
-use crate::artifact::{Family, MAX_CHUNK};
+use crate::artifact::{Family, MAX_CHUNK, pb};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -234,6 +235,28 @@ proptest! {
         }
         if let Ok(draft) = wire::decode(&body) {
             prop_assert_eq!(wire::encode(&draft), body);
+        }
+    }
+
+    #[test]
+    fn what_generated_code_reads_and_writes_again_the_same_is_read(
+        at in any::<prop::sample::Index>(),
+        cut in 0usize..4,
+        noise in prop::collection::vec(any::<u8>(), 0..4),
+    ) {
+        let mut body = wire::encode(&draft());
+        let at = at.index(body.len());
+        let end = (at + cut).min(body.len());
+        body.splice(at..end, noise);
+        let same = pb::Manifest::decode(&body[..]).ok().filter(|message| message.encode_to_vec() == body);
+        match (wire::decode(&body), same) {
+            (Ok(_), same) => prop_assert!(same.is_some()),
+            (Err(ManifestError::Malformed | ManifestError::NotCanonical), Some(message)) => {
+                let sorted = |pairs: &[pb::Pair]| pairs.windows(2).all(|two| two[0].key < two[1].key);
+                let fits = sorted(&message.facts) && sorted(&message.attributes) && message.provenance.is_some();
+                prop_assert!(!fits || message.chunks.iter().any(|chunk| !(0..=1).contains(&chunk.codec)));
+            }
+            (Err(_), _) => {}
         }
     }
 }

@@ -130,7 +130,7 @@ impl<'f> Driver<'f> {
     fn act(&mut self) {
         while let Some(action) = self.plan.next(Instant::now()) {
             match action {
-                Action::Request { request, node, indices } => self.request(request, node, indices),
+                Action::Request { request, node, indices, fresh } => self.request(request, node, indices, fresh),
                 Action::Cancel { request, .. } => {
                     if let Some((_, handle)) = self.handles.remove(&request) {
                         handle.abort();
@@ -146,14 +146,14 @@ impl<'f> Driver<'f> {
         }
     }
 
-    fn request(&mut self, id: RequestId, node: NodeId, indices: Vec<u32>) {
+    fn request(&mut self, id: RequestId, node: NodeId, indices: Vec<u32>, fresh: bool) {
         let chunks = &self.manifest().chunks;
         let wanted = indices.iter().filter_map(|index| Some((*index, *chunks.get(*index as usize)?))).collect();
         let Some(peer) = self.peers.get(&node).cloned() else {
             self.plan.on_failed(id, Failure::Disconnected, Instant::now());
             return;
         };
-        let handle = self.requests.spawn(self.shared.clone().chunks(id, peer, wanted));
+        let handle = self.requests.spawn(self.shared.clone().chunks(id, peer, wanted, fresh));
         self.handles.insert(id, (node, handle));
     }
 
@@ -179,6 +179,11 @@ impl<'f> Driver<'f> {
                     self.look_again();
                 }
                 self.handles.remove(&id);
+                self.plan.on_failed(id, failure, now);
+            }
+            Event::Given(id, given) => {
+                self.handles.remove(&id);
+                let failure = if self.plan.set_given(id, &given, now) { Failure::Given } else { Failure::Forbidden };
                 self.plan.on_failed(id, failure, now);
             }
             Event::Have(node, answer) => {

@@ -20,6 +20,9 @@ const ENDGAME_RATIO: f64 = 2.0;
 /// The delay after which an idle holder looks for something to steal again.
 const STEAL_AGAIN: Duration = Duration::from_millis(5);
 
+/// A partial holder that had nothing new for so long is not waited for.
+const GROWS: Duration = Duration::from_secs(1);
+
 /// A chunk is in flight at most so many times.
 const MAX_COPIES: u8 = 3;
 
@@ -61,10 +64,11 @@ impl Plan {
             return None;
         }
         let paces = self.paces(now);
+        let sparing = self.spares_complete(&paces, now);
         let mut open = [0; MAX_HOLDERS];
         let mut count = 0;
         for slot in 0..self.holders.len() {
-            if self.chunks.offered(slot) > 0 && self.admits(slot, &paces, now) {
+            if self.offers(slot, sparing) && self.admits(slot, &paces, now) {
                 open[count] = slot;
                 count += 1;
             }
@@ -76,8 +80,34 @@ impl Plan {
         };
         let batch = self.batch(slot, &paces);
         let start = self.rng.random_range(0..self.chunks.count() as u32);
-        let indices = self.chunks.take(slot, start, self.config.max_request_chunks, batch);
-        Some(self.open(slot, indices, now))
+        let fresh = self.holders[slot].have == HaveState::All && self.chunks.wanted_of_nobody() > 0;
+        let indices = match fresh {
+            true => self.chunks.take_unshared(slot, start, self.config.max_request_chunks, batch),
+            false => self.chunks.take(slot, start, self.config.max_request_chunks, batch),
+        };
+        Some(self.open(slot, indices, fresh, now))
+    }
+
+    /// Whether complete holders are fewer than the partial ones that grow, and not faster than those together. Then they are
+    /// asked only for what nobody has and nobody was given, so that many who begin together hand a new artifact on instead
+    /// of queueing where it is.
+    fn spares_complete(&self, paces: &Paces, now: Instant) -> bool {
+        let (mut complete, mut partial) = ((0, 0.0), (0, 0.0));
+        for (slot, holder) in self.holders.iter().enumerate().filter(|(_, holder)| holder.is_live()) {
+            let side = match holder.have {
+                HaveState::All => &mut complete,
+                _ if holder.is_resting(now) => continue,
+                _ if self.chunks.offered(slot) > 0 || now < holder.grew_at + GROWS => &mut partial,
+                _ => continue,
+            };
+            *side = (side.0 + 1, side.1 + paces.guess(slot));
+        }
+        partial.0 > complete.0 && partial.1 >= complete.1
+    }
+
+    fn offers(&self, slot: usize, sparing: bool) -> bool {
+        let all = !sparing || self.holders[slot].have != HaveState::All || self.requests.is_empty();
+        if all { self.chunks.offered(slot) > 0 } else { self.chunks.wanted_of_nobody() > 0 }
     }
 
     fn better_of_two(&mut self, open: &[usize], paces: &Paces) -> usize {
@@ -163,7 +193,7 @@ impl Plan {
             return None;
         };
         indices.iter().for_each(|index| self.chunks.duplicate(*index));
-        Some(self.open(slot, indices, now))
+        Some(self.open(slot, indices, false, now))
     }
 
     /// The chunks that the idle holder `slot` would gain most on, and how many times faster it would be.

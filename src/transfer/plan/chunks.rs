@@ -5,6 +5,9 @@ use crate::artifact::Bitmap;
 use super::MAX_HOLDERS;
 use super::set::ChunkSet;
 
+/// The place, behind those of all holders, of whoever was given a chunk by one of them.
+const GIVEN: usize = MAX_HOLDERS;
+
 /// Chunks with as many partial holders or more count as equally common.
 const MOST_COMMON: usize = 16;
 
@@ -32,7 +35,7 @@ pub(super) struct Chunks {
     partial: Vec<u64>,
     held: Vec<Held>,
     /// For each slot of a partial holder how many wanted chunks it has.
-    offered: [u32; MAX_HOLDERS],
+    offered: [u32; MAX_HOLDERS + 1],
 }
 
 impl Chunks {
@@ -48,7 +51,7 @@ impl Chunks {
             wanted: vec![ChunkSet::new(count); MOST_COMMON + 1],
             partial: vec![0; count],
             held: vec![Held::Nothing; MAX_HOLDERS],
-            offered: [0; MAX_HOLDERS],
+            offered: [0; MAX_HOLDERS + 1],
             lens,
         };
         for index in 0..count as u32 {
@@ -95,9 +98,31 @@ impl Chunks {
         self.count_wanted
     }
 
-    /// Wanted chunks that no partial holder has.
+    /// Wanted chunks that no partial holder has and none was given.
     pub(super) fn wanted_of_nobody(&self) -> usize {
         self.wanted[0].len()
+    }
+
+    /// Wanted chunks that no partial holder has; one step for each chunk.
+    pub(super) fn count_held_by_nobody(&self) -> usize {
+        let held = |index: &usize| self.partial[*index] & !(1 << GIVEN) != 0;
+        let wanted = |index: &usize| self.copies[*index] == 0 && !self.is_done(*index as u32);
+        (0..self.lens.len()).filter(|index| wanted(index) && !held(index)).count()
+    }
+
+    /// What was given to others counts as less rare.
+    pub(super) fn add_given(&mut self, bits: &Bitmap) {
+        for index in bits.ones() {
+            if self.partial[index] & 1 << GIVEN == 0 {
+                self.hold(GIVEN, index as u32, true);
+            }
+        }
+    }
+
+    pub(super) fn forget_given(&mut self) {
+        for index in 0..self.lens.len() as u32 {
+            self.hold(GIVEN, index, false);
+        }
     }
 
     /// Bytes; 0 for an index past the end.
@@ -129,6 +154,16 @@ impl Chunks {
     /// Up to `max_chunks` wanted chunks of the holder, the rarest first and among equals from `start` upwards, until
     /// `max_bytes` are reached; at least one if there is one. They are in flight from now on.
     pub(super) fn take(&mut self, slot: usize, start: u32, max_chunks: usize, max_bytes: u64) -> Vec<u32> {
+        self.take_of(MOST_COMMON + 1, slot, start, max_chunks, max_bytes)
+    }
+
+    /// As [`take`](Self::take), of those that no partial holder has.
+    pub(super) fn take_unshared(&mut self, slot: usize, start: u32, max_chunks: usize, max_bytes: u64) -> Vec<u32> {
+        self.take_of(1, slot, start, max_chunks, max_bytes)
+    }
+
+    /// Of the so many rarest kinds.
+    fn take_of(&mut self, kinds: usize, slot: usize, start: u32, max_chunks: usize, max_bytes: u64) -> Vec<u32> {
         let limit = max_chunks.min(self.offered(slot));
         let within = match &self.held[slot] {
             Held::Nothing => return Vec::new(),
@@ -136,7 +171,7 @@ impl Chunks {
             Held::All => None,
         };
         let (mut taken, mut bytes, mut full) = (Vec::with_capacity(limit), 0, false);
-        for set in &self.wanted {
+        for set in &self.wanted[..kinds] {
             if full || taken.len() == limit {
                 break;
             }

@@ -79,8 +79,9 @@ pub enum Have {
 /// What the driver has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Ask for these chunks in this order; ends with one `on_finished` or `on_failed`, also when it was cancelled.
-    Request { request: RequestId, node: NodeId, indices: Vec<u32> },
+    /// Ask for these chunks in this order; ends with one `on_finished` or `on_failed`, also when it was cancelled. `fresh`
+    /// ones only unless they were given to others lately.
+    Request { request: RequestId, node: NodeId, indices: Vec<u32>, fresh: bool },
     /// Stop the request; what arrives of it nevertheless may be reported and counts.
     Cancel { request: RequestId, node: NodeId },
     /// Ask what the holder has; ends with `set_have` or `on_have_failed`.
@@ -100,6 +101,8 @@ pub enum Failure {
     Busy {
         retry_after: Duration,
     },
+    /// What was to be fresh was given to others; [`Plan::set_given`](super::Plan::set_given) was told.
+    Given,
     NotFound,
     Draining,
     Forbidden,

@@ -1,6 +1,6 @@
 //! What beginnings, endings, failures and deadlines do to holders and requests.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
@@ -9,6 +9,9 @@ use crate::identity::NodeId;
 use super::holder::{HaveState, MAX_REST};
 use super::request::Request;
 use super::{Action, Failure, Gone, Plan, RequestId};
+
+/// What was given to others and did not come to light for so long may be lost.
+const GIVEN_FOR: Duration = Duration::from_secs(5);
 
 impl Plan {
     pub(super) fn slot(&self, node: NodeId) -> Option<usize> {
@@ -28,6 +31,10 @@ impl Plan {
 
     /// Ends rests and waits that are over.
     pub(super) fn expire(&mut self, now: Instant) {
+        if self.given_at.is_some_and(|at| now >= at + GIVEN_FOR) {
+            self.given_at = None;
+            self.chunks.forget_given();
+        }
         for slot in 0..self.holders.len() {
             let holder = &mut self.holders[slot];
             holder.rest_until = holder.rest_until.filter(|until| now < *until);
@@ -69,6 +76,7 @@ impl Plan {
         let holder = &mut self.holders[slot];
         match failure {
             Failure::Busy { retry_after } => holder.busy(retry_after, self.rng.random_range(0.0..1.0), now),
+            Failure::Given => {}
             Failure::NotFound => self.lose(slot, Gone::NotFound, now),
             Failure::Draining => self.lose(slot, Gone::Draining, now),
             Failure::Forbidden => self.lose(slot, Gone::Forbidden, now),
@@ -98,7 +106,7 @@ impl Plan {
         }
     }
 
-    pub(super) fn open(&mut self, slot: usize, indices: Vec<u32>, now: Instant) -> Action {
+    pub(super) fn open(&mut self, slot: usize, indices: Vec<u32>, fresh: bool, now: Instant) -> Action {
         self.last_request += 1;
         let request = RequestId(self.last_request);
         let bytes = indices.iter().map(|index| u64::from(self.chunks.len_of(*index))).sum();
@@ -107,7 +115,7 @@ impl Plan {
         self.late_at = Some(self.late_at.map_or(late_at, |at| at.min(late_at)));
         self.holders[slot].start(bytes, now);
         self.requests.insert(request, Request::new(slot, indices.clone(), bytes, now));
-        Action::Request { request, node: self.holders[slot].node, indices }
+        Action::Request { request, node: self.holders[slot].node, indices, fresh }
     }
 
     /// Takes the request out of the plan; chunks that are in no other request are wanted again.

@@ -47,6 +47,7 @@ struct Driver {
     open: BTreeMap<RequestId, Open>,
     asked: BTreeMap<NodeId, Instant>,
     cancelled: Vec<RequestId>,
+    fresh: BTreeSet<RequestId>,
 }
 
 impl Driver {
@@ -61,6 +62,7 @@ impl Driver {
             open: BTreeMap::new(),
             asked: BTreeMap::new(),
             cancelled: Vec::new(),
+            fresh: BTreeSet::new(),
         }
     }
 
@@ -89,6 +91,23 @@ impl Driver {
         node(number)
     }
 
+    /// A holder of everything.
+    fn complete(&mut self, number: usize) {
+        assert!(self.plan.add_holder(node(number), Locality::SameZone, self.now));
+        self.plan.set_have(node(number), Have::All, self.now);
+        self.told.insert(node(number), self.all().collect());
+    }
+
+    /// The request ends because these chunks were given to others.
+    fn given(&mut self, request: RequestId, to_others: impl IntoIterator<Item = u32>) {
+        assert!(self.fresh.contains(&request));
+        let node = self.open.remove(&request).map(|open| open.node);
+        let reason = self.plan.set_given(request, &bitmap(self.lens.len(), to_others), self.now);
+        let failure = if reason { Failure::Given } else { Failure::Forbidden };
+        self.barred.extend(node.filter(|_| !reason));
+        self.plan.on_failed(request, failure, self.now);
+    }
+
     fn pass(&mut self, ms: u64) {
         self.now += Duration::from_millis(ms);
     }
@@ -98,8 +117,9 @@ impl Driver {
         let mut requests = Vec::new();
         while let Some(action) = self.plan.next(self.now) {
             match action {
-                Action::Request { request, node, indices } => {
+                Action::Request { request, node, indices, fresh } => {
                     self.check(node, &indices);
+                    self.fresh.extend(fresh.then_some(request));
                     let open = Open { node, left: indices };
                     self.open.insert(request, open.clone());
                     requests.push((request, open));

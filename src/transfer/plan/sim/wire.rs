@@ -7,6 +7,7 @@ use rand::seq::SliceRandom;
 use super::super::{Failure, RequestId};
 use super::Fault;
 use super::world::{Event, Segment, Upload, World};
+use crate::artifact::Bitmap;
 
 const SEGMENT: f64 = 256.0 * 1024.0;
 
@@ -14,7 +15,7 @@ const SEGMENT: f64 = 256.0 * 1024.0;
 const WINDOW: u64 = 16 << 20;
 
 impl World<'_> {
-    pub(super) fn asked(&mut self, holder: usize, by: usize, request: RequestId, indices: Vec<u32>) {
+    pub(super) fn asked(&mut self, holder: usize, by: usize, request: RequestId, indices: Vec<u32>, fresh: bool) {
         self.peers[holder].pullers.insert(by);
         if self.peers[holder].uploads.len() >= self.setup.nodes[holder].slots {
             let failure = Failure::Busy { retry_after: self.setup.retry_after };
@@ -26,6 +27,14 @@ impl World<'_> {
         }
         let unheld = indices.iter().any(|index| !self.peers[holder].have.get(*index as usize));
         assert!(!unheld, "seed {}: asked for a chunk that the holder lacks", self.setup.seed);
+        let others = |given: &Option<usize>| given.is_some_and(|node| node != by);
+        if fresh && indices.iter().any(|index| others(&self.peers[holder].given[*index as usize])) {
+            let mut bits = Bitmap::empty(self.setup.chunk_lens.len());
+            let given = self.peers[holder].given.iter().enumerate();
+            given.for_each(|(index, given)| bits.set(index, others(given)));
+            return self.tell(by, Event::Given { request, bits });
+        }
+        indices.iter().for_each(|index| self.peers[holder].given[*index as usize] = Some(by));
         let upload = Upload { stream: (by, request), chunks: indices.into(), offset: 0, under_way: 0 };
         self.peers[holder].uploads.push_back(upload);
         self.send(holder);

@@ -30,6 +30,7 @@ pub(super) enum Event {
         by: usize,
         request: RequestId,
         indices: Vec<u32>,
+        fresh: bool,
     },
     AskedHave {
         by: usize,
@@ -52,6 +53,10 @@ pub(super) enum Event {
     HaveIs {
         of: usize,
         bits: Option<Bitmap>,
+    },
+    Given {
+        request: RequestId,
+        bits: Bitmap,
     },
 }
 
@@ -76,6 +81,8 @@ pub(super) struct Peer {
     pub(super) id: NodeId,
     pub(super) plan: Option<Plan>,
     pub(super) have: Bitmap,
+    /// Whom it gave each chunk last.
+    pub(super) given: Vec<Option<usize>>,
     pub(super) uploads: VecDeque<Upload>,
     pub(super) sending: bool,
     pub(super) down_free: Duration,
@@ -106,6 +113,7 @@ impl<'a> World<'a> {
             id: ids(node),
             plan: None,
             have: if setup.nodes[node].full { Bitmap::full(chunks) } else { Bitmap::empty(chunks) },
+            given: vec![None; chunks],
             uploads: VecDeque::new(),
             sending: false,
             down_free: Duration::ZERO,
@@ -181,7 +189,7 @@ impl<'a> World<'a> {
                 self.pump(node);
             }
             Event::Hear { of } => self.hear(node, of),
-            Event::Asked { by, request, indices } => self.asked(node, by, request, indices),
+            Event::Asked { by, request, indices, fresh } => self.asked(node, by, request, indices, fresh),
             Event::AskedHave { by } => {
                 let bits = Some(self.peers[node].have.clone());
                 self.peers[node].pullers.insert(by);
@@ -203,6 +211,14 @@ impl<'a> World<'a> {
                 self.with_plan(node, |plan| plan.on_failed(request, failure, now));
             }
             Event::HaveIs { of, bits } => self.have_is(node, of, bits),
+            Event::Given { request, bits } => {
+                let now = self.instant();
+                self.peers[node].open.remove(&request);
+                self.with_plan(node, |plan| {
+                    assert!(plan.set_given(request, &bits, now));
+                    plan.on_failed(request, Failure::Given, now);
+                });
+            }
         }
     }
 
@@ -263,7 +279,7 @@ impl<'a> World<'a> {
 
     fn act(&mut self, node: usize, action: Action) {
         match action {
-            Action::Request { request, node: id, indices } => {
+            Action::Request { request, node: id, indices, fresh } => {
                 let holder = self.by_id[&id];
                 self.outcome.requests += 1;
                 self.outcome.indices += indices.len();
@@ -271,7 +287,7 @@ impl<'a> World<'a> {
                 self.outcome.most_streams = self.outcome.most_streams.max(self.peers[node].open.len());
                 match self.peers[holder].dead {
                     true => self.tell(node, Event::Failed { request, failure: Failure::Disconnected }),
-                    false => self.tell(holder, Event::Asked { by: node, request, indices }),
+                    false => self.tell(holder, Event::Asked { by: node, request, indices, fresh }),
                 }
             }
             Action::Cancel { request, node: id } => {

@@ -19,6 +19,65 @@ fn the_rarest_chunks_are_asked_for_first() {
 }
 
 #[test]
+fn what_a_complete_holder_gave_to_others_is_asked_of_it_last_and_without_a_condition() {
+    let mut driver = Driver::of(4, MIB);
+    driver.complete(0);
+    let (first, open) = driver.drain()[0].clone();
+    let left = (open.left[0] + 1) % 4;
+    driver.given(first, (0..4).filter(|index| *index != left));
+    let (second, other) = driver.drain()[0].clone();
+    assert!(other.left == [left] && driver.fresh.contains(&second));
+    assert_eq!(driver.plan.gone(node(0)), None);
+    driver.deliver(second);
+    let (third, _) = driver.drain()[0].clone();
+    assert!(!driver.fresh.contains(&third), "nobody else is known");
+}
+
+#[test]
+fn what_was_given_to_others_is_waited_for_while_they_grow_and_asked_for_when_nothing_comes() {
+    let mut driver = Driver::of(12, MIB);
+    driver.complete(0);
+    driver.holder(1, [0]);
+    driver.holder(2, [1]);
+    driver.drain();
+    for request in driver.fresh.clone() {
+        let all = driver.all();
+        driver.given(request, all);
+    }
+    assert!(driver.drain().is_empty(), "the others bring something, and will have the rest");
+    while let Some(request) = driver.open.keys().next().copied() {
+        driver.bring(request);
+    }
+    let (request, open) = driver.drain()[0].clone();
+    assert!(open.node == node(0) && !driver.fresh.contains(&request));
+}
+
+#[test]
+fn a_holder_that_refuses_fresh_chunks_without_a_reason_is_not_asked_again() {
+    let mut driver = Driver::of(4, MIB);
+    driver.complete(0);
+    let first = driver.drain()[0].0;
+    driver.given(first, []);
+    assert_eq!(driver.plan.gone(node(0)), Some(Gone::Forbidden));
+    assert!(driver.drain().is_empty());
+}
+
+#[test]
+fn a_chunk_given_to_somebody_who_never_tells_of_it_becomes_fresh_again() {
+    let mut driver = Driver::of(4, MIB);
+    driver.complete(0);
+    let first = driver.drain()[0].0;
+    let all = driver.all();
+    driver.given(first, all);
+    let insisted = driver.drain()[0].0;
+    driver.pass(6_000);
+    driver.fail(insisted, Failure::Reset);
+    driver.pass(200);
+    let again = driver.drain()[0].0;
+    assert!(!driver.fresh.contains(&insisted) && driver.fresh.contains(&again));
+}
+
+#[test]
 fn nodes_begin_at_different_places() {
     let firsts: BTreeSet<u32> = (0..32)
         .map(|seed| {

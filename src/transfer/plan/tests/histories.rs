@@ -15,6 +15,7 @@ enum Step {
     Deliver { which: usize },
     Trickle { which: usize, bytes: u64 },
     Fail { which: usize, failure: Failure },
+    Given { which: usize, bits: u64 },
     EndEarly { which: usize },
     Lie { which: usize },
     Pass { ms: u64 },
@@ -42,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => which.clone().prop_map(|which| Step::Deliver { which }),
         2 => (which.clone(), 1u64..200_000).prop_map(|(which, bytes)| Step::Trickle { which, bytes }),
         2 => (which.clone(), failure()).prop_map(|(which, failure)| Step::Fail { which, failure }),
+        2 => (which.clone(), any::<u64>()).prop_map(|(which, bits)| Step::Given { which, bits }),
         1 => which.clone().prop_map(|which| Step::EndEarly { which }),
         1 => which.prop_map(|which| Step::Lie { which }),
         3 => (0u64..3_000).prop_map(|ms| Step::Pass { ms }),
@@ -76,6 +78,11 @@ fn take(driver: &mut Driver, step: Step) {
         }
         Step::Have { .. } | Step::HaveAll { .. } | Step::HaveFails { .. } => (),
         Step::Pass { ms } => driver.pass(ms),
+        Step::Given { which, bits } => {
+            let request = nth(driver, which).filter(|request| driver.fresh.contains(request));
+            let set: Vec<u32> = driver.all().filter(|index| bits >> (index % 64) & 1 == 1).collect();
+            request.into_iter().for_each(|request| driver.given(request, set.clone()));
+        }
         Step::Deliver { which } => nth(driver, which).into_iter().for_each(|request| driver.bring(request)),
         Step::Trickle { which, bytes } => {
             nth(driver, which).into_iter().for_each(|request| driver.plan.on_bytes(request, bytes, driver.now));
