@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top row first. A module uses only rows below its own.
-const ROWS: [&[&str]; 11] = [
+const ROWS: [&[&str]; 12] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
+    &["proxy"],
     &["transfer", "metadata", "install", "local"],
     &["store", "transport", "engine"],
     &["caches"],
@@ -20,13 +21,14 @@ const ROWS: [&[&str]; 11] = [
 ];
 
 /// Crates that only one module may name.
-const OWNED: [(&str, &str); 7] = [
+const OWNED: [(&str, &str); 8] = [
     ("quinn", "transport"),
     ("libp2p", "discovery"),
     ("redb", "metadata"),
     ("memmap2", "store"),
     ("tar", "store"),
     ("rcgen", "identity"),
+    ("k256", "proxy"),
     ("anyhow", "cli"),
 ];
 
