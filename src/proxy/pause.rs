@@ -138,7 +138,7 @@ impl Gates {
     pub async fn wait(&self, adapter: &str, deadline: Instant) -> Option<Pause> {
         loop {
             let now = tokio::time::Instant::now().into_std();
-            let Some((pause, changes)) = self.lock().paused(adapter, now) else { return None };
+            let (pause, changes) = self.lock().paused(adapter, now)?;
             let mut paused = Paused { pause, changes };
             if !paused.opened(deadline).await {
                 return Some(paused.pause);

@@ -24,10 +24,16 @@ fn open(dir: &Path, toml: &str) -> Result<Authenticator, AuthError> {
     Authenticator::open(toml::from_str(&toml).unwrap(), dir)
 }
 
+/// Whatever the umask is.
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// With `keys.toml` in `$DIR`, whose one secret is "abc".
 fn fixture(toml: &str) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("keys.toml"), key_file("one")).unwrap();
+    write(&dir.path().join("keys.toml"), &key_file("one"));
     let authenticator = open(dir.path(), toml).unwrap();
     Fixture { dir, authenticator }
 }
@@ -130,14 +136,14 @@ fn a_signed_text_opens_the_door_as_a_bearer_token() {
 fn a_reload_swaps_all_keys_or_none() {
     let fixture = fixture(KEYS);
     let path = fixture.dir.path().join("keys.toml");
-    std::fs::write(&path, key_file("two")).unwrap();
+    write(&path, &key_file("two"));
     fixture.authenticator.reload().unwrap();
     assert_eq!(fixture.ask("Bearer abc").unwrap().key(), "two");
-    std::fs::write(&path, key_file("three") + "[[key]]\nid = \"broken\"\n").unwrap();
+    write(&path, &(key_file("three") + "[[key]]\nid = \"broken\"\n"));
     let error = fixture.authenticator.reload().unwrap_err();
     assert!(matches!(&error, AuthError::ApiKeys { .. }) && error.to_string().contains("keys.toml"), "{error}");
     assert_eq!(fixture.ask("Bearer abc").unwrap().key(), "two");
-    std::fs::write(&path, "").unwrap();
+    write(&path, "");
     fixture.authenticator.reload().unwrap();
     assert_eq!(fixture.ask("Bearer abc").unwrap_err(), Denied::Unknown);
 }

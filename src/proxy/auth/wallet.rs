@@ -84,18 +84,20 @@ impl Wallets {
             }
             None => Arc::new(self.verify_signature(token, now)?),
         };
-        match &sign_in.purpose {
-            Use::Request { .. } => self.check_request(&sign_in, request, now)?,
+        let method = match &sign_in.purpose {
+            Use::Request { .. } => {
+                self.check_request(&sign_in, request, now)?;
+                Method::WalletRequest
+            }
             Use::Session { token, generation } => {
                 self.sessions.check(&sign_in.address, *generation, *token)?;
-                self.remember(digest, &sign_in, now);
+                Method::WalletSession
             }
-        }
-        let method = match sign_in.purpose {
-            Use::Request { .. } => Method::WalletRequest,
-            Use::Session { .. } => Method::WalletSession,
         };
         let caller = self.admit(sign_in.address, method, Some(sign_in.scopes.clone()))?;
+        if method == Method::WalletSession {
+            self.remember(digest, &sign_in, now);
+        }
         Ok(caller.until(Some(sign_in.expires)))
     }
 

@@ -56,6 +56,11 @@ impl Places {
         self.total.get(&place).copied().unwrap_or_default()
     }
 
+    #[cfg(test)]
+    pub(super) fn tenants(&self) -> usize {
+        self.of_tenant.len()
+    }
+
     fn leave(&mut self, key: &(Tenant, Place)) {
         if let Some(taken) = self.of_tenant.get_mut(key) {
             *taken -= 1;

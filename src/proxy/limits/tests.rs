@@ -77,7 +77,7 @@ fn places_come_back_when_permits_are_dropped_and_leave_nothing_behind() {
     let _again = enter("a").unwrap();
     drop(third);
     assert_eq!(limits.taken(Place::Waiter), 2);
-    assert_eq!(limits.places.lock().unwrap().of_tenant.len(), 1);
+    assert_eq!(limits.places.lock().unwrap().tenants(), 1);
 }
 
 #[test]

@@ -293,7 +293,7 @@ proptest! {
                 },
                 Step::End(at) => {
                     if at < permits.len() {
-                        permits.swap_remove(at);
+                        drop(permits.swap_remove(at));
                     }
                 }
                 Step::Pause(gate, by, lease) => {

@@ -268,7 +268,7 @@ mod tests {
         for (at, line) in lines.iter().enumerate() {
             let mut less = lines.clone();
             less.remove(at);
-            // One of two scopes may go too; an empty line before URI makes the statement the second empty line's.
+            // One of two scopes may go too.
             if !may_go.contains(line) && !line.contains("scope:") {
                 assert_eq!(SignIn::parse(&less.join("\n")), None, "without line {at}: {line}");
             }
