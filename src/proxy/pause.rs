@@ -5,7 +5,7 @@
 //! [`Gates::pause`] returns, every request that passed is in the count and [`Gates::abort`] finds it. What was cut off is
 //! told as such: its `finish_reason` is [`ABORTED`], never `length` or `stop`.
 //!
-//! [`table`] is the pure part; here are those who wait.
+//! `table` is the pure part; here are those who wait.
 
 mod command;
 mod seconds;

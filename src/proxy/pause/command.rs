@@ -248,7 +248,7 @@ fn answer(result: Result<Value, GateError>) -> Reply {
     let status = match error {
         GateError::Held { .. } | GateError::Stale { .. } => 409,
         GateError::Full => 429,
-        GateError::NoLease | GateError::Holder => 400,
+        GateError::Lease | GateError::Holder => 400,
     };
     let body = json!({"error": {"message": error.to_string(), "type": "gate_error", "param": null, "code": status}});
     Reply { status, body }

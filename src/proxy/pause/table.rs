@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::MAX_SECONDS;
+
 /// Gates that are paused at once. The names come from outside.
 pub(super) const MAX_PAUSED: usize = 1024;
 
@@ -22,8 +24,8 @@ pub enum GateError {
     Stale { current: Option<u64> },
     #[error("{MAX_PAUSED} adapters are paused already: resume some of them")]
     Full,
-    #[error("the lease must be longer than 0 s")]
-    NoLease,
+    #[error("a lease lasts longer than 0 s and at most {MAX_SECONDS} s")]
+    Lease,
     #[error("a holder is named by 1 to {MAX_HOLDER} bytes")]
     Holder,
 }
@@ -110,8 +112,8 @@ impl Table {
         if by.is_empty() || by.len() > MAX_HOLDER {
             return Err(GateError::Holder);
         }
-        if lease.is_zero() {
-            return Err(GateError::NoLease);
+        if lease.is_zero() || lease > Duration::from_secs(MAX_SECONDS.into()) {
+            return Err(GateError::Lease);
         }
         let until = now + lease;
         match self.paused(adapter, now) {

@@ -49,7 +49,9 @@ fn the_holder_renews_its_lease_and_nobody_else_takes_it() {
     assert_eq!((renewed.epoch, renewed.until), (first.epoch, start + LEASE / 2 + LEASE));
     let held = gates.pause("a", "two", LEASE, start + LEASE);
     assert_eq!(held, Err(GateError::Held { by: "one".to_owned(), until: renewed.until }));
-    assert_eq!(gates.pause("a", "one", Duration::ZERO, start), Err(GateError::NoLease));
+    for lease in [Duration::ZERO, Duration::from_secs(3601), Duration::MAX] {
+        assert_eq!(gates.pause("a", "one", lease, start), Err(GateError::Lease));
+    }
     assert_eq!(gates.pause("a", "", LEASE, start), Err(GateError::Holder));
 }
 
