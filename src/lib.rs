@@ -29,6 +29,7 @@
 //! | `cli` | one file a subcommand; results to standard output |
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
+//! | `proxy` | the serving proxy: who may use it, limits, gates of adapters |
 //! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
 //! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC (the only place that names quinn); the engine's processes, output, log and readiness |
 //! | `adapters` | LoRA adapters: formats, checks, what is made of one before an engine sees it |
@@ -111,6 +112,8 @@ pub mod install;
 pub mod local;
 pub mod metadata;
 pub mod transfer;
+
+pub mod proxy;
 
 pub mod agent;
 pub mod serve;

@@ -9,6 +9,7 @@ const ROWS: [&[&str]; 12] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
+    &["proxy"],
     &["transfer", "metadata", "install", "local"],
     &["store", "transport", "engine"],
     &["adapters"],
@@ -21,13 +22,14 @@ const ROWS: [&[&str]; 12] = [
 ];
 
 /// Crates that only one module may name.
-const OWNED: [(&str, &str); 7] = [
+const OWNED: [(&str, &str); 8] = [
     ("quinn", "transport"),
     ("libp2p", "discovery"),
     ("redb", "metadata"),
     ("memmap2", "store"),
     ("tar", "store"),
     ("rcgen", "identity"),
+    ("k256", "proxy"),
     ("anyhow", "cli"),
 ];
 

@@ -1,0 +1,96 @@
+//! Somebody whose credentials were verified.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelValue;
+
+use super::address::Address;
+use super::config::AnonymousConfig;
+use super::scope::{Owner, Scope, Scopes, Tenant};
+use crate::identity::UnixTime;
+
+/// How a caller proved who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Method {
+    ApiKey,
+    Jwt,
+    /// A signed text that counts for every request until it ends.
+    WalletSession,
+    /// A signed text that counts for one request.
+    WalletRequest,
+    /// The replayable signature of a fixed text.
+    WalletStatic,
+    Anonymous,
+    /// Peer credentials of the admin socket.
+    Socket,
+}
+
+/// Who calls, and what they may do. Made by [`Authenticator`](super::Authenticator) only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    tenant: Tenant,
+    key: Arc<str>,
+    method: Method,
+    address: Option<Address>,
+    scopes: Scopes,
+    expires: Option<UnixTime>,
+}
+
+impl Caller {
+    pub(super) fn new(tenant: Tenant, key: &str, method: Method, scopes: Scopes) -> Self {
+        Self { tenant, key: key.into(), method, address: None, scopes, expires: None }
+    }
+
+    pub(super) fn with_address(self, address: Address) -> Self {
+        Self { address: Some(address), ..self }
+    }
+
+    pub(super) fn until(self, expires: Option<UnixTime>) -> Self {
+        Self { expires, ..self }
+    }
+
+    pub(super) fn anonymous(config: &AnonymousConfig) -> Self {
+        Self::new(config.tenant.clone(), "anonymous", Method::Anonymous, Scopes::new(config.scopes.clone()))
+    }
+
+    /// Somebody at the admin socket whose `uid` the kernel vouches for. Who may connect is the socket's business.
+    pub fn at_socket(tenant: Tenant, uid: u32) -> Self {
+        Self::new(tenant, &format!("uid:{uid}"), Method::Socket, Scopes::new(vec![Scope::Infer, Scope::Admin]))
+    }
+
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// What rates are counted by: the id of the API key, the address, or the JWT's tenant.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Of the wallet that signed, if one did.
+    pub fn address(&self) -> Option<Address> {
+        self.address
+    }
+
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    /// When the credentials end; a stream that began before goes on.
+    pub fn expires(&self) -> Option<UnixTime> {
+        self.expires
+    }
+
+    /// Whether an adapter of `owner` is this caller's or everybody's.
+    pub fn owns(&self, owner: &Owner) -> bool {
+        match owner {
+            Owner::Tenant(tenant) => *tenant == self.tenant,
+            Owner::Address(address) => Some(*address) == self.address,
+            Owner::Everybody => true,
+        }
+    }
+}
