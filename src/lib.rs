@@ -29,6 +29,7 @@
 //! | `cli` | one file a subcommand; results to standard output |
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
+//! | `proxy` | OpenAI's routes in front of an engine: who may, which adapter, bytes as they come |
 //! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
 //! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC (the only place that names quinn); the engine's processes, output, log and readiness |
 //! | `caches` | the kinds of caches, what decides whether an entry can be used elsewhere, which files make an artifact, captured consistently |
@@ -105,6 +106,8 @@ pub mod install;
 pub mod local;
 pub mod metadata;
 pub mod transfer;
+
+pub mod proxy;
 
 pub mod agent;
 pub mod serve;

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top row first. A module uses only rows below its own.
-const ROWS: [&[&str]; 11] = [
+const ROWS: [&[&str]; 12] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
+    &["proxy"],
     &["transfer", "metadata", "install", "local"],
     &["store", "transport", "engine"],
     &["caches"],
