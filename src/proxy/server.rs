@@ -63,11 +63,17 @@ impl Server {
         self.addr
     }
 
-    /// Says in `/health` and in each answer that this is the end, stops accepting after [`Config::notice`](super::Config),
-    /// lets requests finish, and cancels what is left at `deadline`. False if something was left.
+    /// Says from now on in `/health`, and in each answer by closing its connection, that this is the end. Requests are
+    /// still served.
+    pub fn announce_end(&self) {
+        self.proxy.draining.cancel();
+    }
+
+    /// Announces the end, stops accepting after [`Config::notice`](super::Config), lets requests finish, and cancels what is
+    /// left at `deadline`. False if something was left.
     pub async fn shutdown(self, deadline: Duration) -> bool {
         let until = Instant::now() + deadline;
-        self.proxy.draining.cancel();
+        self.announce_end();
         tokio::time::sleep(self.proxy.config.notice.min(deadline / 2)).await;
         self.accepting.cancel();
         self.closing.cancel();

@@ -11,5 +11,6 @@ mod failures;
 mod harness;
 mod hooks;
 mod layers;
+mod proxy;
 mod transfer;
 mod trust;
