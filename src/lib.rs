@@ -83,6 +83,14 @@
 //!    names what differs where something is nearly right.
 //!
 //! Where something else starts the engine, `serve::hook` does 1 and 2 before it, and publishes after it.
+//!
+//! # A request is served
+//!
+//! 1. `proxy::Server` takes the connection; `proxy::Proxy` knows the route, the caller (`proxy::Admission`), and how much
+//!    there may be. The body is read whole and scanned, not parsed.
+//! 2. `proxy::Models` says where the model is: what the engine calls it, or that it is loading.
+//! 3. The engine, wherever `proxy::Upstream` says that it is now, gets a request of our own making. Its answer goes on as it
+//!    comes; only the model's name is put back. Dropping the request closes its connection, and the engine stops.
 
 pub mod digest;
 pub mod durable;

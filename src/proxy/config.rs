@@ -24,7 +24,7 @@ pub struct Config {
     pub max_requests: usize,
     /// Requests that wait for a model to be loaded. 256.
     pub max_waiting: usize,
-    /// Bytes of one request's head. 64 KiB; at least 8 KiB.
+    /// Bytes of one request's head. 64 KiB.
     pub max_head_bytes: usize,
     /// Bytes of one request's body. 32 MiB.
     pub max_body_bytes: usize,

@@ -26,8 +26,8 @@ const TOLD: usize = 64;
 /// Between two looks at connections to the engine that nobody uses.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// hyper needs as much for a head.
-const LEAST_HEAD: usize = 8 * 1024;
+/// hyper takes no less.
+const LEAST_BUFFER: usize = 8 * 1024;
 
 /// Serves a [`Proxy`] on one address.
 pub struct Server {
@@ -135,7 +135,8 @@ where
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(proxy.config.head)
-        .max_buf_size(proxy.config.max_head_bytes.max(LEAST_HEAD));
+        .max_header_size(proxy.config.max_head_bytes)
+        .max_buf_size(proxy.config.max_head_bytes.max(LEAST_BUFFER));
     let service = service_fn(move |request| {
         let (proxy, has_length) = (proxy.clone(), has_length.get());
         async move {

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -37,6 +37,7 @@ pub struct Upstream {
     home: tempfile::TempDir,
     open: Arc<AtomicUsize>,
     accepted: Arc<AtomicUsize>,
+    connections: Arc<Mutex<Tasks>>,
     tasks: Tasks,
 }
 
@@ -61,14 +62,15 @@ impl Upstream {
         let (asks, asked) = mpsc::unbounded_channel();
         let (open, accepted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let tasks = Tasks::new();
-        let (connections, counts) = (tasks.child(), (open.clone(), accepted.clone()));
+        let connections = Arc::new(Mutex::new(tasks.child()));
+        let (accepting, counts) = (connections.clone(), (open.clone(), accepted.clone()));
         tasks.spawn("fake engine", async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 counts.0.fetch_add(1, Ordering::SeqCst);
                 counts.1.fetch_add(1, Ordering::SeqCst);
                 let (asks, open) = (asks.clone(), Open(counts.0.clone()));
-                connections.spawn("fake engine's connection", async move {
+                accepting.lock().unwrap().spawn("fake engine's connection", async move {
                     let _open = open;
                     let service = service_fn(move |request| played(request, asks.clone()));
                     let _ = hyper::server::conn::http1::Builder::new()
@@ -77,7 +79,7 @@ impl Upstream {
                 });
             }
         });
-        (Self { home, open, accepted, tasks }, asked)
+        (Self { home, open, accepted, connections, tasks }, asked)
     }
 
     pub fn at(&self, epoch: u64) -> proxy::Upstream {
@@ -95,8 +97,15 @@ impl Upstream {
         self.accepted.load(Ordering::SeqCst)
     }
 
+    /// Closes all connections.
+    pub async fn hang_up(&self) {
+        let connections = std::mem::replace(&mut *self.connections.lock().unwrap(), self.tasks.child());
+        connections.shutdown(super::cluster::DEADLINE).await;
+    }
+
     /// Closes all connections, and takes no more.
     pub async fn die(&self) {
+        self.hang_up().await;
         self.tasks.shutdown(super::cluster::DEADLINE).await;
     }
 }

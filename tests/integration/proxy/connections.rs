@@ -73,9 +73,18 @@ async fn a_connection_of_an_engine_before_is_never_used() {
 async fn a_kept_connection_that_the_engine_has_closed_costs_no_request() {
     let mut front = Front::start(|_| {}).await;
     let mut client = front.client().await;
-    ask(&mut front, &mut client).await;
+    for connection in 1..4 {
+        assert_eq!(ask(&mut front, &mut client).await, 200);
+        assert_eq!(front.engine.accepted(), connection);
+        front.engine.hang_up().await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_takes_no_connections_is_told_from_one_that_does_not_answer() {
+    let front = Front::start(|_| {}).await;
+    let mut client = front.client().await;
     front.engine.die().await;
-    // The socket is there, and nobody listens: what failed is the connection, not a request on the closed one.
     client.post(CHAT, BASE).await;
     let (head, body) = client.answer().await;
     assert_eq!(head.status, 502);
