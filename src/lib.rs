@@ -29,7 +29,7 @@
 //! | `cli` | one file a subcommand; results to standard output |
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
-//! | `proxy` | the serving proxy: who may use it, limits, gates of adapters |
+//! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |
 //! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
 //! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC (the only place that names quinn); the engine's processes, output, log and readiness |
 //! | `adapters` | LoRA adapters: formats, checks, what is made of one before an engine sees it |
@@ -87,6 +87,14 @@
 //!    what differs where something is nearly right.
 //!
 //! Where something else starts the engine, `serve::hook` does 1 and 2 before it, and publishes after it.
+//!
+//! # A request is served
+//!
+//! 1. `proxy::Server` takes the connection; `proxy::Proxy` knows the route, the caller (`proxy::Admission`), and how much
+//!    there may be. The body is read whole and scanned, not parsed.
+//! 2. `proxy::Models` says where the model is: what the engine calls it, or that it is loading.
+//! 3. The engine, wherever `proxy::Upstream` says that it is now, gets a request of our own making. Its answer goes on as it
+//!    comes; only the model's name is put back. Dropping the request closes its connection, and the engine stops.
 
 pub mod digest;
 pub mod durable;

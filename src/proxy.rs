@@ -1,5 +1,82 @@
-//! The serving proxy: who may use it, how much, and which adapters are paused.
+//! The proxy in front of an engine: OpenAI's routes, and nothing else of it.
+//!
+//! A [`Server`] takes connections and hands requests to a [`Proxy`]. That reads a request's body, asks [`Models`] where the
+//! model is and [`Admission`] whether the caller may, sends the engine a request of its own making, and hands its answer on
+//! as it comes. An adapter is called one way by clients and another by the engine; both see their own name. The engine may
+//! change at any time: a watch says where it is.
 
+mod answer;
 pub mod auth;
+mod body;
+mod config;
+mod forward;
+mod intake;
+mod json;
 pub mod limits;
+mod metrics;
+mod models;
 pub mod pause;
+mod request;
+mod rewrite;
+mod route;
+mod server;
+mod serving;
+mod socket;
+mod trace;
+mod upstream;
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use forward::Forward;
+use intake::Intake;
+
+pub use answer::Answer;
+pub use config::{Config, Loading};
+pub use metrics::Metrics;
+pub use models::{Admission, BoxFuture, Caller, Everybody, Lease, ModelCard, Models, Permit, Resolution, Route};
+pub use request::MAX_MODEL_NAME;
+pub use route::Endpoint;
+pub use server::Server;
+pub use upstream::{Address, Secret, Upstream};
+
+/// What all requests share.
+pub struct Proxy {
+    config: Config,
+    upstream: watch::Receiver<Option<Upstream>>,
+    models: Arc<dyn Models>,
+    admission: Arc<dyn Admission>,
+    metrics: Metrics,
+    forward: Forward,
+    intake: Intake,
+    requests: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    /// Cancelled when the end has begun.
+    draining: CancellationToken,
+}
+
+impl Proxy {
+    /// `upstream` is `None` while the engine is not ready.
+    pub fn new(
+        config: Config,
+        upstream: watch::Receiver<Option<Upstream>>,
+        models: Arc<dyn Models>,
+        admission: Arc<dyn Admission>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            forward: Forward::new(&config, metrics.clone()),
+            intake: Intake::new(&config),
+            requests: Arc::new(Semaphore::new(config.max_requests)),
+            waiting: Arc::new(Semaphore::new(config.max_waiting)),
+            draining: CancellationToken::new(),
+            config,
+            upstream,
+            models,
+            admission,
+            metrics,
+        })
+    }
+}

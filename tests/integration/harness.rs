@@ -3,5 +3,7 @@
 
 pub mod cluster;
 pub mod engine;
+pub mod front;
 pub mod process;
 pub mod tree;
+pub mod upstream;

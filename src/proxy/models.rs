@@ -1,0 +1,143 @@
+//! What the proxy asks of those who know the models, and of those who decide who may use them.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::Answer;
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Held for as long as something is in use; dropping it says that it is not any more.
+pub type Lease = Box<dyn Any + Send>;
+
+/// Who asks, as an [`Admission`] found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub tenant: Arc<str>,
+}
+
+/// Where requests for a model go.
+pub enum Route {
+    Base {
+        upstream_name: String,
+    },
+    Adapter {
+        /// What the engine calls it.
+        upstream_name: String,
+        /// What clients call it.
+        shown_name: String,
+        /// Keeps apart what the engine remembers of prompts: hex digits, such as those of the adapter's digest.
+        cache_salt: Option<String>,
+        /// Held until the answer has ended: the adapter is in use.
+        lease: Lease,
+    },
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base { upstream_name } => f.debug_struct("Base").field("upstream_name", upstream_name).finish(),
+            Self::Adapter { upstream_name, shown_name, .. } => {
+                let mut adapter = f.debug_struct("Adapter");
+                adapter.field("upstream_name", upstream_name).field("shown_name", shown_name).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// What there is to say about a model that somebody asked for.
+#[derive(Debug)]
+pub enum Resolution {
+    Ready(Route),
+    /// `state`: a word such as `fetching`.
+    Loading {
+        state: String,
+        retry_after: Duration,
+    },
+    Unknown,
+    /// With the status of an error; `reason` goes to the client.
+    Refused {
+        status: StatusCode,
+        reason: String,
+    },
+}
+
+/// One line of `/v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ModelCard {
+    pub id: String,
+    pub owned_by: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Of an adapter: its base model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_model_len: Option<u64>,
+    /// A word such as `ready`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// Whoever knows the models. A name is whatever a client sent, up to [`MAX_MODEL_NAME`](super::MAX_MODEL_NAME) bytes
+/// without control characters: look it up, and never make a path of it. A future that is dropped was not wanted any more.
+pub trait Models: Send + Sync {
+    /// Answers at once; work that it starts is its own.
+    fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution>;
+
+    /// As [`Models::resolve`], but while the model is loading, answers only when that has changed or at `deadline`.
+    fn wait<'a>(&'a self, model: &'a str, caller: &'a Caller, deadline: Instant) -> BoxFuture<'a, Resolution>;
+
+    /// What `caller` may see.
+    fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>>;
+
+    /// The engine of `epoch` says that it does not know `upstream_name`, for which a route was given. A
+    /// [`Models::wait`] follows.
+    fn not_found(&self, upstream_name: &str, epoch: u64);
+}
+
+/// Leave to ask the engine once.
+#[derive(Default)]
+pub struct Permit {
+    /// Held until the answer has ended.
+    pub held: Option<Lease>,
+    /// When cancelled, the request ends at once, and its client is told so.
+    pub aborted: Option<CancellationToken>,
+}
+
+/// Whoever decides who may ask for what, and how much.
+pub trait Admission: Send + Sync {
+    /// Before the body is read.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Answer>;
+
+    /// When the model is known, and right before the engine is asked; may wait, as long as a gate is closed.
+    fn admit<'a>(&'a self, caller: &'a Caller, model: &'a str) -> BoxFuture<'a, Result<Permit, Answer>>;
+
+    /// When an answer has ended, also one that was cut off: how many tokens it cost, as far as is known.
+    fn account(&self, caller: &Caller, tokens: u64);
+}
+
+/// Admits everybody as one tenant.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Everybody;
+
+impl Admission for Everybody {
+    fn authenticate(&self, _: &HeaderMap) -> Result<Caller, Answer> {
+        Ok(Caller { tenant: "everybody".into() })
+    }
+
+    fn admit<'a>(&'a self, _: &'a Caller, _: &'a str) -> BoxFuture<'a, Result<Permit, Answer>> {
+        Box::pin(std::future::ready(Ok(Permit::default())))
+    }
+
+    fn account(&self, _: &Caller, _: u64) {}
+}

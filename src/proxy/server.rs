@@ -1,0 +1,161 @@
+//! The listener in front: bounded connections, and an end that fails nobody's request.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Proxy;
+use super::socket::Socket;
+use crate::lifecycle::Tasks;
+
+/// Connections over the limit that are told so at a time; more wait to be accepted.
+const TOLD: usize = 64;
+
+/// Between two looks at connections to the engine that nobody uses.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// hyper takes no less.
+const LEAST_BUFFER: usize = 8 * 1024;
+
+/// Serves a [`Proxy`] on one address.
+pub struct Server {
+    addr: SocketAddr,
+    proxy: Arc<Proxy>,
+    slots: Arc<Semaphore>,
+    accepting: CancellationToken,
+    closing: CancellationToken,
+    tasks: Tasks,
+}
+
+impl Server {
+    pub async fn bind(addr: SocketAddr, proxy: Arc<Proxy>) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        let slots = Arc::new(Semaphore::new(proxy.config.max_connections + TOLD));
+        let (accepting, closing) = (CancellationToken::new(), CancellationToken::new());
+        let tasks = Tasks::new();
+        let door =
+            Door { proxy: proxy.clone(), slots: slots.clone(), closing: closing.clone(), connections: tasks.child() };
+        let open = accepting.clone();
+        tasks.spawn("proxy listener", async move {
+            open.run_until_cancelled(accept(&listener, &door)).await;
+            drop(listener);
+            // The door owns the connections: it stays until they are cancelled.
+            door.connections.token().cancelled().await;
+        });
+        tasks.spawn("proxy pool", sweep(proxy.clone()));
+        Ok(Self { addr, proxy, slots, accepting, closing, tasks })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Says from now on in `/health`, and in each answer by closing its connection, that this is the end. Requests are
+    /// still served.
+    pub fn announce_end(&self) {
+        self.proxy.draining.cancel();
+    }
+
+    /// Announces the end, stops accepting after [`Config::notice`](super::Config), lets requests finish, and cancels what is
+    /// left at `deadline`. False if something was left.
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        let until = Instant::now() + deadline;
+        self.announce_end();
+        tokio::time::sleep(self.proxy.config.notice.min(deadline / 2)).await;
+        self.accepting.cancel();
+        self.closing.cancel();
+        let all = u32::try_from(self.proxy.config.max_connections + TOLD).unwrap_or(u32::MAX);
+        let finished = tokio::time::timeout_at(until, self.slots.acquire_many(all)).await.is_ok();
+        self.tasks.shutdown(Duration::from_secs(1)).await && finished
+    }
+}
+
+/// What connections are let in by.
+struct Door {
+    proxy: Arc<Proxy>,
+    slots: Arc<Semaphore>,
+    closing: CancellationToken,
+    connections: Tasks,
+}
+
+async fn sweep(proxy: Arc<Proxy>) {
+    let mut every = tokio::time::interval(SWEEP);
+    loop {
+        every.tick().await;
+        proxy.forward.pool().sweep();
+    }
+}
+
+async fn accept(listener: &TcpListener, door: &Door) {
+    loop {
+        let Ok(slot) = door.slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => door.admit(stream, slot),
+            Err(error) => {
+                // Out of descriptors: wait for some to be closed instead of spinning.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+impl Door {
+    fn admit(&self, stream: TcpStream, slot: OwnedSemaphorePermit) {
+        let is_over_limit = self.slots.available_permits() < TOLD;
+        // Each piece of a stream goes out at once. An error here means that the client has gone.
+        let _ = stream.set_nodelay(true);
+        let serving = serve(self.proxy.clone(), stream, self.closing.clone(), is_over_limit);
+        self.connections.spawn("proxy connection", async move {
+            let _slot = slot;
+            serving.await;
+        });
+    }
+}
+
+async fn serve<S>(proxy: Arc<Proxy>, stream: S, closing: CancellationToken, is_over_limit: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (socket, has_length) = Socket::new(stream, proxy.config.stalled);
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(proxy.config.head)
+        .max_header_size(proxy.config.max_head_bytes)
+        .max_buf_size(proxy.config.max_head_bytes.max(LEAST_BUFFER));
+    let service = service_fn(move |request| {
+        let (proxy, has_length) = (proxy.clone(), has_length.get());
+        async move {
+            let response = match is_over_limit {
+                true => proxy.too_many(),
+                false => proxy.serve(request, has_length).await,
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "client connection");
+    }
+}

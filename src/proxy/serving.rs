@@ -1,0 +1,291 @@
+//! The way of one request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::Proxy;
+use super::answer::Answer;
+use super::body::{Body, Held, Relay};
+use super::config::Loading;
+use super::forward::{Answered, Head, framing, names_us, relayed};
+use super::intake;
+use super::metrics::{By, Class, State};
+use super::models::{Caller, Lease, Permit, Resolution, Route};
+use super::request::{Asked, Waiting};
+use super::rewrite::{Framing, Rewriter};
+use super::route::Endpoint;
+use super::trace::Trace;
+use super::upstream::Upstream;
+
+/// How long an adapter that the engine has lost may take to be there again.
+const HEALING: Duration = Duration::from_secs(30);
+
+/// A request from its head on.
+struct Received {
+    begun: Instant,
+    endpoint: Endpoint,
+    head: Parts,
+    trace: Trace,
+    class: Class,
+}
+
+/// A [`Route`], taken apart.
+struct Target {
+    class: Class,
+    engine_name: String,
+    client_name: String,
+    salt: Option<String>,
+    lease: Option<Lease>,
+}
+
+impl Target {
+    fn of(route: Route, asked: &str) -> Self {
+        match route {
+            Route::Base { upstream_name } => {
+                let client_name = asked.to_owned();
+                Self { class: Class::Base, engine_name: upstream_name, client_name, salt: None, lease: None }
+            }
+            Route::Adapter { upstream_name, shown_name, cache_salt, lease } => Self {
+                class: Class::Adapter,
+                engine_name: upstream_name,
+                client_name: shown_name,
+                salt: cache_salt,
+                lease: Some(lease),
+            },
+        }
+    }
+}
+
+impl Proxy {
+    /// `has_length`: the head has a `Content-Length`.
+    pub(super) async fn serve(self: &Arc<Self>, request: Request<Incoming>, has_length: bool) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let (endpoint, trace) = (Endpoint::of(head.uri.path()), Trace::of(&head.headers));
+        let mut received = Received { begun: Instant::now(), endpoint, head, trace, class: Class::None };
+        let answered = self.answer(&mut received, body, has_length).await;
+        let mut response = answered.unwrap_or_else(|answer| {
+            tracing::debug!(request = received.trace.id(), code = answer.code(), %answer, "refused");
+            answer.response()
+        });
+        self.metrics.answered(received.class, endpoint, response.status().as_u16());
+        received.trace.answer(response.headers_mut());
+        if self.draining.is_cancelled() {
+            close(&mut response);
+        }
+        response
+    }
+
+    /// Of a connection over the limit.
+    pub(super) fn too_many(&self) -> Response<Body> {
+        let mut response = Answer::Overloaded { what: "connections" }.response();
+        self.metrics.answered(Class::None, Endpoint::Other, response.status().as_u16());
+        close(&mut response);
+        response
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        received: &mut Received,
+        body: Incoming,
+        has_length: bool,
+    ) -> Result<Response<Body>, Answer> {
+        if has_length && received.head.headers.contains_key(TRANSFER_ENCODING) {
+            let message = "the request has both Content-Length and Transfer-Encoding".to_owned();
+            return Err(Answer::BadRequest { message, param: None });
+        }
+        received.endpoint.check(&received.head.method)?;
+        if received.endpoint == Endpoint::Health {
+            return self.health();
+        }
+        let mut slot = Some(self.slot()?);
+        let caller = self.admission.authenticate(&received.head.headers)?;
+        if received.endpoint == Endpoint::Models {
+            return self.list(&caller).await;
+        }
+        self.engine()?;
+        let stage = self.metrics.enter(State::Reading);
+        let taken = self.intake.take(body).await?;
+        let asked = intake::parse(taken.body).await?;
+        drop(stage);
+        let target = self.target(&asked, &caller, &mut slot).await?;
+        received.class = target.class;
+        let (stage, since) = (self.metrics.enter(State::Gate), Instant::now());
+        let permit = self.admission.admit(&caller, &asked.model).await?;
+        self.metrics.gate_waited(since.elapsed());
+        drop(stage);
+        let aborted = permit.aborted.clone().unwrap_or_default();
+        let turn = Turn { caller, asked, target, permit, slot };
+        let response = tokio::select! {
+            biased;
+            () = aborted.cancelled() => {
+                self.metrics.aborted(By::Operator);
+                Err(Answer::Aborted)
+            }
+            response = self.relay(received, turn) => response,
+        };
+        // The body is not needed again once the engine has begun to answer.
+        drop(taken.share);
+        response
+    }
+
+    fn slot(&self) -> Result<OwnedSemaphorePermit, Answer> {
+        self.requests.clone().try_acquire_owned().map_err(|_| Answer::Overloaded { what: "requests" })
+    }
+
+    fn engine(&self) -> Result<Upstream, Answer> {
+        let retry_after = self.config.retry_after;
+        self.upstream.borrow().clone().ok_or(Answer::NotReady { retry_after })
+    }
+
+    fn health(&self) -> Result<Response<Body>, Answer> {
+        if self.draining.is_cancelled() {
+            return Err(Answer::Draining);
+        }
+        self.engine().map(|_| Response::new(Body::from(Bytes::new())))
+    }
+
+    async fn list(&self, caller: &Caller) -> Result<Response<Body>, Answer> {
+        let cards = self.models.list(caller).await;
+        let data: Vec<_> = cards
+            .into_iter()
+            .map(|card| {
+                let mut card = json!(card);
+                card["object"] = "model".into();
+                card
+            })
+            .collect();
+        let list = json!({"object": "list", "data": data}).to_string();
+        let mut response = Response::new(Body::from(Bytes::from(list)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+
+    /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
+    async fn target(
+        &self,
+        asked: &Asked,
+        caller: &Caller,
+        slot: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Target, Answer> {
+        let resolution = self.models.resolve(&asked.model, caller).await;
+        let longest = match asked.waiting {
+            Waiting::AtMost(time) => Some(time.min(self.config.wait_for_model)),
+            Waiting::Yes => Some(self.config.wait_for_model),
+            Waiting::No => None,
+        };
+        let (Some(longest), Resolution::Loading { .. }) = (longest, &resolution) else {
+            return self.settled(resolution, asked);
+        };
+        let _turn = self.waiting.try_acquire().map_err(|_| Answer::Overloaded { what: "waiting requests" })?;
+        let _stage = self.metrics.enter(State::Loading);
+        *slot = None;
+        let resolution = self.models.wait(&asked.model, caller, Instant::now() + longest).await;
+        *slot = Some(self.slot()?);
+        self.settled(resolution, asked)
+    }
+
+    fn settled(&self, resolution: Resolution, asked: &Asked) -> Result<Target, Answer> {
+        let model = || asked.model.clone();
+        match resolution {
+            Resolution::Ready(route) => Ok(Target::of(route, &asked.model)),
+            Resolution::Loading { state, retry_after } => {
+                let accepted = self.config.loading == Loading::Accepted;
+                Err(Answer::Loading { model: model(), state, retry_after, accepted })
+            }
+            Resolution::Unknown => Err(Answer::ModelNotFound { model: model() }),
+            Resolution::Refused { status, reason } => Err(Answer::Refused { status, reason }),
+        }
+    }
+}
+
+/// What a request has got on its way to the engine.
+struct Turn {
+    caller: Caller,
+    asked: Asked,
+    target: Target,
+    permit: Permit,
+    slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// For the engine.
+    fn body(&self) -> Bytes {
+        self.asked.body_for(&self.target.engine_name, self.target.salt.as_deref())
+    }
+}
+
+impl Proxy {
+    async fn relay(&self, received: &Received, mut turn: Turn) -> Result<Response<Body>, Answer> {
+        let stage = self.metrics.enter(State::Engine);
+        let head = Head { endpoint: received.endpoint, headers: &received.head.headers, trace: &received.trace };
+        let mut upstream = self.engine()?;
+        let mut answered = self.forward.ask(&upstream, &head, turn.body()).await?;
+        if answered.status == StatusCode::NOT_FOUND && turn.target.class == Class::Adapter {
+            let mut error = self.forward.whole(&mut answered.exchange).await?;
+            if names_us(&error, &turn.target.engine_name) {
+                self.heal(&mut turn, upstream.epoch).await?;
+                upstream = self.engine()?;
+                answered = self.forward.ask(&upstream, &head, turn.body()).await?;
+                if answered.status != StatusCode::NOT_FOUND {
+                    drop(stage);
+                    return Ok(self.streamed(answered, turn, received.begun));
+                }
+                error = self.forward.whole(&mut answered.exchange).await?;
+                if names_us(&error, &turn.target.engine_name) {
+                    return Err(Answer::ModelNotFound { model: turn.asked.model });
+                }
+            }
+            return Ok(reply(answered.status, relayed(answered.headers, true), error.into()));
+        }
+        drop(stage);
+        Ok(self.streamed(answered, turn, received.begun))
+    }
+
+    /// The engine has lost the adapter. No byte has reached the client: once, it can be brought back.
+    async fn heal(&self, turn: &mut Turn, epoch: u64) -> Result<(), Answer> {
+        self.metrics.self_heals.inc();
+        tracing::warn!(model = turn.target.engine_name, epoch, "the engine does not know an adapter that it was given");
+        self.models.not_found(&turn.target.engine_name, epoch);
+        turn.target.lease = None;
+        let deadline = Instant::now() + HEALING.min(self.config.wait_for_model);
+        let resolution = self.models.wait(&turn.asked.model, &turn.caller, deadline).await;
+        turn.target = self.settled(resolution, &turn.asked)?;
+        Ok(())
+    }
+
+    fn streamed(&self, answered: Answered, turn: Turn, begun: Instant) -> Response<Body> {
+        let Turn { caller, target, permit, slot, .. } = turn;
+        let framing = framing(&answered.headers);
+        let differ = target.engine_name != target.client_name;
+        let names = differ.then_some((target.engine_name.as_str(), target.client_name.as_str()));
+        let rewriter = Rewriter::new(framing, names);
+        let headers = relayed(answered.headers, !rewriter.changes_length());
+        let stage = self.metrics.enter(if framing == Framing::Events { State::Streaming } else { State::Engine });
+        let held = Held { lease: target.lease, permit: permit.held, slot, stage };
+        let aborted = permit.aborted.map(tokio_util::sync::CancellationToken::cancelled_owned);
+        let admission = self.admission.clone();
+        let account = Box::new(move |tokens| admission.account(&caller, tokens));
+        let relay = Relay::new(answered.exchange, rewriter, self.config.idle, begun, self.metrics.clone());
+        reply(answered.status, headers, Body::Relay(Box::new(relay.holding(held, aborted, account))))
+    }
+}
+
+fn reply(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn close(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}
