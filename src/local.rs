@@ -15,6 +15,9 @@ pub use socket::{Listener, SocketConfig, SocketError};
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
+/// Largest frame in bytes: by default a message would come in system calls of 16 KiB.
+const MAX_FRAME: u32 = 1024 * 1024;
+
 /// Largest message: one chunk, or one envelope, and some room.
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
 
@@ -24,7 +27,7 @@ pub fn server() -> tonic::transport::Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(64)
-        .max_frame_size(1024 * 1024)
+        .max_frame_size(MAX_FRAME)
 }
 
 /// Largest message that the service decodes and encodes.

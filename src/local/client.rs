@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
@@ -47,6 +47,7 @@ impl Client {
         let channel = Endpoint::from_static("http://agent.local")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .connect_with_connector(connector)
             .await
             .map_err(|source| ClientError::Unreachable { socket: socket.to_owned(), source })?;

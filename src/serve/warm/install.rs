@@ -79,7 +79,7 @@ fn install(
     chunks: mpsc::Receiver<Chunk>,
 ) -> Result<Installed, Failure> {
     let installation = Installation::begin(&work.root, &work.lock, work.admitted.clone(), work.limits)?;
-    let indices = installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect();
+    let indices = spread(installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect());
     // If nobody waits any more, the channel of chunks is closed too.
     let _ = needed.send(indices);
     let chunks = Mutex::new(chunks);
@@ -96,6 +96,13 @@ fn install(
     let installed = installation.commit()?;
     remember(work);
     Ok(installed)
+}
+
+/// From both halves in turn: neighbours are pieces of one large file, and two threads that write to it wait for each other.
+fn spread(indices: Vec<u32>) -> Vec<u32> {
+    let (left, right) = indices.split_at(indices.len().div_ceil(2));
+    let mut right = right.iter();
+    left.iter().flat_map(|index| [Some(index), right.next()]).flatten().copied().collect()
 }
 
 /// In the thread that made the entries visible: it goes on when nobody waits for it any more.
