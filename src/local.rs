@@ -1,12 +1,14 @@
 //! The way between a node's agent and the processes beside it: gRPC on a Unix socket, callers known by their credentials.
 //!
 //! The service itself is the agent's; here are the socket, who may use it, the client, and what both make of a request to
-//! publish.
+//! publish. Chunks have a socket of their own, beside that one: see [`chunks`].
 
+pub mod chunks;
 mod client;
 mod publication;
 mod socket;
 
+pub use chunks::chunk_socket;
 pub use client::{Client, ClientError};
 pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};
@@ -14,9 +16,6 @@ pub use socket::{Listener, SocketConfig, SocketError};
 /// Flow-control windows in bytes: the defaults of HTTP/2 would send 64 KiB at a time.
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
-
-/// Largest frame in bytes: by default a message would come in system calls of 16 KiB.
-const MAX_FRAME: u32 = 1024 * 1024;
 
 /// Largest message: one chunk, or one envelope, and some room.
 const MAX_MESSAGE: usize = 20 * 1024 * 1024;
@@ -27,7 +26,7 @@ pub fn server() -> tonic::transport::Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(64)
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(1024 * 1024)
 }
 
 /// Largest message that the service decodes and encodes.

@@ -1,5 +1,6 @@
 //! The rules that make a manifest safe to act on, checked before any of its numbers is used.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::{Chunk, Draft, File, ManifestError};
@@ -55,7 +56,10 @@ fn check_paths(files: &[File]) -> Result<(), ManifestError> {
         if directories.contains(file.path.as_str()) {
             return Err(ManifestError::FileAndDirectory(file.path.clone()));
         }
-        if !folded.insert(file.path.as_str().to_lowercase()) {
+        let path = file.path.as_str();
+        let lower = path.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+        let fold = if lower { Cow::Borrowed(path) } else { Cow::Owned(path.to_lowercase()) };
+        if !folded.insert(fold) {
             return Err(ManifestError::CaseCollision(file.path.clone()));
         }
     }
@@ -78,7 +82,7 @@ fn check_entries(entries: &[RelPath], files: &[File]) -> Result<(), ManifestErro
         current = Some(entry);
     }
     for entry in entries {
-        let nested = entry.parent().is_some_and(|parent| entry_of(entries, &parent).is_some());
+        let nested = entry_of(entries, entry).is_some_and(|topmost| topmost != entry);
         if nested || !used.contains(entry) {
             return Err(ManifestError::Entry(entry.clone()));
         }
@@ -88,8 +92,10 @@ fn check_entries(entries: &[RelPath], files: &[File]) -> Result<(), ManifestErro
 
 /// The topmost entry that `path` is or lies in; `entries` is sorted.
 pub(super) fn entry_of<'e>(entries: &'e [RelPath], path: &RelPath) -> Option<&'e RelPath> {
-    let depth = path.components().count();
-    (1..=depth).find_map(|depth| entries.binary_search(&path.prefix(depth)).ok()).map(|index| &entries[index])
+    let path = path.as_str();
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let mut found = ends.filter_map(|end| entries.binary_search_by(|entry| entry.as_str().cmp(&path[..end])).ok());
+    found.next().map(|index| &entries[index])
 }
 
 fn check_chunks(chunks: &[Chunk]) -> Result<Vec<u64>, ManifestError> {
