@@ -207,7 +207,7 @@ impl Agent {
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
-        let service = Control::new(Parts {
+        let parts = Arc::new(Parts {
             node,
             addr: endpoint.local_addr(),
             store,
@@ -222,6 +222,8 @@ impl Agent {
             tasks: working.clone(),
         });
         let local = Tasks::new();
+        serve_chunks(&local, &config.local, parts.clone()).await;
+        let service = Control::new(parts);
         let (incoming, stop) = (listener.incoming(), local.token().clone());
         local.spawn_finishing("local API", async move {
             // The listener removes its socket file when the server has ended.
@@ -314,6 +316,18 @@ fn route_to(server: &ServerAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
     socket.connect((server.host(), server.port())).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
+}
+
+/// Without this socket chunks go by gRPC, which takes longer.
+async fn serve_chunks(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) {
+    let config = SocketConfig { socket: local::chunk_socket(&config.socket), ..config.clone() };
+    match local::Listener::bind(&config).await {
+        Ok(mut listener) => tasks.spawn("chunks", async move {
+            let incoming = std::pin::pin!(listener.incoming());
+            control::chunks::serve(parts, incoming).await;
+        }),
+        Err(error) => tracing::warn!(%error, "installs read chunks by gRPC"),
+    }
 }
 
 /// After a reboot the store hashes every chunk once; until then each is hashed when it is read.

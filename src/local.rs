@@ -1,12 +1,14 @@
 //! The way between a node's agent and the processes beside it: gRPC on a Unix socket, callers known by their credentials.
 //!
 //! The service itself is the agent's; here are the socket, who may use it, the client, and what both make of a request to
-//! publish.
+//! publish. Chunks have a socket of their own, beside that one: see [`chunks`].
 
+pub mod chunks;
 mod client;
 mod publication;
 mod socket;
 
+pub use chunks::chunk_socket;
 pub use client::{Client, ClientError};
 pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};

@@ -27,17 +27,15 @@ use crate::local::{self, Publication};
 use crate::metadata::{Announcer, ServerAddr};
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
-use crate::store::{Held, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::transfer::Provider;
 
 mod archive;
+pub(super) mod chunks;
 mod push;
 
 /// Messages between a handler and its caller's connection.
 const QUEUE: usize = 16;
-
-/// Chunks of one `ReadChunks` on their way to the caller: at most 16 MiB.
-const CHUNKS_QUEUED: usize = 4;
 
 const MAX_PAGE: usize = 1000;
 
@@ -78,8 +76,8 @@ pub(super) struct Parts {
 }
 
 impl Control {
-    pub(super) fn new(parts: Parts) -> AgentServer<Self> {
-        AgentServer::new(Self(Arc::new(parts)))
+    pub(super) fn new(parts: Arc<Parts>) -> AgentServer<Self> {
+        AgentServer::new(Self(parts))
             .max_decoding_message_size(local::max_message())
             .max_encoding_message_size(local::max_message())
     }
@@ -200,18 +198,9 @@ impl Agent for Control {
         &self,
         request: Request<pb::ReadChunksRequest>,
     ) -> Result<Response<Self::ReadChunksStream>, Status> {
-        let request = request.into_inner();
-        let id = convert::artifact_id(&request.artifact_id)?;
-        let held = self.0.store.hold(&id).ok_or_else(|| no_artifact(&id))?;
-        let chunks = held.manifest().chunks.len();
-        if request.indices.iter().any(|index| *index as usize >= chunks) || request.indices.len() > chunks {
-            return Err(Status::invalid_argument("`indices` names a chunk that the artifact does not have"));
-        }
-        Ok(self.stream("read chunks", CHUNKS_QUEUED, move |parts, chunks| async move {
-            if let Err(status) = send_chunks(&parts.store, &held, request.indices, &chunks).await {
-                // The caller is gone.
-                let _ = chunks.send(Err(status)).await;
-            }
+        let (held, indices) = chunks::wanted(&self.0.store, request.into_inner())?;
+        Ok(self.stream("read chunks", chunks::QUEUED, move |parts, chunks| async move {
+            chunks::send(&parts.store, &held, indices, chunks).await;
         }))
     }
 
@@ -405,41 +394,6 @@ async fn warm_one(
             return tell(convert::failed(Some(id), ended)).await;
         }
     }
-}
-
-/// Sends each chunk as soon as it is here.
-async fn send_chunks(
-    store: &Store,
-    held: &Held,
-    indices: Vec<u32>,
-    out: &mpsc::Sender<Result<pb::ChunkData, Status>>,
-) -> Result<(), Status> {
-    let mut progress = held.subscribe();
-    let mut waiting = indices;
-    while !waiting.is_empty() {
-        progress.borrow_and_update();
-        let (here, later): (Vec<u32>, Vec<u32>) = waiting.into_iter().partition(|index| held.has(*index as usize));
-        waiting = later;
-        for index in here {
-            let chunk = held.manifest().chunks[index as usize];
-            let store = store.clone();
-            let read = tokio::task::spawn_blocking(move || store.read_chunk(&chunk)).await;
-            let data = read.map_err(|_| Status::internal("the store's thread panicked"))?;
-            let data = data.map_err(|error| store_status(&error))?;
-            if out.send(Ok(pb::ChunkData { index, data })).await.is_err() {
-                return Ok(());
-            }
-        }
-        if !waiting.is_empty() {
-            tokio::select! {
-                changed = progress.changed() => {
-                    changed.map_err(|_| Status::aborted("the artifact was removed"))?;
-                }
-                () = out.closed() => return Ok(()),
-            }
-        }
-    }
-    Ok(())
 }
 
 fn no_artifact(id: &crate::digest::ArtifactId) -> Status {

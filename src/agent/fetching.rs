@@ -16,11 +16,11 @@ use super::AgentConfig;
 use super::trust::Trust;
 use crate::artifact::{Admitted, ManifestError, SignedManifest};
 use crate::digest::{ArtifactId, IdentityId};
-use crate::identity::{NodeId, UnixTime};
+use crate::identity::{NodeId, Policy, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::metadata::{Client, ClientError};
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer};
-use crate::store::{State, Store};
+use crate::store::{Artifact, State, Store};
 use crate::transfer::{self, Fetched, Fetcher, Find, Progress, Source};
 
 /// Holders asked for, of each artifact.
@@ -177,13 +177,13 @@ impl Fetching {
             && artifact.state() == State::Complete
             && artifact.has_all()
         {
-            let admitted = self.admit(artifact.signed().envelope().clone())?;
+            let admitted = self.readmit(artifact)?;
             let all = Fetched { wire_bytes: 0, reused_bytes: admitted.manifest().wire_size(), holders: 0 };
             return Ok(Coming { admitted, flight: watch::channel(Flight::Landed(all)).1 });
         }
         let sources = self.sources(&offer.holders, offer.artifact.chunks);
         let admitted = match here {
-            Some(artifact) => self.admit(artifact.signed().envelope().clone())?,
+            Some(artifact) => self.readmit(&artifact)?,
             None => self.manifest(id, &sources).await?,
         };
         if admitted.manifest().identity.id() != offer.artifact.identity {
@@ -197,10 +197,19 @@ impl Fetching {
     }
 
     fn admit(&self, envelope: bytes::Bytes) -> Result<Admitted, Failed> {
+        self.judge(|policy| SignedManifest::admit(envelope, policy, UnixTime::now()))
+    }
+
+    /// What is in the store was trusted when it came; the policy may have changed since.
+    fn readmit(&self, artifact: &Artifact) -> Result<Admitted, Failed> {
+        self.judge(|policy| artifact.signed().readmit(policy, UnixTime::now()))
+    }
+
+    fn judge(&self, judge: impl FnOnce(&Policy) -> Result<Admitted, ManifestError>) -> Result<Admitted, Failed> {
         let Some(policy) = self.trust.policy() else {
             return Err(Failed::new("untrusted", "this agent has no trust policy: set `trust.policy`"));
         };
-        SignedManifest::admit(envelope, &policy, UnixTime::now()).map_err(|error| match error {
+        judge(&policy).map_err(|error| match error {
             ManifestError::Refused(_) => Failed::new("untrusted", error.to_string()),
             _ => Failed::new("transient", error.to_string()),
         })

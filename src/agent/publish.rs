@@ -106,8 +106,7 @@ impl Publisher {
         let had: HashSet<Digest> = before.iter().flat_map(|before| &before.chunks).map(|chunk| chunk.digest).collect();
         let new = manifest.chunks.iter().filter(|chunk| !had.contains(&chunk.digest));
         let policy = self.trust.policy();
-        let judged =
-            policy.map(|policy| SignedManifest::admit(artifact.signed().envelope().clone(), &policy, UnixTime::now()));
+        let judged = policy.map(|policy| artifact.signed().readmit(&policy, UnixTime::now()));
         let warning = match judged {
             None => Some("this node has no trust policy: it would install nothing itself".to_owned()),
             Some(Err(error)) => Some(format!("this node's own trust policy would refuse it: {error}")),

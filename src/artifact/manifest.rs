@@ -263,6 +263,13 @@ impl SignedManifest {
         Ok(Admitted { signed: Arc::new(signed), signers })
     }
 
+    /// As [`SignedManifest::admit`] of the envelope that this was parsed from, which is not parsed again.
+    pub fn readmit(&self, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
+        let verified = policy.verify(&decode_envelope(&self.envelope)?)?;
+        let signers = policy.admit(&verified, &self.manifest.claim(self.id), now)?;
+        Ok(Admitted { signed: self.clone(), signers })
+    }
+
     /// The verdict of the policy on each signer that it knows; for people.
     pub fn explain(envelope: Bytes, policy: &Policy, now: UnixTime) -> Result<Vec<Verdict>, ManifestError> {
         let parsed = decode_envelope(&envelope)?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::artifact::{Bitmap, File, Manifest};
+use crate::artifact::{Bitmap, File, Manifest, RelPath};
 
 /// Bytes that a file may take beyond its size, and what a directory takes.
 const BLOCK: u64 = 4096;
@@ -60,13 +60,16 @@ impl Plan {
             disk_bytes: missing.len() as u64 * BLOCK,
             missing,
         };
-        let mut wanted = vec![false; manifest.entries.len()];
-        plan.missing.iter().for_each(|entry| wanted[*entry] = true);
         let mut cuts = HashMap::new();
         let mut directory = "";
+        let mut current: Option<(&RelPath, bool)> = None;
         for (index, file) in manifest.files.iter().enumerate() {
-            let entry = manifest.entry_of(&file.path).and_then(|entry| manifest.entries.binary_search(entry).ok());
-            if !entry.is_some_and(|entry| wanted[entry]) {
+            // Paths are sorted, so most files lie in the entry of the one before.
+            if !current.is_some_and(|(entry, _)| file.path.is_within(entry)) {
+                let wanted = |entry| plan.missing.binary_search_by(|index| manifest.entries[*index].cmp(entry)).is_ok();
+                current = manifest.entry_of(&file.path).map(|entry| (entry, wanted(entry)));
+            }
+            if !current.is_some_and(|(_, wanted)| wanted) {
                 continue;
             }
             let parent = split(file).0;

@@ -107,7 +107,7 @@ impl Fetching {
     async fn describe(&self, offer: &Offer) -> Result<Described, Failed> {
         let id = offer.artifact.artifact;
         let admitted = match self.store.get(&id) {
-            Some(artifact) => self.admit(artifact.signed().envelope().clone())?,
+            Some(artifact) => self.readmit(&artifact)?,
             None => self.manifest(id, &self.sources(&offer.holders, offer.artifact.chunks)).await?,
         };
         let manifest = admitted.manifest();

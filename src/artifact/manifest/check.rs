@@ -1,5 +1,6 @@
 //! The rules that make a manifest safe to act on, checked before any of its numbers is used.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::{Chunk, Draft, File, ManifestError};
@@ -108,7 +109,7 @@ fn check_entries(entries: &[RelPath], files: &[File]) -> Result<(), ManifestErro
         current = Some(entry);
     }
     for entry in entries {
-        let nested = entry.parent().is_some_and(|parent| entry_of(entries, &parent).is_some());
+        let nested = entry_of(entries, entry).is_some_and(|topmost| topmost != entry);
         if nested || !used.contains(entry) {
             return Err(ManifestError::Entry(entry.clone()));
         }
@@ -118,8 +119,10 @@ fn check_entries(entries: &[RelPath], files: &[File]) -> Result<(), ManifestErro
 
 /// The topmost entry that `path` is or lies in; `entries` is sorted.
 pub(super) fn entry_of<'e>(entries: &'e [RelPath], path: &RelPath) -> Option<&'e RelPath> {
-    let depth = path.components().count();
-    (1..=depth).find_map(|depth| entries.binary_search(&path.prefix(depth)).ok()).map(|index| &entries[index])
+    let path = path.as_str();
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let mut found = ends.filter_map(|end| entries.binary_search_by(|entry| entry.as_str().cmp(&path[..end])).ok());
+    found.next().map(|index| &entries[index])
 }
 
 fn check_chunks(chunks: &[Chunk]) -> Result<Vec<u64>, ManifestError> {

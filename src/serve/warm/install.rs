@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Failure, Witness};
@@ -11,11 +10,12 @@ use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
 use crate::local::Client;
+use crate::local::chunks::Buffer;
 use crate::serve::quarantine::Release;
 use crate::serve::received::Received;
 
-/// Chunks between the agent's stream and the writing threads: keeps both busy, bounds memory at 32 MiB.
-const QUEUE: usize = 8;
+/// Chunks between the agent's stream and the writing threads: keeps both busy, and few enough stay in the caches.
+const QUEUE: usize = 4;
 
 const MAX_THREADS: usize = 8;
 
@@ -34,22 +34,26 @@ pub(super) struct Feed {
     id: ArtifactId,
 }
 
-type Chunk = (usize, Bytes);
+type Chunk = (usize, Buffer);
+
+/// Buffers that no chunk is in.
+type Buffers = Mutex<Vec<Buffer>>;
 
 impl Feed {
     pub(super) fn new(client: Client, id: ArtifactId) -> Self {
         Self { client, id }
     }
 
-    async fn pump(&self, needed: Vec<u32>, chunks: mpsc::Sender<Chunk>) -> Result<(), Failure> {
+    async fn pump(&self, needed: Vec<u32>, chunks: mpsc::Sender<Chunk>, free: &Buffers) -> Result<(), Failure> {
         let mut stream = self.client.read_chunks(self.id, needed).await?;
-        while let Some(chunk) = stream.message().await? {
-            if chunks.send((chunk.index as usize, chunk.data)).await.is_err() {
+        loop {
+            let mut buffer = free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let Some(index) = stream.next(&mut buffer).await? else { return Ok(()) };
+            if chunks.send((index, buffer)).await.is_err() {
                 // The install has failed and says why.
                 return Ok(());
             }
         }
-        Ok(())
     }
 }
 
@@ -57,9 +61,11 @@ impl Feed {
 pub(super) async fn run(work: InstallWork, feed: Feed) -> Result<Installed, Failure> {
     let (needed_tx, needed_rx) = oneshot::channel();
     let (chunks_tx, chunks_rx) = mpsc::channel(QUEUE);
-    let installing = tokio::task::spawn_blocking(move || install(&work, needed_tx, chunks_rx));
+    let free = Arc::new(Buffers::default());
+    let used = free.clone();
+    let installing = tokio::task::spawn_blocking(move || install(&work, needed_tx, chunks_rx, &used));
     let pumped = match needed_rx.await {
-        Ok(needed) if !needed.is_empty() => feed.pump(needed, chunks_tx).await,
+        Ok(needed) if !needed.is_empty() => feed.pump(needed, chunks_tx, &free).await,
         // Nothing is needed, or the install did not even begin.
         _ => {
             drop(chunks_tx);
@@ -77,15 +83,16 @@ fn install(
     work: &InstallWork,
     needed: oneshot::Sender<Vec<u32>>,
     chunks: mpsc::Receiver<Chunk>,
+    free: &Buffers,
 ) -> Result<Installed, Failure> {
     let installation = Installation::begin(&work.root, &work.lock, work.admitted.clone(), work.limits)?;
-    let indices = installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect();
+    let indices = spread(installation.needed().ones().filter_map(|index| u32::try_from(index).ok()).collect());
     // If nobody waits any more, the channel of chunks is closed too.
     let _ = needed.send(indices);
     let chunks = Mutex::new(chunks);
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS);
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| write(&installation, &chunks))).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| write(&installation, &chunks, free))).collect();
         let panicked = || InstallError::Incomplete { missing: installation.needed().count() };
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(panicked())))
     })?;
@@ -98,6 +105,13 @@ fn install(
     Ok(installed)
 }
 
+/// From both halves in turn: neighbours are pieces of one large file, and two threads that write to it wait for each other.
+fn spread(indices: Vec<u32>) -> Vec<u32> {
+    let (left, right) = indices.split_at(indices.len().div_ceil(2));
+    let mut right = right.iter();
+    left.iter().flat_map(|index| [Some(index), right.next()]).flatten().copied().collect()
+}
+
 /// In the thread that made the entries visible: it goes on when nobody waits for it any more.
 fn remember(work: &InstallWork) {
     let (manifest, root) = (work.admitted.manifest(), work.root.path());
@@ -108,7 +122,11 @@ fn remember(work: &InstallWork) {
     }
 }
 
-fn write(installation: &Installation<'_>, chunks: &Mutex<mpsc::Receiver<Chunk>>) -> Result<(), InstallError> {
+fn write(
+    installation: &Installation<'_>,
+    chunks: &Mutex<mpsc::Receiver<Chunk>>,
+    free: &Buffers,
+) -> Result<(), InstallError> {
     loop {
         let next = chunks.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         let Some((index, encoded)) = next else { return Ok(()) };
@@ -116,5 +134,6 @@ fn write(installation: &Installation<'_>, chunks: &Mutex<mpsc::Receiver<Chunk>>)
             chunks.lock().unwrap_or_else(PoisonError::into_inner).close();
             return Err(error);
         }
+        free.lock().unwrap_or_else(PoisonError::into_inner).push(encoded);
     }
 }

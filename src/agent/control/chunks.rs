@@ -1,0 +1,131 @@
+//! Chunks for the installs of this node: on the socket that is theirs, and by gRPC.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tonic::Status;
+
+use super::super::convert;
+use super::{Parts, no_artifact, store_status};
+use crate::local::chunks::{receive_request, refuse, send_chunk};
+use crate::protocol::pb;
+use crate::store::{Held, Store};
+
+/// Chunks of one caller on their way to it: at most 16 MiB.
+pub(super) const QUEUED: usize = 4;
+
+/// Callers at a time; others wait to be accepted.
+const MAX_CALLERS: usize = 64;
+
+/// For a caller's request, and for it to take one chunk: its disk may be slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After a connection could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+type Sender = mpsc::Sender<Result<pb::ChunkData, Status>>;
+
+/// Answers the callers that come until there are no more.
+pub(in crate::agent) async fn serve(
+    parts: Arc<Parts>,
+    mut incoming: impl Stream<Item = io::Result<UnixStream>> + Unpin,
+) {
+    let callers = Arc::new(Semaphore::new(MAX_CALLERS));
+    while let Ok(place) = callers.clone().acquire_owned().await {
+        match incoming.next().await {
+            None => return,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "accept a reader of chunks");
+                tokio::time::sleep(PAUSE).await;
+            }
+            Some(Ok(stream)) => {
+                let answering = parts.clone();
+                parts.tasks.spawn("send chunks", async move {
+                    let _place = place;
+                    if let Err(error) = answer(&answering.store, stream).await {
+                        tracing::debug!(%error, "a reader of chunks went away");
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn answer(store: &Store, stream: UnixStream) -> io::Result<()> {
+    let (mut from, mut to) = stream.into_split();
+    let request = timeout(PATIENCE, receive_request(&mut from)).await??;
+    let (held, indices) = match wanted(store, request) {
+        Ok(wanted) => wanted,
+        Err(status) => return timeout(PATIENCE, refuse(&mut to, status.message())).await?,
+    };
+    let (queue, mut queued) = mpsc::channel::<Result<pb::ChunkData, Status>>(QUEUED);
+    let write = async {
+        while let Some(chunk) = queued.recv().await {
+            match chunk {
+                Ok(chunk) => timeout(PATIENCE, send_chunk(&mut to, chunk.index, &chunk.data)).await??,
+                Err(status) => return timeout(PATIENCE, refuse(&mut to, status.message())).await?,
+            }
+        }
+        Ok(())
+    };
+    let mut nothing = [0];
+    tokio::select! {
+        ((), written) = async { tokio::join!(send(store, &held, indices, queue), write) } => written,
+        // It has nothing more to say: this is the end of it.
+        _ = from.read(&mut nothing) => Ok(()),
+    }
+}
+
+/// The artifact and the chunks of it that a caller asks for.
+pub(super) fn wanted(store: &Store, request: pb::ReadChunksRequest) -> Result<(Held, Vec<u32>), Status> {
+    let id = convert::artifact_id(&request.artifact_id)?;
+    let held = store.hold(&id).ok_or_else(|| no_artifact(&id))?;
+    let chunks = held.manifest().chunks.len();
+    if request.indices.iter().any(|index| *index as usize >= chunks) || request.indices.len() > chunks {
+        return Err(Status::invalid_argument("`indices` names a chunk that the artifact does not have"));
+    }
+    Ok((held, request.indices))
+}
+
+/// Sends each chunk as soon as it is here.
+pub(super) async fn send(store: &Store, held: &Held, indices: Vec<u32>, out: Sender) {
+    if let Err(status) = send_all(store, held, indices, &out).await {
+        // The caller is gone.
+        let _ = out.send(Err(status)).await;
+    }
+}
+
+async fn send_all(store: &Store, held: &Held, indices: Vec<u32>, out: &Sender) -> Result<(), Status> {
+    let mut progress = held.subscribe();
+    let mut waiting = indices;
+    while !waiting.is_empty() {
+        progress.borrow_and_update();
+        let (here, later): (Vec<u32>, Vec<u32>) = waiting.into_iter().partition(|index| held.has(*index as usize));
+        waiting = later;
+        for index in here {
+            let chunk = held.manifest().chunks[index as usize];
+            let store = store.clone();
+            let read = tokio::task::spawn_blocking(move || store.read_chunk(&chunk)).await;
+            let data = read.map_err(|_| Status::internal("the store's thread panicked"))?;
+            let data = data.map_err(|error| store_status(&error))?;
+            if out.send(Ok(pb::ChunkData { index, data })).await.is_err() {
+                return Ok(());
+            }
+        }
+        if !waiting.is_empty() {
+            tokio::select! {
+                changed = progress.changed() => {
+                    changed.map_err(|_| Status::aborted("the artifact was removed"))?;
+                }
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
