@@ -118,10 +118,7 @@ impl Proxy {
         drop(stage);
         let target = self.target(&asked, &caller, &mut slot).await?;
         received.class = target.class;
-        let (stage, since) = (self.metrics.enter(State::Gate), Instant::now());
-        let permit = self.admission.admit(&caller, &asked.model).await?;
-        self.metrics.gate_waited(since.elapsed());
-        drop(stage);
+        let permit = self.admitted(&caller, &asked).await?;
         let aborted = permit.aborted.clone().unwrap_or_default();
         let turn = Turn { caller, asked, target, permit, slot };
         let response = tokio::select! {
@@ -135,6 +132,13 @@ impl Proxy {
         // The body is not needed again once the engine has begun to answer.
         drop(taken.share);
         response
+    }
+
+    async fn admitted(&self, caller: &Caller, asked: &Asked) -> Result<Permit, Answer> {
+        let (_stage, since) = (self.metrics.enter(State::Gate), Instant::now());
+        let permit = self.admission.admit(caller, &asked.model).await;
+        self.metrics.gate_waited(since.elapsed());
+        permit
     }
 
     fn slot(&self) -> Result<OwnedSemaphorePermit, Answer> {

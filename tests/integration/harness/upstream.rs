@@ -181,7 +181,12 @@ impl Asked {
 
 impl Pieces {
     pub async fn send(&self, piece: &str) {
-        self.0.send(Ok(Frame::data(Bytes::copy_from_slice(piece.as_bytes())))).await.unwrap();
+        assert!(self.offer(piece).await, "nobody reads any more");
+    }
+
+    /// False if whoever reads has gone.
+    pub async fn offer(&self, piece: &str) -> bool {
+        self.0.send(Ok(Frame::data(Bytes::copy_from_slice(piece.as_bytes())))).await.is_ok()
     }
 
     /// The connection breaks off in the midst of the body.
