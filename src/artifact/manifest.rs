@@ -264,7 +264,7 @@ impl SignedManifest {
     }
 
     /// As [`SignedManifest::admit`] of the envelope that this was parsed from, which is not parsed again.
-    pub fn readmit(&self, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
+    pub fn readmit(self: &Arc<Self>, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
         let verified = policy.verify(&decode_envelope(&self.envelope)?)?;
         let signers = policy.admit(&verified, &self.manifest.claim(self.id), now)?;
         Ok(Admitted { signed: self.clone(), signers })

@@ -79,7 +79,7 @@ impl Artifact {
         self.signed.id()
     }
 
-    pub fn signed(&self) -> &SignedManifest {
+    pub fn signed(&self) -> &Arc<SignedManifest> {
         &self.signed
     }
 

@@ -1,6 +1,5 @@
 //! The rules that make a manifest safe to act on, checked before any of its numbers is used.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::{Chunk, Draft, File, ManifestError};
