@@ -53,6 +53,12 @@ impl Dir {
         self.open(path)
     }
 
+    /// A directory in this one that is new most likely, else the one that is there.
+    pub(super) fn make_or_open(&self, name: &str, mode: Mode) -> Result<Self> {
+        self.make_or_keep(name, mode)?;
+        self.open(name)
+    }
+
     fn make_or_keep(&self, name: &str, mode: Mode) -> Result<()> {
         match self.make(name, mode) {
             Err(Errno::EXIST) => Ok(()),

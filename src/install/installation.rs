@@ -155,13 +155,14 @@ impl<'r> Installation<'r> {
     fn write(&self, index: usize, decoded: &[u8]) -> Result<(), InstallError> {
         check_room(self.root, self.limits, decoded.len() as u64, 0)?;
         let files = &self.admitted.manifest().files;
+        let mut above = None;
         let mut parent: Option<(&str, Dir)> = None;
         for part in self.plan.parts_of(index).flatten() {
             let file = &files[part.file as usize];
             let directory = split(file).0;
             let dir = match parent.take() {
                 Some((open, dir)) if open == directory => dir,
-                _ => self.staged_directory(directory)?,
+                _ => self.staged_below(&mut above, directory)?,
             };
             let bytes = self.relocated.expand(self.admitted.manifest(), file, bytes_of(decoded, part))?;
             write_part(&dir, file, part, &bytes)
@@ -203,6 +204,16 @@ impl<'r> Installation<'r> {
 
     fn staged_directory(&self, directory: &str) -> Result<Dir, InstallError> {
         self.staging.tree.open_or_make(directory, DIR_MODE).at("make", &self.staging.path().join(TREE), directory)
+    }
+
+    /// [`Installation::staged_directory`] for one after the other: the directory above stays open in `above`.
+    fn staged_below<'p>(&self, above: &mut Option<(&'p str, Dir)>, directory: &'p str) -> Result<Dir, InstallError> {
+        let Some((path, name)) = directory.rsplit_once('/') else { return self.staged_directory(directory) };
+        let (_, dir) = match above.take() {
+            Some((open, dir)) if open == path => above.insert((open, dir)),
+            _ => above.insert((path, self.staged_directory(path)?)),
+        };
+        dir.make_or_open(name, DIR_MODE).at("make", &self.staging.path().join(TREE), directory)
     }
 
     /// For messages.

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SocketConfig {
-    /// Path of the Unix socket. Its directory must exist.
+    /// Path of the Unix socket. Its directory must exist; [`chunk_socket`](super::chunk_socket) is in it too.
     pub socket: PathBuf,
     /// User ids that may use the socket, besides root and the agent's own.
     pub allow_uids: Vec<u32>,

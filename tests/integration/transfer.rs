@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use warmd::digest::ArtifactId;
+use warmd::local::chunk_socket;
+use warmd::local::chunks::Buffer;
 use warmd::serve::warm::{Verdict, warm};
 
 use crate::harness::cluster::{Cluster, identity, reason};
@@ -26,6 +29,38 @@ async fn a_directory_published_on_one_node_is_installed_on_another() {
     let again = b.warm(cluster.job(identity, "cache")).await;
     assert_eq!((again.artifacts[0].installed, again.artifacts[0].wire_bytes), (0, 0), "nothing is done twice");
     b.stop().await;
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_see_the_socket_of_chunks_gets_them_all_the_same() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let files = tree::sample();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    std::fs::remove_file(chunk_socket(a.agent.socket())).unwrap();
+    let report = a.warm(cluster.job(identity, "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_chunks_that_are_not_there_is_told_so() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let published = a.publish(&cluster.path("source"), &identity(&[]), "").await.unwrap();
+    for (id, index, reason) in [
+        (ArtifactId::of(b"other"), 0, "is not on this node"),
+        (published.artifact, 100_000, "a chunk that the artifact does not have"),
+    ] {
+        let mut chunks = a.client.read_chunks(id, vec![index]).await.unwrap();
+        let error = chunks.next(&mut Buffer::default()).await.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
     a.stop().await;
 }
 

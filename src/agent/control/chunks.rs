@@ -21,7 +21,7 @@ use crate::store::{Held, Store};
 pub(super) const QUEUED: usize = 4;
 
 /// Callers at a time; others wait to be accepted.
-const MAX_CALLERS: usize = 64;
+const MAX_CALLERS: usize = 256;
 
 /// For a caller's request, and for it to take one chunk: its disk may be slow.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -137,3 +137,16 @@ fn write(
         free.lock().unwrap_or_else(PoisonError::into_inner).push(encoded);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_chunks_are_not_asked_for_together_and_none_is_forgotten() {
+        assert_eq!(spread((0..7).collect()), [0, 4, 1, 5, 2, 6, 3]);
+        assert_eq!(spread(vec![5, 8]), [5, 8]);
+        assert_eq!(spread(vec![5]), [5]);
+        assert_eq!(spread(vec![]), [0; 0]);
+    }
+}
