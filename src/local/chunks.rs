@@ -5,7 +5,7 @@
 //! caller: length, ReadChunksRequest        agent: (index, length, encoded bytes)*, then the end of the stream
 //! ```
 //!
-//! Numbers are 32 bits, little endian. An index of [`REFUSED`] comes with the reason in place of bytes, as the last.
+//! Numbers are 32 bits, little endian. An index of `REFUSED` comes with the reason in place of bytes, as the last.
 
 use std::io;
 use std::path::{Path, PathBuf};
