@@ -77,10 +77,10 @@ fn a_signed_manifest_is_admitted_and_keeps_its_bytes() {
 
 #[test]
 fn what_is_parsed_already_is_judged_by_the_policy_of_now() {
-    let signed = SignedManifest::sign(draft(), &key()).unwrap();
+    let signed = Arc::new(SignedManifest::sign(draft(), &key()).unwrap());
     let now = UnixTime::from_seconds(NOW);
     let admitted = signed.readmit(&policy(), now).unwrap();
-    assert_eq!((&*admitted, admitted.signers()), (&signed, &["builder".to_owned()][..]));
+    assert_eq!((&*admitted, admitted.signers()), (&*signed, &["builder".to_owned()][..]));
     let revoked = Policy::parse(&format!(
         "version = 2\nexpires = \"2030-01-01T00:00:00Z\"\n[revoked]\nartifacts = [\"{}\"]\n[[signer]]\nname = \"builder\"\n\
          key = \"{}\"\nfamilies = [\"*\"]\nclass = \"host-code\"\n",
@@ -88,7 +88,7 @@ fn what_is_parsed_already_is_judged_by_the_policy_of_now() {
         key().public()
     ));
     assert!(matches!(signed.readmit(&revoked.unwrap(), now), Err(ManifestError::Refused(_))));
-    let other = SignedManifest::sign(draft(), &PrivateKey::from_seed(2)).unwrap();
+    let other = Arc::new(SignedManifest::sign(draft(), &PrivateKey::from_seed(2)).unwrap());
     assert!(matches!(other.readmit(&policy(), now), Err(ManifestError::Refused(_))));
 }
 
