@@ -1,14 +1,11 @@
 //! Who an adapter belongs to: an Ethereum address.
 
-mod keccak;
-
 use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use keccak::keccak256;
+use sha3::{Digest, Keccak256};
 
 /// The text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +34,7 @@ impl Owner {
     /// <https://eips.ethereum.org/EIPS/eip-55>: a letter is upper case where the digit of the hash at its place is 8 or more.
     fn checksummed(&self) -> String {
         let digits = HEXLOWER.encode(&self.0);
-        let hash = HEXLOWER.encode(&keccak256(digits.as_bytes()));
+        let hash = HEXLOWER.encode(&Keccak256::digest(digits.as_bytes()));
         let cased = digits.chars().zip(hash.chars()).map(|(c, h)| if h >= '8' { c.to_ascii_uppercase() } else { c });
         cased.collect()
     }

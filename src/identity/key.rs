@@ -20,6 +20,8 @@ pub enum KeyError {
     Text(String),
     #[error("not an ed25519 public key")]
     Public,
+    #[error("there is no private key {path}: `warmd keys node` makes a node's, `warmd keys signer` a signer's")]
+    Missing { path: PathBuf },
     #[error("read private key {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("write private key {path}")]
@@ -164,7 +166,10 @@ impl PrivateKey {
     /// Reads a PKCS#8 PEM file. A file of ours must be closed to group and others; a file of another owner (a mounted
     /// secret) must be closed to others and read-only for the group.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let read = |source| KeyError::Read { path: path.to_owned(), source };
+        let read = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => KeyError::Missing { path: path.to_owned() },
+            _ => KeyError::Read { path: path.to_owned(), source },
+        };
         let file = File::open(path).map_err(read)?;
         let meta = file.metadata().map_err(read)?;
         let ours = meta.uid() == rustix::process::geteuid().as_raw();
