@@ -4,6 +4,7 @@
 pub mod difference;
 pub mod doctor;
 pub mod exec;
+pub mod finetunes;
 pub mod hook;
 pub mod last_start;
 pub mod outlook;
@@ -12,6 +13,7 @@ pub mod push;
 pub mod quarantine;
 mod received;
 mod records;
+pub mod start;
 pub mod target;
 pub mod warm;
 mod warming;

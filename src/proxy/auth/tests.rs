@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
-use super::address::tests::{DEV_KEYS, sign};
+use super::signature::tests::{DEV_KEYS, sign};
 use super::*;
 
 /// FIPS 180-2, appendix B.1: of "abc".

@@ -1,4 +1,4 @@
-use super::super::address::tests::{DEV_KEYS, mirrored, sign};
+use super::super::signature::tests::{DEV_KEYS, mirrored, sign};
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
