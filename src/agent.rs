@@ -32,7 +32,7 @@ use crate::metadata::{
 };
 use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
 use crate::store::{Store, StoreError};
-use crate::telemetry::{LogConfig, MetricsServer};
+use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
 
@@ -74,14 +74,6 @@ pub struct StoreSection {
     pub max_bytes: Option<u64>,
     /// Bytes that stay free on the file system. Absent: 5 GiB or 5 % of it, whichever is smaller.
     pub reserve_bytes: Option<u64>,
-}
-
-/// `[metrics]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MetricsSection {
-    /// Address of the plain HTTP server of `/metrics` and `/healthz`. Absent: none.
-    pub listen: Option<SocketAddr>,
 }
 
 impl Default for AgentConfig {

@@ -18,6 +18,7 @@ mod publish;
 mod quarantine;
 mod quickstart;
 mod sample;
+mod serve;
 mod warm;
 
 use std::io::Write;
@@ -49,6 +50,8 @@ enum Command {
     Quickstart(quickstart::Quickstart),
     /// Start an engine warm: bring its caches, run it, tell what it used, publish what it adds
     Exec(exec::Exec),
+    /// Keep an engine warm and running behind an OpenAI-compatible proxy that brings adapters on demand
+    Serve(serve::Serve),
     /// Before a start: what would hit, and of what nearly fits exactly what differs. After one: what came of it
     Doctor(doctor::Doctor),
     /// The node daemon
@@ -136,6 +139,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(command) => command.run(level),
         Command::Metadata(command) => command.run(level),
+        Command::Serve(command) => command.run(level),
         other => {
             // Short commands speak through their results; logs are for those who ask.
             let config = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
@@ -169,7 +173,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
         Command::Config(command) => command.run(),
-        Command::Agent(_) | Command::Metadata(_) => Ok(ExitCode::SUCCESS),
+        Command::Agent(_) | Command::Metadata(_) | Command::Serve(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -12,12 +12,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::agent::MetricsSection;
 use crate::identity::NodeConfig;
 use crate::metadata;
 use crate::metadata::registry::Config as Limits;
 
-use crate::telemetry::LogConfig;
+use crate::telemetry::{LogConfig, MetricsSection};
 
 const PREFIX: &str = "WARMD_";
 

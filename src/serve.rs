@@ -1,6 +1,8 @@
 //! The pod's side: brings what the agent fetched into the pod's own cache roots, with the pod's uid, mounts and policy, runs
 //! the engine on them, and hands over what it added.
 
+pub mod adapters;
+mod admin;
 pub mod difference;
 pub mod doctor;
 pub mod exec;
@@ -13,6 +15,7 @@ pub mod push;
 pub mod quarantine;
 mod received;
 mod records;
+pub mod serving;
 pub mod start;
 pub mod target;
 pub mod warm;

@@ -3,5 +3,5 @@
 mod http;
 mod log;
 
-pub use http::{MetricsServer, encode};
+pub use http::{MetricsSection, MetricsServer, encode};
 pub use log::{LogConfig, LogFormat, init};

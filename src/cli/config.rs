@@ -8,6 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use super::output;
 use crate::agent::AgentConfig;
 use crate::config::{self, MetadataConfig};
+use crate::serve::serving::ServeConfig;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
@@ -27,6 +28,7 @@ pub(super) enum Config {
 pub(super) enum Role {
     Agent,
     Metadata,
+    Serve,
 }
 
 impl Config {
@@ -39,6 +41,7 @@ impl Config {
             Self::Show { role, file } => output::line(render(role, file)?)?,
             Self::Example { role: Role::Agent } => output::line(config::render(&AgentConfig::default()))?,
             Self::Example { role: Role::Metadata } => output::line(config::render(&MetadataConfig::default()))?,
+            Self::Example { role: Role::Serve } => output::line(config::render(&ServeConfig::default()))?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -49,5 +52,6 @@ fn render(role: Role, file: Option<PathBuf>) -> anyhow::Result<String> {
     Ok(match role {
         Role::Agent => config::render(&config::load::<AgentConfig>(file, std::env::vars())?),
         Role::Metadata => config::render(&config::load::<MetadataConfig>(file, std::env::vars())?),
+        Role::Serve => config::render(&config::load::<ServeConfig>(file, std::env::vars())?),
     })
 }

@@ -64,6 +64,7 @@ impl Caches {
             socket,
             facts_cache: Probe::default_cache(&Environment::of_this_process()),
             image,
+            changes: Vec::new(),
         }
     }
 }

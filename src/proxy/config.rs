@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What a request for a model that is loading is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loading {
     /// 503 with `Retry-After`, which OpenAI's clients try again.
@@ -15,7 +15,7 @@ pub enum Loading {
     Accepted,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Connections of clients; few more are told that the server is busy. 4096.
@@ -56,6 +56,9 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Connections to the engine that are kept. 512.
     pub max_kept: usize,
+    /// Most that a request waits while its adapter is paused. 60 s.
+    #[serde(with = "humantime_serde")]
+    pub at_gate: Duration,
     /// After SIGTERM: how long requests are still taken, each being told to close its connection. 2 s.
     #[serde(with = "humantime_serde")]
     pub notice: Duration,
@@ -83,6 +86,7 @@ impl Default for Config {
             wait_for_model: Duration::from_secs(300),
             keep_alive: Duration::from_secs(4),
             max_kept: 512,
+            at_gate: Duration::from_secs(60),
             notice: Duration::from_secs(2),
             loading: Loading::default(),
             retry_after: Duration::from_secs(5),

@@ -29,6 +29,8 @@ pub struct Target {
     /// Answers of the interpreter are kept here.
     pub facts_cache: Option<PathBuf>,
     pub image: Option<String>,
+    /// Changes of the environment that the engine is started with; `None` takes a variable away.
+    pub changes: Vec<(String, Option<String>)>,
 }
 
 /// A target looked at.
@@ -50,6 +52,12 @@ impl Site {
     /// What the command and the environment tell. Asks nobody.
     pub(super) fn of(target: &Target, say: &Say) -> Self {
         let mut environment = Environment::of_this_process();
+        for (name, value) in &target.changes {
+            match value {
+                Some(value) => environment.set(name, value),
+                None => environment.unset(name),
+            }
+        }
         let (mut changes, mut root) = (BTreeMap::new(), None);
         match Directories::choose(target.root.as_deref(), &environment) {
             Ok(directories) => {

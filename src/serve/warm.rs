@@ -8,6 +8,7 @@
 //! checked against them. Whatever fails, the cache root stays whole and the caller starts its engine cold (I6). A failure
 //! leaves a negative marker, so that the ranks that come later do not pay for it again (I7).
 
+mod delivery;
 mod install;
 mod witness;
 mod works;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Streaming;
 
+pub use self::delivery::{Delivery, DeliveryError};
 pub use self::witness::{TooLate, Witness};
 use self::works::Works;
 use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};

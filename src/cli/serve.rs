@@ -1,0 +1,123 @@
+//! `warmd serve`: an engine that is kept warm and running, behind a proxy that brings adapters on demand.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::exec::READY_TIMEOUT;
+use super::pod::Pod;
+use super::{aliases, output};
+use crate::engine::{Address, Secret};
+use crate::install::Limits;
+use crate::serve::Say;
+use crate::serve::serving::{Backend, ServeConfig, Serving};
+use crate::serve::start::Spec;
+use crate::{config, lifecycle, telemetry};
+
+/// Of an engine that somebody else runs; on the command line everybody could read it.
+const ENGINE_KEY: &str = "VLLM_API_KEY";
+
+/// Flags of this command that look like keys of a configuration file.
+const FLAGS: [&str; 2] = ["WARMD_TRUST_POLICY", "WARMD_LOG_LEVEL"];
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    pod: Pod,
+    /// Configuration file (TOML); see `warmd config example serve`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// TCP address that clients connect to; absent: --host and --port of the engine's command, or port 8000 everywhere
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Adapters and what else outlives this process; absent: `serve` beside the caches
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Address of /metrics
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    /// Let everybody in who reaches the address
+    #[arg(long)]
+    anonymous: bool,
+    /// Serve an engine that somebody else runs, at http://HOST:PORT or unix:PATH; its key, if it has one, is in VLLM_API_KEY
+    #[arg(long, value_name = "URL", conflicts_with = "command")]
+    attach: Option<String>,
+    /// Time for everything before the engine
+    #[arg(long, env = "WARMD_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
+    budget: Duration,
+    /// Bytes of the caches' file system that stay free
+    #[arg(long, default_value_t = 1 << 30)]
+    reserve_bytes: u64,
+    /// An engine that is not ready by then is started again [default: 1h]
+    #[arg(long, env = "WARMD_READY_TIMEOUT", value_parser = humantime::parse_duration)]
+    ready_timeout: Option<Duration>,
+    /// Publish once nothing was written to the caches for this long
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    quiet: Duration,
+    /// Install, but publish nothing
+    #[arg(long)]
+    no_publish: bool,
+    /// The engine's command, such as `-- vllm serve MODEL --enable-lora`
+    #[arg(last = true, required_unless_present = "attach", value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Serve {
+    pub(super) fn run(mut self, level: Option<String>) -> anyhow::Result<ExitCode> {
+        self.pod.caches.take_aliases();
+        let is_file = |(name, _): &(String, String)| !FLAGS.contains(&name.as_str());
+        let mut config: ServeConfig = config::load(self.config.as_deref(), std::env::vars().filter(is_file))?;
+        if let Some(level) = level {
+            config.log.level = level;
+        }
+        config.listen = self.listen.or(config.listen);
+        config.state_dir = self.state_dir.clone().or(config.state_dir);
+        config.metrics.listen = self.metrics.or(config.metrics.listen);
+        telemetry::init(&config.log).context("log.level")?;
+        let anonymous = self.anonymous;
+        let backend = self.backend(&config)?;
+        super::runtime()?.block_on(async {
+            let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
+            let serving = Serving::start(config, backend, anonymous, say).await?;
+            lifecycle::terminated().await.context("wait for signals")?;
+            serving.shutdown().await;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+
+    fn backend(self, config: &ServeConfig) -> anyhow::Result<Backend> {
+        let (policy, socket) = (self.pod.policy(), self.pod.socket().to_owned());
+        if let Some(url) = &self.attach {
+            let key = std::env::var(ENGINE_KEY).ok().filter(|key| !key.is_empty());
+            let key = key.map(|key| Secret::new(&key)).transpose().context(ENGINE_KEY)?;
+            return Ok(Backend::Attached { address: address(url)?, key, socket, policy });
+        }
+        let publishes = !self.no_publish && !self.pod.caches.is_off();
+        let ready_timeout = aliases::READY_TIMEOUT.or(self.ready_timeout).unwrap_or(READY_TIMEOUT);
+        Ok(Backend::Own(Spec {
+            target: self.pod.target(self.command),
+            policy,
+            budget: self.budget,
+            limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
+            ready_url: None,
+            ready_timeout: ready_timeout.min(config.supervision.ready_timeout),
+            publish_after: publishes.then_some(self.quiet),
+            grace: config.supervision.grace,
+        }))
+    }
+}
+
+fn address(url: &str) -> anyhow::Result<Address> {
+    if let Some(path) = url.strip_prefix("unix:") {
+        return Ok(Address::Uds(PathBuf::from(path)));
+    }
+    let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+    use std::net::ToSocketAddrs;
+    let resolved = rest.to_socket_addrs().ok().and_then(|mut all| all.next());
+    resolved.map(Address::Tcp).with_context(|| format!("--attach {url}: expected http://HOST:PORT or unix:PATH"))
+}

@@ -1,0 +1,428 @@
+//! An engine that is kept warm and running, the fleet's adapters, and the proxy that is the only way to both.
+//!
+//! ```text
+//! Supervisor -- Status --> Upstream --> Proxy  <-- clients
+//!     | Starts: warm, prove, publish      | Models: Catalogue --> Adapters --> Fleet (agent), EngineRegistry (engine)
+//! ```
+//!
+//! The proxy answers from the first moment: until the engine serves, that it is not ready. Adapters begin with the first
+//! engine that serves, because its version decides what may be made of them.
+
+mod attach;
+mod catalogue;
+mod config;
+mod fleet;
+mod ownership;
+mod registry;
+mod starts;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::attach::Attached;
+use self::fleet::Fleet;
+use self::registry::EngineRegistry;
+use self::starts::Starts;
+use super::adapters::Adapters;
+use super::admin::{Admin, Control};
+use super::start::Spec;
+use super::target::{Say, Site};
+use crate::caches::{Directories, Environment, Launch};
+use crate::engine::lora::{self, Deadlines};
+use crate::engine::supervision;
+use crate::engine::{Address, Arguments, ArgumentsError, Given, Model, Secret, State, Status, Supervisor};
+use crate::identity::Policy;
+use crate::lifecycle::Tasks;
+use crate::local::SocketError;
+use crate::proxy::auth::{AnonymousConfig, AuthError, Authenticator};
+use crate::proxy::limits::Limits;
+use crate::proxy::pause::Gates;
+use crate::proxy::{Access, Proxy, Server, Upstream, access};
+use crate::telemetry::MetricsServer;
+
+pub(super) use self::catalogue::Catalogue;
+pub use config::{Preparation, ServeConfig};
+
+/// Where vLLM listens unless it is told.
+const PORT: u16 = 8000;
+
+/// For what is left when requests and engine are gone.
+const LAST: Duration = Duration::from_secs(2);
+
+/// Nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the engine's command line is not understood: {0}")]
+    Launch(String),
+    #[error(transparent)]
+    Arguments(#[from] ArgumentsError),
+    #[error("there is no directory for the state of this server: say --state-dir")]
+    NoState,
+    #[error("{path}: {source}", path = .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("`{0}` names no address to listen on")]
+    Host(String),
+    #[error("listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error(
+        "everybody who reaches {0} could use the engine: say who may in [auth] of a configuration file (--config), or let everybody in with --anonymous"
+    )]
+    Open(SocketAddr),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("watch the engine: {0}")]
+    Probe(#[from] crate::engine::ProbeError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::StartError),
+    #[error("make a key: {0}")]
+    Key(io::Error),
+}
+
+/// What is served: an engine of ours, or one that somebody else runs.
+pub enum Backend {
+    Own(Spec),
+    Attached { address: Address, key: Option<Secret>, socket: PathBuf, policy: Result<Arc<Policy>, String> },
+}
+
+/// Everything that runs.
+pub struct Serving {
+    server: Server,
+    proxy: Arc<Proxy>,
+    supervisor: Option<Arc<Supervisor>>,
+    catalogue: Arc<Catalogue>,
+    admin: Admin,
+    metrics: Option<MetricsServer>,
+    tasks: Tasks,
+    drain_deadline: Duration,
+}
+
+/// What is known of the engine before it runs.
+struct Known {
+    model: Option<Model>,
+    limits: Option<crate::engine::Limits>,
+    listen: crate::engine::Wish,
+    /// The agent's socket, and what is admitted from it.
+    socket: PathBuf,
+    policy: Result<Arc<Policy>, String>,
+}
+
+impl Serving {
+    /// Starts the engine and returns at once.
+    pub async fn start(mut config: ServeConfig, backend: Backend, anonymous: bool, say: Say) -> Result<Self, ServeError> {
+        let mut registry = Registry::default();
+        let state = state_directory(&config, &backend)?;
+        if anonymous && config.auth.anonymous.is_none() {
+            config.auth.anonymous = Some(AnonymousConfig::default());
+        }
+        let (upstream_sender, upstream) = watch::channel(None);
+        let tasks = Tasks::new();
+        let (known, engine) = match backend {
+            Backend::Own(spec) => {
+                let (known, arguments, spec, probe) = own(&config, spec, &state, &say)?;
+                let address = (arguments.address.clone(), arguments.key.clone());
+                let socket = state.join(SOCKET);
+                (known, Engine::Own { starts: Starts::new(spec, arguments, socket, probe, say.clone()), address })
+            }
+            Backend::Attached { address, key, socket, policy } => {
+                let known = Known { model: None, limits: attached_limits(&config), listen: Default::default(), socket, policy };
+                (known, Engine::Attached(Attached::new(address, key)))
+            }
+        };
+        let addr = listen(&config, &known.listen)?;
+        let access = access(&config, addr, &state, &mut registry)?;
+        let catalogue = Arc::new(Catalogue::new(known.model.as_ref(), access.clone()));
+        let proxy = Proxy::new(
+            config.proxy.clone(),
+            upstream.clone(),
+            catalogue.clone(),
+            access.clone(),
+            crate::proxy::Metrics::register(&mut registry),
+        );
+        let server = Server::bind(addr, proxy.clone()).await.map_err(|source| ServeError::Listen { addr, source })?;
+        say(&format!("clients connect to http://{}", server.addr()));
+        let supervision = supervision::Metrics::register(&mut registry);
+        let adapters_metrics = super::adapters::Metrics::register(&mut registry);
+        let supervisor = match engine {
+            Engine::Own { starts, address } => {
+                let record = Some(state.join("engine.json"));
+                let starter = Arc::new(starts);
+                let supervisor =
+                    Supervisor::start(config.supervision.clone(), starter, proxy.in_flight(), record, supervision);
+                tasks.spawn("upstream", follow(supervisor.status(), address, upstream_sender));
+                Some(Arc::new(supervisor))
+            }
+            Engine::Attached(attached) => {
+                tasks.spawn("attached engine", attached.follow(upstream_sender, say.clone()));
+                None
+            }
+        };
+        let (epoch_sender, epoch) = watch::channel(None);
+        tasks.spawn("engine epoch", epochs(upstream.clone(), epoch_sender));
+        let begin = Begin {
+            config: config.clone(),
+            known,
+            state: state.clone(),
+            upstream,
+            epoch,
+            metrics: adapters_metrics,
+            access: access.clone(),
+            say: say.clone(),
+        };
+        tasks.spawn("catalogue", begin.run(catalogue.clone()));
+        let control = Control::new(access, catalogue.clone(), supervisor.clone());
+        let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
+        let admin = Admin::listen(socket, control, &say).await?;
+        let metrics = metrics_server(&config, registry).await?;
+        let drain_deadline = config.drain_deadline;
+        Ok(Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// Requests that are under way end first, then the engine, then what served them.
+    pub async fn shutdown(self) {
+        let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline } = self;
+        let until = Instant::now() + drain_deadline;
+        server.announce_end();
+        // Answers under way may take what the engine's own end leaves of the time.
+        let for_requests = drain_deadline.mul_f64(0.7);
+        if !server.shutdown(for_requests).await {
+            tracing::warn!("requests were cut off at the end");
+        }
+        drop(proxy);
+        admin.shutdown(LAST).await;
+        tasks.shutdown(LAST).await;
+        if let Some(adapters) = catalogue.take() {
+            adapters.shutdown(LAST).await;
+        }
+        drop(catalogue);
+        if let Some(supervisor) = supervisor.and_then(Arc::into_inner) {
+            let left = until.saturating_duration_since(Instant::now()).max(LAST);
+            let status = supervisor.shutdown(left).await;
+            if let Some(leader) = status.leader {
+                tracing::error!(leader, "something of the engine could not be ended");
+            }
+        }
+        if let Some(metrics) = metrics {
+            metrics.shutdown(LAST).await;
+        }
+    }
+}
+
+/// In the state directory, where only this user gets in.
+const SOCKET: &str = "engine.sock";
+
+enum Engine {
+    Own { starts: Starts, address: (Address, Option<Secret>) },
+    Attached(Attached),
+}
+
+/// What the engine is run with, and what its hook is told.
+fn own(
+    config: &ServeConfig,
+    mut spec: Spec,
+    state: &Path,
+    say: &Say,
+) -> Result<(Known, Arguments, Spec, crate::engine::Probe), ServeError> {
+    crate::engine::check()?;
+    let launch = Launch::parse(&spec.target.command).map_err(|error| ServeError::Launch(error.to_string()))?;
+    let key = Secret::random().map_err(ServeError::Key)?;
+    let socket = state.join(SOCKET);
+    let environment = Environment::of_this_process();
+    let mut engine = config.engine.clone();
+    if launch.has("enable-lora") {
+        engine.adapters.get_or_insert_default();
+    }
+    let given = Given {
+        command: &spec.target.command,
+        launch: &launch,
+        environment: &environment,
+        config: &engine,
+        socket: &socket,
+        key: &key,
+    };
+    let arguments = Arguments::new(given)?;
+    arguments.notes.iter().for_each(|note| say(note));
+    spec.target.command.clone_from(&arguments.command);
+    let is_public = |(name, _): &&(String, String)| name != "VLLM_API_KEY";
+    let set = arguments.set.iter().filter(is_public).map(|(name, value)| (name.clone(), Some(value.clone())));
+    spec.target.changes = set.chain(arguments.unset.iter().map(|name| (name.clone(), None))).collect();
+    let quiet: Say = Arc::new(|_| ());
+    let probe = Site::of(&spec.target, &quiet).readiness(spec.ready_url.as_deref())?;
+    let known = Known {
+        model: arguments.model.clone(),
+        limits: arguments.limits,
+        listen: arguments.listen.clone(),
+        socket: spec.target.socket.clone(),
+        policy: spec.policy.clone(),
+    };
+    Ok((known, arguments, spec, probe))
+}
+
+/// Of an engine that somebody else has started with adapters: what the configuration says that it has.
+fn attached_limits(config: &ServeConfig) -> Option<crate::engine::Limits> {
+    config.engine.adapters.as_ref().map(|adapters| crate::engine::Limits {
+        max_loras: adapters.max_loras,
+        max_cpu_loras: adapters.max_cpu_loras.max(adapters.max_loras),
+        max_lora_rank: adapters.max_lora_rank,
+    })
+}
+
+fn state_directory(config: &ServeConfig, backend: &Backend) -> Result<PathBuf, ServeError> {
+    let beside = || -> Option<PathBuf> {
+        let root = match backend {
+            Backend::Own(spec) => spec.target.root.clone(),
+            Backend::Attached { .. } => None,
+        };
+        let directories = Directories::choose(root.as_deref(), &Environment::of_this_process()).ok()?;
+        Some(directories.root().join("serve"))
+    };
+    let path = config.state_dir.clone().or_else(beside).ok_or(ServeError::NoState)?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.and_then(|()| std::path::absolute(&path)).map_err(|source| ServeError::Directory { path, source })
+}
+
+/// As vLLM reads `--host` and `--port`, but for a name that is resolved here.
+fn listen(config: &ServeConfig, wish: &crate::engine::Wish) -> Result<SocketAddr, ServeError> {
+    if let Some(addr) = config.listen {
+        return Ok(addr);
+    }
+    let port = wish.port.unwrap_or(PORT);
+    let Some(host) = &wish.host else { return Ok((Ipv4Addr::UNSPECIFIED, port).into()) };
+    if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok((ip, port).into());
+    }
+    let mut resolved = (host.as_str(), port).to_socket_addrs().map_err(|_| ServeError::Host(host.clone()))?;
+    resolved.next().ok_or_else(|| ServeError::Host(host.clone()))
+}
+
+fn access(
+    config: &ServeConfig,
+    addr: SocketAddr,
+    state: &Path,
+    registry: &mut Registry,
+) -> Result<Arc<Access>, ServeError> {
+    let mut auth = config.auth.clone();
+    let nobody = auth.keys.is_none() && auth.wallet.is_none() && auth.jwt.is_none() && auth.anonymous.is_none();
+    if nobody {
+        if !addr.ip().is_loopback() {
+            return Err(ServeError::Open(addr));
+        }
+        // Whoever is on this machine reaches the engine of any other user's vLLM, too.
+        auth.anonymous = Some(AnonymousConfig::default());
+    }
+    let authenticator = Authenticator::open(auth, state)?;
+    let metrics = access::Metrics::register(registry);
+    let limits = Limits::new(config.limits.clone());
+    Ok(Arc::new(Access::new(authenticator, limits, Gates::default(), config.proxy.at_gate, metrics)))
+}
+
+async fn metrics_server(config: &ServeConfig, registry: Registry) -> Result<Option<MetricsServer>, ServeError> {
+    let Some(addr) = config.metrics.listen else { return Ok(None) };
+    let server = MetricsServer::bind(addr, Arc::new(registry)).await;
+    server.map(Some).map_err(|source| ServeError::Listen { addr, source })
+}
+
+/// Where the proxy sends requests: nowhere unless the engine is ready.
+async fn follow(
+    mut status: watch::Receiver<Status>,
+    (address, key): (Address, Option<Secret>),
+    upstream: watch::Sender<Option<Upstream>>,
+) {
+    loop {
+        let Status { state, epoch, .. } = status.borrow_and_update().clone();
+        let now = (state == State::Ready).then(|| Upstream { address: address.clone(), key: key.clone(), epoch });
+        upstream.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now.clone();
+            changed
+        });
+        if status.changed().await.is_err() {
+            upstream.send_replace(None);
+            return;
+        }
+    }
+}
+
+/// Which life of the engine it is, while it is ready.
+async fn epochs(mut upstream: watch::Receiver<Option<Upstream>>, epoch: watch::Sender<Option<u64>>) {
+    loop {
+        epoch.send_replace(upstream.borrow_and_update().as_ref().map(|upstream| upstream.epoch));
+        if upstream.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What begins with the first engine that serves.
+struct Begin {
+    config: ServeConfig,
+    known: Known,
+    state: PathBuf,
+    upstream: watch::Receiver<Option<Upstream>>,
+    epoch: watch::Receiver<Option<u64>>,
+    metrics: super::adapters::Metrics,
+    access: Arc<Access>,
+    say: Say,
+}
+
+impl Begin {
+    async fn run(mut self, catalogue: Arc<Catalogue>) {
+        let Ok(first) = self.upstream.wait_for(Option::is_some).await.map(|first| (*first).clone()) else { return };
+        let Some(first) = first else { return };
+        let deadlines = Deadlines { load: self.config.adapters.register, ..Deadlines::default() };
+        let engine = lora::Client::open(first.address, first.key, deadlines.clone()).await;
+        let quirks = match engine {
+            Ok(engine) => {
+                match engine.list().await {
+                    Ok(cards) => catalogue.base(cards),
+                    Err(error) => tracing::warn!(%error, "the engine does not list its models"),
+                }
+                *engine.quirks()
+            }
+            Err(error) => return (self.say)(&format!("adapters are off: {error}")),
+        };
+        let Some(limits) = self.known.limits else { return };
+        let base = catalogue.names();
+        match self.adapters(limits, quirks, base, deadlines).await {
+            Ok(adapters) => catalogue.begin(adapters),
+            Err(error) => (self.say)(&format!("adapters are off: {error:#}")),
+        }
+    }
+
+    async fn adapters(
+        self,
+        limits: crate::engine::Limits,
+        quirks: crate::engine::quirks::Quirks,
+        base: Vec<crate::proxy::ModelCard>,
+        deadlines: Deadlines,
+    ) -> Result<Adapters, catalogue::BeginError> {
+        let Self { config, known, state, upstream, epoch, metrics, access, say } = self;
+        let prepare = catalogue::Prepare {
+            model: known.model,
+            preparation: config.preparation,
+            config: config.adapters,
+            limits,
+            quirks,
+            directory: state.join("adapters"),
+            base,
+            registry: Arc::new(EngineRegistry::new(upstream, deadlines)),
+            epoch,
+            metrics,
+            access,
+        };
+        catalogue::adapters(prepare, |base| Fleet::new(known.socket, known.policy, base), &say).await
+    }
+}

@@ -1,0 +1,192 @@
+//! The models of this server: the engine's own at once, adapters as soon as there is an engine to judge them by.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::config::Preparation;
+use super::ownership::Ownership;
+use crate::adapters::{self, AdapterRoot, BaseModel, BaseWeights, PrepareError, Preparer, Settings};
+use crate::engine::lora::Card;
+use crate::engine::quirks::Quirks;
+use crate::engine::{Limits, Model};
+use crate::identity::UnixTime;
+use crate::proxy::{Access, BoxFuture, Caller, ModelCard, Models, Resolution, Route};
+use crate::serve::Say;
+use crate::serve::adapters::{Adapters, AdaptersConfig, Disk, DiskError, Metrics, Parts, Registry, Source, StartError};
+
+/// Adapters did not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BeginError {
+    #[error("the base model's name `{0}` is none that an adapter could be for")]
+    Base(String),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("a thread panicked")]
+    Thread,
+}
+
+/// What clients can ask for.
+pub(in crate::serve) struct Catalogue {
+    base: RwLock<Vec<ModelCard>>,
+    adapters: RwLock<Option<Arc<Adapters>>>,
+    access: Arc<Access>,
+}
+
+impl Catalogue {
+    pub(super) fn new(model: Option<&Model>, access: Arc<Access>) -> Self {
+        let names = model.map(|model| model.names.clone()).unwrap_or_default();
+        let base = names.into_iter().map(|name| card(name, None)).collect();
+        Self { base: RwLock::new(base), adapters: RwLock::default(), access }
+    }
+
+    /// The engine's own list.
+    pub(super) fn base(&self, cards: Vec<Card>) {
+        let own = cards.into_iter().filter(|card| card.parent.is_none());
+        let own: Vec<ModelCard> = own.map(|own| card(own.id, own.max_model_len)).collect();
+        if !own.is_empty() {
+            *self.base.write().unwrap_or_else(PoisonError::into_inner) = own;
+        }
+    }
+
+    pub(super) fn names(&self) -> Vec<ModelCard> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn begin(&self, adapters: Adapters) {
+        *self.adapters.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(adapters));
+    }
+
+    pub(in crate::serve) fn adapters(&self) -> Option<Arc<Adapters>> {
+        self.adapters.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Leaves nothing but the base models.
+    pub(super) fn take(&self) -> Option<Adapters> {
+        let adapters = self.adapters.write().unwrap_or_else(PoisonError::into_inner).take();
+        adapters.and_then(Arc::into_inner)
+    }
+
+    fn own(&self, model: &str) -> bool {
+        self.base.read().unwrap_or_else(PoisonError::into_inner).iter().any(|card| card.id == model)
+    }
+}
+
+fn card(id: String, max_model_len: Option<u64>) -> ModelCard {
+    let created = UnixTime::now().seconds();
+    ModelCard { id, owned_by: "vllm".to_owned(), created, parent: None, max_model_len, state: None }
+}
+
+impl Models for Catalogue {
+    fn knows(&self, model: &str) -> bool {
+        self.own(model) || self.adapters().is_some_and(|adapters| adapters.knows(model))
+    }
+
+    fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
+        Box::pin(async move {
+            if self.own(model) {
+                return Resolution::Ready(Route::Base { upstream_name: model.to_owned() });
+            }
+            match self.adapters() {
+                Some(adapters) => adapters.resolve(model, caller).await,
+                None => Resolution::Unknown,
+            }
+        })
+    }
+
+    fn wait<'a>(&'a self, model: &'a str, caller: &'a Caller, deadline: Instant) -> BoxFuture<'a, Resolution> {
+        Box::pin(async move {
+            match self.adapters() {
+                Some(adapters) if !self.own(model) => adapters.wait(model, caller, deadline).await,
+                _ => self.resolve(model, caller).await,
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>> {
+        Box::pin(async move {
+            match self.adapters() {
+                Some(adapters) => adapters.list(caller).await,
+                None => self.names(),
+            }
+        })
+    }
+
+    fn not_found(&self, upstream_name: &str, epoch: u64) {
+        if let Some(adapters) = self.adapters() {
+            adapters.not_found(upstream_name, epoch);
+        }
+    }
+}
+
+/// What decides what is made of adapters.
+pub(super) struct Prepare {
+    pub(super) model: Option<Model>,
+    pub(super) preparation: Preparation,
+    pub(super) config: AdaptersConfig,
+    pub(super) limits: Limits,
+    pub(super) quirks: Quirks,
+    pub(super) directory: PathBuf,
+    pub(super) base: Vec<ModelCard>,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) epoch: watch::Receiver<Option<u64>>,
+    pub(super) metrics: Metrics,
+    pub(super) access: Arc<Access>,
+}
+
+/// `source` is made for the base model's name.
+pub(super) async fn adapters<S: Source>(
+    prepare: Prepare,
+    source: impl FnOnce(BaseModel) -> S,
+    say: &Say,
+) -> Result<Adapters, BeginError> {
+    let (names, weights) = base_models(&prepare, say)?;
+    let Some(first) = names.first().cloned() else { return Err(BeginError::Base(String::new())) };
+    let source = Arc::new(source(first));
+    let starting = tokio::task::spawn_blocking(move || {
+        let disk = Disk::open(&prepare.directory)?;
+        let root = AdapterRoot::open(&disk.prepared())?;
+        let engine = adapters::Engine {
+            max_lora_rank: prepare.limits.max_lora_rank,
+            follows_patterns: prepare.quirks.follows_patterns,
+            ..adapters::Engine::default()
+        };
+        let weights = weights.map(|path| BaseWeights::open(&path)).transpose().map_err(PrepareError::Base)?;
+        let settings = Settings { policy: prepare.preparation.policy.clone(), engine, base: names, weights };
+        let preparer = Arc::new(Preparer::new(root, settings)?);
+        let config = AdaptersConfig { max_cpu_loras: prepare.limits.max_cpu_loras as usize, ..prepare.config.clone() };
+        let access = Arc::new(Ownership(prepare.access));
+        let Prepare { base, registry, epoch, metrics, .. } = prepare;
+        let parts = Parts { config, preparer, disk, source, registry, epoch, base, access, metrics };
+        Ok::<_, BeginError>(Adapters::start(parts)?)
+    });
+    starting.await.map_err(|_| BeginError::Thread)?
+}
+
+/// Names that adapters may say, the model's own first; and its weights, where they are on this node.
+fn base_models(prepare: &Prepare, say: &Say) -> Result<(Vec<BaseModel>, Option<PathBuf>), BeginError> {
+    let path = prepare.model.as_ref().map(|model| model.path.clone());
+    let served = prepare.base.iter().map(|card| card.id.clone());
+    let texts: Vec<String> = path.iter().cloned().chain(served).collect();
+    let mut names = prepare.preparation.base.clone();
+    for text in texts {
+        names.push(text.parse().map_err(|_| BeginError::Base(text))?);
+    }
+    names.dedup();
+    let directory = path.map(PathBuf::from).filter(|path| has_weights(path));
+    let weights = prepare.preparation.weights.clone().or(directory);
+    if weights.is_none() && prepare.preparation.policy.needs_base() {
+        say("[preparation] dora = \"svd\" needs the base model's weights: say where they are in `preparation.weights`");
+    }
+    Ok((names, weights))
+}
+
+fn has_weights(path: &Path) -> bool {
+    path.is_absolute() && BaseWeights::open(path).is_ok()
+}

@@ -1,0 +1,172 @@
+//! Adapters of the fleet, by way of the node's agent.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
+
+use crate::adapters::{Alias, BaseModel, Release, release};
+use crate::artifact::{Admitted, SignedManifest, SourceIdentity, SourceIdentityError};
+use crate::digest::{ArtifactId, ContentId, IdentityId};
+use crate::identity::{Policy, UnixTime};
+use crate::local::{Client, chain};
+use crate::protocol::pb::FoundArtifact;
+use crate::proxy::BoxFuture;
+use crate::serve::adapters::{Delivery, FetchError, Files, LookError, Offer, Progress, Signed, Source};
+use crate::serve::warm;
+
+/// Artifacts whose identity is remembered between a look and a fetch.
+const MAX_SEEN: usize = 16 * 1024;
+
+/// For one transfer, as the agent is told; whoever asks has a deadline of its own.
+const BUDGET: Duration = Duration::from_secs(60 * 60);
+
+/// For a question to the agent.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Fleet {
+    socket: PathBuf,
+    client: OnceCell<Client>,
+    /// Why nothing is admitted, if there is no policy.
+    policy: Result<Arc<Policy>, String>,
+    /// As it is looked up.
+    base: BaseModel,
+    seen: Mutex<HashMap<ArtifactId, (Alias, SourceIdentity)>>,
+}
+
+impl Fleet {
+    pub(super) fn new(socket: PathBuf, policy: Result<Arc<Policy>, String>, base: BaseModel) -> Self {
+        Self { socket, client: OnceCell::new(), policy, base, seen: Mutex::default() }
+    }
+
+    async fn client(&self) -> Result<&Client, String> {
+        let connect = async { Client::connect(&self.socket).await.map_err(|error| chain(&error)) };
+        self.client.get_or_try_init(|| connect).await
+    }
+
+    fn policy(&self) -> Result<&Arc<Policy>, FetchError> {
+        self.policy.as_ref().map_err(|why| FetchError::NotAdmitted(why.clone()))
+    }
+
+    async fn found(&self, identities: &[IdentityId]) -> Result<Vec<FoundArtifact>, String> {
+        let client = self.client().await?;
+        let asked = timeout(PATIENCE, client.find(identities)).await;
+        let reply = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?;
+        match reply.metadata_failure.is_empty() || !reply.found.is_empty() {
+            true => Ok(reply.found),
+            false => Err(reply.metadata_failure),
+        }
+    }
+
+    async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Option<Offer>>, String> {
+        let identities: Result<Vec<SourceIdentity>, SourceIdentityError> =
+            aliases.iter().map(|alias| release::identity(&self.base, alias)).collect();
+        let identities = identities.map_err(|error| error.to_string())?;
+        let ids: Vec<IdentityId> = identities.iter().map(SourceIdentity::id).collect();
+        let found = self.found(&ids).await?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() > MAX_SEEN {
+            seen.clear();
+        }
+        let offers = aliases.iter().zip(identities).map(|(alias, identity)| {
+            let id = identity.id();
+            let of_alias = found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
+            let newest = of_alias.max_by_key(|one| (one.created_s, one.generation))?;
+            let offer = offer(newest)?;
+            seen.insert(offer.artifact, (alias.clone(), identity));
+            Some(offer)
+        });
+        Ok(offers.collect())
+    }
+
+    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+        let unavailable = || FetchError::Unavailable("it was not looked up before".to_owned());
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
+        let (alias, identity) = seen.ok_or_else(unavailable)?;
+        let client = self.client().await.map_err(FetchError::Unavailable)?;
+        let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
+        let signed = Arc::new(signed(delivery.admitted())?);
+        Ok(Delivery { signed, files: Box::new(Incoming(delivery)) })
+    }
+}
+
+fn offer(found: &FoundArtifact) -> Option<Offer> {
+    Some(Offer {
+        artifact: ArtifactId::try_from(&found.artifact_id[..]).ok()?,
+        content: ContentId::try_from(&found.content_id[..]).ok(),
+        generation: found.generation,
+        created: UnixTime::from_seconds(found.created_s),
+        size: found.size,
+        holders: found.holders as usize,
+    })
+}
+
+fn signed(admitted: &Admitted) -> Result<Signed, FetchError> {
+    let manifest = admitted.manifest();
+    let release = Release::read(manifest).map_err(|error| FetchError::NotAdmitted(error.to_string()))?;
+    Ok(Signed {
+        release,
+        artifact: admitted.id(),
+        generation: manifest.generation,
+        created: manifest.created,
+        size: manifest.files.iter().map(|file| file.size).sum(),
+        signers: admitted.signers().to_vec(),
+        envelope: admitted.envelope().clone(),
+    })
+}
+
+impl From<warm::DeliveryError> for FetchError {
+    fn from(error: warm::DeliveryError) -> Self {
+        match error {
+            warm::DeliveryError::NotAdmitted(why) => Self::NotAdmitted(why),
+            warm::DeliveryError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+/// Files on their way from the agent.
+struct Incoming(warm::Delivery);
+
+impl Files for Incoming {
+    fn write<'a>(
+        self: Box<Self>,
+        into: &'a Path,
+        progress: &'a watch::Sender<Progress>,
+    ) -> BoxFuture<'a, Result<(), FetchError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move {
+            let tell = |bytes, bytes_total| _ = progress.send_replace(Progress { bytes, bytes_total });
+            Ok(self.0.write(into, tell).await?)
+        })
+    }
+}
+
+impl Source for Fleet {
+    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>> {
+        Box::pin(async move { self.newest(aliases).await.map_err(LookError) })
+    }
+
+    fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
+        Box::pin(self.deliver(artifact))
+    }
+
+    fn elsewhere<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
+            let Some((_, identity)) = seen else { return false };
+            let found = self.found(&[identity.id()]).await.unwrap_or_default();
+            let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
+            found.iter().find(is_it).is_some_and(|one| one.holders > u32::from(one.here))
+        })
+    }
+
+    fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {
+        let admitted = SignedManifest::admit(bytes::Bytes::copy_from_slice(envelope), self.policy()?, UnixTime::now());
+        signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)
+    }
+}

@@ -1,0 +1,130 @@
+//! One artifact, its manifest first: whoever gets it decides then whether its files are needed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tonic::Streaming;
+
+use super::install::{self, Feed, InstallWork};
+use super::{Failure, next};
+use crate::artifact::{Admitted, SignedManifest, SourceIdentity};
+use crate::caches::CONTROL;
+use crate::identity::{Policy, UnixTime};
+use crate::install::{CacheRoot, Limits, NegativeClass};
+use crate::local::Client;
+use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
+
+/// An artifact did not come.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeliveryError {
+    /// Trying again changes nothing until a policy or a publisher does.
+    #[error("{0}")]
+    NotAdmitted(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<Failure> for DeliveryError {
+    fn from(failure: Failure) -> Self {
+        match failure.class {
+            NegativeClass::Untrusted | NegativeClass::Incompatible => Self::NotAdmitted(failure.detail),
+            _ => Self::Unavailable(failure.detail),
+        }
+    }
+}
+
+/// An artifact that the agent fetches. Dropped, it is of no interest to this process any more.
+#[derive(Debug)]
+pub struct Delivery {
+    admitted: Arc<Admitted>,
+    client: Client,
+    events: Streaming<WarmEvent>,
+}
+
+impl Delivery {
+    /// The newest artifact of `subject` that the node can have, once `policy` has admitted it.
+    pub async fn open(
+        client: &Client,
+        identity: &SourceIdentity,
+        subject: &str,
+        policy: &Policy,
+        budget: Duration,
+    ) -> Result<Self, DeliveryError> {
+        let request = WarmRequest {
+            identity: bytes::Bytes::copy_from_slice(identity.id().as_bytes()),
+            family: identity.family().to_string(),
+            subject: subject.to_owned(),
+            any_subject: false,
+            budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
+        };
+        let mut events = client.warm(request).await.map_err(Failure::from)?;
+        while let Some(event) = next(&mut events).await.map_err(Failure::from)? {
+            match event {
+                warm_event::Event::Manifest(manifest) => {
+                    let admitted = SignedManifest::admit(manifest.envelope, policy, UnixTime::now());
+                    let admitted = Arc::new(admitted.map_err(Failure::from)?);
+                    if admitted.manifest().identity != *identity {
+                        return Err(DeliveryError::NotAdmitted("it has another identity".to_owned()));
+                    }
+                    return Ok(Self { admitted, client: client.clone(), events });
+                }
+                warm_event::Event::Done(done) if !done.failure.is_empty() => {
+                    return Err(DeliveryError::Unavailable(done.failure));
+                }
+                _ => {}
+            }
+        }
+        Err(DeliveryError::Unavailable("nobody has it".to_owned()))
+    }
+
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    /// Writes the verified files into a directory that exists and is empty. `progress` is told bytes and all bytes.
+    pub async fn write(self, into: &Path, progress: impl Fn(u64, u64)) -> Result<(), DeliveryError> {
+        let Self { admitted, client, mut events } = self;
+        let path = into.to_owned();
+        let opened = tokio::task::spawn_blocking(move || {
+            let root = CacheRoot::open(&path)?;
+            let lock = root.lock(Instant::now());
+            Ok::<_, crate::install::InstallError>((Arc::new(root), lock))
+        });
+        let (root, lock) = opened.await.map_err(panicked)?.map_err(Failure::from)?;
+        let lock = Arc::new(lock.map_err(|error| DeliveryError::Unavailable(error.to_string()))?);
+        let work = InstallWork {
+            root,
+            lock,
+            limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
+            witness: Arc::new(()),
+            admitted: admitted.clone(),
+        };
+        let installing = install::run(work, Feed::new(client, admitted.id()));
+        let mut installing = std::pin::pin!(installing);
+        let mut is_fetched = false;
+        loop {
+            tokio::select! {
+                installed = &mut installing => {
+                    installed?;
+                    break;
+                }
+                event = next(&mut events), if !is_fetched => match event.map_err(Failure::from)? {
+                    Some(warm_event::Event::Progress(now)) => progress(now.bytes, now.bytes_total),
+                    Some(warm_event::Event::Done(done)) if !done.failure.is_empty() => {
+                        return Err(DeliveryError::Unavailable(done.failure));
+                    }
+                    Some(_) => {}
+                    None => is_fetched = true,
+                },
+            }
+        }
+        let own = into.join(CONTROL);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own)).await.map_err(panicked)?;
+        removed.map_err(|error| DeliveryError::Unavailable(error.to_string()))
+    }
+}
+
+fn panicked(_: tokio::task::JoinError) -> DeliveryError {
+    DeliveryError::Unavailable("a thread panicked".to_owned())
+}
