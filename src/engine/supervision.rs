@@ -214,8 +214,7 @@ impl Supervisor {
             tracing::error!("the supervision of the engine does not end: it is cut off");
         }
         self.tasks.shutdown(OVERTIME).await;
-        let status = self.status.borrow().clone();
-        status
+        self.status.borrow().clone()
     }
 }
 

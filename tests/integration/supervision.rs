@@ -120,7 +120,7 @@ async fn requests_under_way_are_waited_for_before_the_engine_is_told_to_end() {
     supervised.supervisor.stop();
     supervised.reach(State::Draining).await;
     supervised.in_flight.send_replace(1);
-    assert!(is_alive(leader));
+    assert!(is_alive(leader) && supervised.has_processes());
     supervised.in_flight.send_replace(0);
     supervised.reach(State::Stopped).await;
     assert!(!is_alive(leader) && supervised.end().await.1.asked);

@@ -296,7 +296,9 @@ impl Machine {
 
     fn gone(&mut self, left: Option<String>, now: Instant, rng: &mut impl Rng) -> Option<Action> {
         let Phase::Stopping { crashed } = self.phase else { return None };
-        self.reason = left.or(self.reason.take());
+        if left.is_some() {
+            self.reason = left;
+        }
         match (self.wanted, crashed) {
             (false, _) => {
                 self.phase = Phase::Stopped;

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::process::{Engine, Exit, Stopped};
+use super::super::process::{Engine, Exit, Member, Stopped};
 use super::leftovers::Leftovers;
 use super::machine::{Action, Event, Machine};
 use super::metrics::{Metrics, Outcome};
@@ -260,7 +260,7 @@ impl Owner {
         }
         let Some(stopped) = &end.stopped else { return Event::Gone(None) };
         self.last_exit = Some(stopped.exit);
-        let names = |members: &[super::Member]| {
+        let names = |members: &[Member]| {
             members.iter().map(|member| format!("{} ({})", member.name, member.pid)).collect::<Vec<_>>().join(", ")
         };
         if !stopped.killed.is_empty() {

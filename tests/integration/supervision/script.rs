@@ -231,6 +231,11 @@ impl Supervised {
         self.line(start).await.parse().unwrap()
     }
 
+    /// Whether any process of any engine is there.
+    pub fn has_processes(&self) -> bool {
+        !marked(&self.mark).is_empty()
+    }
+
     /// The engine is found to be of no use.
     pub fn hang(&self) {
         self.hangs.as_ref().unwrap().notify_one();

@@ -251,7 +251,7 @@ proptest! {
     /// Also with events that come too late, or never could.
     #[test]
     fn whatever_happens_there_is_one_process_at_most_and_a_stop_ends_in_stopped(
-        events in prop::collection::vec((event(), 0..400u64), 0..60),
+        events in prop::collection::vec((event(), 0..400u32), 0..60),
         shutdown in any::<bool>(),
     ) {
         let mut harness = Harness::new(SupervisionConfig::default());
@@ -285,7 +285,7 @@ proptest! {
 
     #[test]
     fn an_engine_that_is_wanted_and_works_becomes_ready(
-        events in prop::collection::vec((event(), 0..400u64), 0..60),
+        events in prop::collection::vec((event(), 0..400u32), 0..60),
     ) {
         let mut harness = Harness::new(SupervisionConfig::default());
         for (event, seconds) in events {
