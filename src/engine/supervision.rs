@@ -10,6 +10,7 @@
 //! epoch was told is not known to this one. No engine is started while anything of the one before lives, also where warmd
 //! itself was killed in between ([`leftovers`]).
 
+mod cgroup;
 mod config;
 mod crashes;
 mod leftovers;

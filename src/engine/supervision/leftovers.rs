@@ -2,11 +2,11 @@
 //!
 //! A pid alone names nothing: another process may have it by now. Together with the time of its start it names a process of
 //! this boot. A session's number is taken for as long as anything is in the session; so where one process of it is known
-//! to be the engine's, all in it are.
+//! to be the engine's, all in it are. So are all in its control group, where it has one.
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::process::Member;
 use super::super::process::processes::{Kill, send};
 use super::super::process::table::{self, Process, Table};
+use super::cgroup;
 use crate::durable;
 
 /// What survivors get to end by themselves: the leader has had its SIGTERM when warmd died.
@@ -70,14 +71,18 @@ struct Record {
     /// The leader's pid.
     session: i32,
     members: Vec<Id>,
+    /// Directory of its control group.
+    cgroup: Option<PathBuf>,
 }
 
 impl Record {
-    /// What lives of it.
-    fn survivors<'t>(&self, table: &'t Table) -> Vec<&'t Process> {
+    /// What lives of it; `grouped` are in its control group.
+    fn survivors<'t>(&self, table: &'t Table, grouped: &[i32]) -> Vec<&'t Process> {
         let known = |process: &&Process| self.members.contains(&Id::of(process));
         let same_session = table.values().filter(known).any(|process| process.session == self.session);
-        let of_it = |process: &&Process| known(process) || (same_session && process.session == self.session);
+        let of_it = |process: &&Process| {
+            known(process) || (same_session && process.session == self.session) || grouped.contains(&process.pid)
+        };
         table.values().filter(of_it).filter(|process| !process.dead && process.pid != own_pid()).collect()
     }
 
@@ -120,11 +125,11 @@ impl Leftovers {
     }
 
     /// Once `leader` is started, and again and again: what its engine consists of changes.
-    pub(super) async fn remember(&self, leader: i32, members: &[Member]) {
+    pub(super) async fn remember(&self, leader: i32, members: &[Member], cgroup: Option<&Path>) {
         let Some(boot) = boot().await else { return };
         let Ok(supervisor) = Id::own() else { return };
         let members = members.iter().map(|member| Id { pid: member.pid, begun: member.begun }).collect();
-        let record = Record { boot, supervisor, session: leader, members };
+        let record = Record { boot, supervisor, session: leader, members, cgroup: cgroup.map(Path::to_owned) };
         if self.lock().replace(record.clone()).as_ref() == Some(&record) {
             return;
         }
@@ -183,8 +188,13 @@ async fn end(record: &Record) -> Result<(), LeftoverError> {
         if record.is_supervised(&table) {
             return Err(LeftoverError::Supervised(record.supervisor.pid));
         }
-        let survivors = record.survivors(&table);
+        let grouped = record.cgroup.as_deref().map(cgroup::processes).unwrap_or_default();
+        let survivors = record.survivors(&table, &grouped);
         if survivors.is_empty() {
+            if let Some(directory) = &record.cgroup {
+                // Somebody's group below it may keep it.
+                let _ = std::fs::remove_dir(directory);
+            }
             return Ok(());
         }
         if begun.elapsed() >= GIVE_UP {
@@ -236,11 +246,11 @@ mod tests {
     /// A leader 20 with a core 21, and a helper 30 in a session of its own.
     fn record() -> Record {
         let members = vec![id(20, 100), id(21, 105), id(30, 110)];
-        Record { boot: "b".to_owned(), supervisor: id(10, 50), session: 20, members }
+        Record { boot: "b".to_owned(), supervisor: id(10, 50), session: 20, members, cgroup: None }
     }
 
     fn survivors(processes: &[Process]) -> Vec<i32> {
-        record().survivors(&table(processes)).iter().map(|process| process.pid).collect()
+        record().survivors(&table(processes), &[]).iter().map(|process| process.pid).collect()
     }
 
     #[test]
@@ -257,6 +267,13 @@ mod tests {
         assert_eq!(survivors(&[process(20, 20, 101), process(21, 20, 106), process(30, 30, 111)]), [0; 0]);
         // A session of strangers with the same number, whose leader has ended.
         assert_eq!(survivors(&[process(40, 20, 500)]), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_in_the_control_group_is_of_the_engine_whatever_its_session_is() {
+        let table = table(&[process(40, 40, 500), process(41, 41, 500)]);
+        let survivors = record().survivors(&table, &[41, 99]);
+        assert_eq!(survivors.iter().map(|process| process.pid).collect::<Vec<_>>(), [41]);
     }
 
     #[test]
@@ -285,7 +302,7 @@ mod tests {
         let leftovers = Leftovers::new(Some(path.clone()));
         leftovers.clear().await.unwrap();
         assert!(path.exists(), "what is not understood is kept until an engine is recorded");
-        leftovers.remember(1, &[]).await;
+        leftovers.remember(1, &[], None).await;
         let reread = Leftovers::new(Some(path.clone())).read().await.unwrap();
         assert_eq!((reread.session, reread.supervisor), (1, Id::own().unwrap()));
         leftovers.forget().await;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::process::{Engine, Exit, Member, Stopped};
+use super::cgroup::Cgroup;
 use super::leftovers::Leftovers;
 use super::machine::{Action, Event, Machine};
 use super::metrics::{Metrics, Outcome};
@@ -48,6 +49,7 @@ pub(super) struct Owner {
     prepared: Option<Box<Launch>>,
     /// Until it is told to end; then the work owns it.
     engine: Option<Engine>,
+    cgroup: Option<Cgroup>,
     exited: BoxFuture<'static, Exit>,
     begun: Instant,
     was_ready: bool,
@@ -80,6 +82,7 @@ impl Owner {
             work: pending().boxed(),
             prepared: None,
             engine: None,
+            cgroup: None,
             exited: pending().boxed(),
             begun: now,
             was_ready: false,
@@ -196,6 +199,7 @@ impl Owner {
         match timeout(LAUNCH, Engine::start(launch.command, launch.output)).await {
             Ok(Ok(engine)) => {
                 self.leader = Some(engine.leader());
+                self.cgroup = Cgroup::around(engine.leader());
                 self.exited = engine.exited().boxed();
                 self.engine = Some(engine);
             }
@@ -232,12 +236,12 @@ impl Owner {
     fn stop(&mut self, kill_at: Instant, asked: bool) -> Work {
         self.exited = pending().boxed();
         self.kill_at = watch::Sender::new(kill_at);
-        let (engine, kill_at) = (self.engine.take(), self.kill_at.subscribe());
+        let (cgroup, engine, kill_at) = (self.cgroup.take(), self.engine.take(), self.kill_at.subscribe());
         let (starter, leftovers, epoch) = (self.starter.clone(), self.leftovers.clone(), self.machine.epoch());
         let (was_ready, reason) = (self.was_ready, self.machine.reason().filter(|_| !asked).map(str::to_owned));
         async move {
             let stopped = match engine {
-                Some(engine) => Some(end(engine, kill_at, &leftovers).await),
+                Some(engine) => Some(end(cgroup, engine, kill_at, &leftovers).await),
                 None => None,
             };
             let end = End { asked, was_ready, reason, stopped };
@@ -278,7 +282,10 @@ impl Owner {
         self.next_look = Instant::now() + LOOK_EVERY;
         let Some(engine) = &self.engine else { return };
         match engine.members() {
-            Ok(members) => self.leftovers.remember(engine.leader(), &members).await,
+            Ok(members) => {
+                let cgroup = self.cgroup.as_ref().map(Cgroup::directory);
+                self.leftovers.remember(engine.leader(), &members, cgroup).await;
+            }
             Err(error) => tracing::warn!(%error, "look at the engine's processes"),
         }
     }
@@ -351,7 +358,12 @@ fn idle(in_flight: &mut watch::Receiver<usize>) -> impl Future<Output = ()> {
 }
 
 /// Stops it, however often the time of the kill is changed.
-async fn end(mut engine: Engine, mut kill_at: watch::Receiver<Instant>, leftovers: &Leftovers) -> Stopped {
+async fn end(
+    cgroup: Option<Cgroup>,
+    mut engine: Engine,
+    mut kill_at: watch::Receiver<Instant>,
+    leftovers: &Leftovers,
+) -> Stopped {
     let stopped = loop {
         let at = *kill_at.borrow_and_update();
         tokio::select! {
@@ -359,10 +371,14 @@ async fn end(mut engine: Engine, mut kill_at: watch::Receiver<Instant>, leftover
             Ok(()) = kill_at.changed() => {}
         }
     };
+    let directory = cgroup.as_ref().map(|cgroup| cgroup.directory().to_owned());
+    if let Some(cgroup) = cgroup {
+        cgroup.end().await;
+    }
     if stopped.left.is_empty() {
         leftovers.forget().await;
     } else {
-        leftovers.remember(engine.leader(), &stopped.left).await;
+        leftovers.remember(engine.leader(), &stopped.left, directory.as_deref()).await;
     }
     stopped
 }
