@@ -2,14 +2,17 @@
 //!
 //! [`Engine::start`] puts vLLM, or any other server, under warmd: it has a session of its own, and no process of it
 //! outlives [`Engine::stop`] or the [`Engine`]. What it prints passes through unchanged; each line also goes to an
-//! [`Observer`], which can collect a [`StartLog`]. [`wait`] asks the engine's own address until it answers.
+//! [`Observer`], which can collect a [`StartLog`]. [`wait`] asks the engine's own address until it answers. A [`Supervisor`]
+//! keeps one running.
 
 mod evidence;
 mod health;
 mod output;
 mod process;
+mod supervision;
 
 pub use evidence::{AotSlot, Cache, Evidence, Graphs, Seen, StartLog};
 pub use health::{Probe, ProbeError, ProbeFailure, Readiness, Serving, wait};
 pub use output::{MAX_LINE, Observer, Output, Stream};
 pub use process::{Command, Engine, Exit, Member, Signal, StartError, Stopped, check, replace_by};
+pub use supervision::{End, Launch, Metrics, Starter, State, Status, SupervisionConfig, Supervisor, unhealthy};

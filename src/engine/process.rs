@@ -13,8 +13,8 @@
 //! taken for the engine's if it has a session of its own and began after the engine.
 
 mod launch;
-mod processes;
-mod table;
+pub(super) mod processes;
+pub(super) mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -119,6 +119,8 @@ pub enum Signal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub pid: i32,
+    /// Clock ticks from the boot to its start. With the pid, it names a process for good.
+    pub begun: u64,
     /// As in `/proc/<pid>/comm`: at most 15 bytes.
     pub name: String,
 }

@@ -14,5 +14,6 @@ mod hooks;
 mod layers;
 mod proxy;
 mod push;
+mod supervision;
 mod transfer;
 mod trust;

@@ -39,7 +39,7 @@ impl Drop for Slot {
 
 /// How a process is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kill {
+pub(in crate::engine) enum Kill {
     Terminate,
     AtOnce,
 }
@@ -124,7 +124,7 @@ impl Processes {
             if process.dead && self.reap(&process) {
                 continue;
             }
-            let member = Member { pid: process.pid, name: process.name.clone() };
+            let member = Member { pid: process.pid, begun: process.begun, name: process.name.clone() };
             if let Some(kill) = decide(&member) {
                 send(&process, kill);
             }
@@ -184,7 +184,7 @@ impl Drop for Processes {
     }
 }
 
-fn send(process: &Process, kill: Kill) {
+pub(in crate::engine) fn send(process: &Process, kill: Kill) {
     let signal = match kill {
         Kill::Terminate => rustix::process::Signal::TERM,
         Kill::AtOnce => rustix::process::Signal::KILL,

@@ -7,27 +7,27 @@ use std::io;
 use rustix::io::Errno;
 
 /// Process ids of one reading of the table.
-pub(super) type Table = BTreeMap<i32, Process>;
+pub(in crate::engine) type Table = BTreeMap<i32, Process>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Process {
-    pub(super) pid: i32,
-    pub(super) parent: i32,
-    pub(super) session: i32,
+pub(in crate::engine) struct Process {
+    pub(in crate::engine) pid: i32,
+    pub(in crate::engine) parent: i32,
+    pub(in crate::engine) session: i32,
     /// Clock ticks since boot. With the pid, it names a process for good.
-    pub(super) begun: u64,
+    pub(in crate::engine) begun: u64,
     /// Ended with all its threads, and its parent has not waited for it. While a thread still gives back the memory, of a
     /// GPU too, it is not dead.
-    pub(super) dead: bool,
-    pub(super) name: String,
+    pub(in crate::engine) dead: bool,
+    pub(in crate::engine) name: String,
 }
 
-pub(super) fn read(pid: i32) -> io::Result<Process> {
+pub(in crate::engine) fn read(pid: i32) -> io::Result<Process> {
     let stat = fs::read(format!("/proc/{pid}/stat"))?;
     parse(pid, &stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
 }
 
-pub(super) fn all() -> io::Result<Table> {
+pub(in crate::engine) fn all() -> io::Result<Table> {
     let mut table = Table::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
