@@ -34,13 +34,14 @@ use forward::Forward;
 use intake::Intake;
 
 pub use answer::Answer;
+pub use crate::engine::{Address, Secret};
 pub use config::{Config, Loading};
 pub use metrics::Metrics;
 pub use models::{Admission, BoxFuture, Caller, Everybody, Lease, ModelCard, Models, Permit, Resolution, Route};
 pub use request::MAX_MODEL_NAME;
 pub use route::Endpoint;
 pub use server::Server;
-pub use upstream::{Address, Secret, Upstream};
+pub use upstream::Upstream;
 
 /// What all requests share.
 pub struct Proxy {

@@ -186,7 +186,7 @@ impl Plan {
         let mut words = exec.target.command.iter().map(Into::into);
         let program = words.next().unwrap_or_default();
         let set = self.site.changes.clone().into_iter().collect();
-        Command { program, args: words.collect(), set, directory: None }
+        Command { program, args: words.collect(), set, ..Command::default() }
     }
 }
 
