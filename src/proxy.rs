@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 use forward::Forward;
 use intake::Intake;
 
-pub use answer::Answer;
 pub use crate::engine::{Address, Secret};
+pub use answer::Answer;
 pub use config::{Config, Loading};
 pub use metrics::Metrics;
 pub use models::{Admission, BoxFuture, Caller, Everybody, Lease, ModelCard, Models, Permit, Resolution, Route};

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use adapters::{Adapters, Limits};
 
 use super::{Address, Command, Secret};
-use crate::caches::{self, Environment, Launch};
+use crate::caches::launch::Engine;
+use crate::caches::{Environment, Launch};
 
 /// What a configuration says of the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub struct Config {
 }
 
 /// What is to be run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Given<'a> {
     /// As the user wrote it.
     pub command: &'a [String],
@@ -95,7 +96,7 @@ pub enum ArgumentsError {
     #[error("socket `{}`: a Unix socket has an absolute path of at most {MAX_SOCKET} bytes in UTF-8; give a shorter directory", .0.display())]
     Socket(PathBuf),
     #[error("--{option}: {reason}")]
-    Option { option: &'static str, reason: &'static str },
+    Unfit { option: &'static str, reason: &'static str },
     #[error("--{option} {value}: expected a number from 1 on")]
     Number { option: &'static str, value: String },
     #[error("--max-cpu-loras {cpu} is below --max-loras {gpu}: vLLM does not start so; raise the first")]
@@ -106,7 +107,9 @@ pub enum ArgumentsError {
     ApiServers(String),
     #[error("--api-key: {0}")]
     Key(#[from] InvalidHeaderValue),
-    #[error("`{0}` is not vLLM, so it cannot be told where to listen: say in the configuration where it does (`address`)")]
+    #[error(
+        "`{0}` is not vLLM, so it cannot be told where to listen: say in the configuration where it does (`address`)"
+    )]
     Address(String),
 }
 
@@ -125,8 +128,8 @@ const UNFIT: [(&str, &str); 5] = [
 impl Arguments {
     pub fn new(given: Given<'_>) -> Result<Self, ArgumentsError> {
         match given.launch.engine() {
-            caches::Engine::Vllm => Self::of_vllm(given),
-            caches::Engine::Sglang | caches::Engine::Other => Self::of_other(given),
+            Engine::Vllm => Self::of_vllm(given),
+            Engine::Sglang | Engine::Other => Self::of_other(given),
         }
     }
 
@@ -136,7 +139,7 @@ impl Arguments {
             return Err(ArgumentsError::Uds(path.to_owned()));
         }
         if let Some((option, reason)) = UNFIT.into_iter().find(|(option, _)| launch.has(option)) {
-            return Err(ArgumentsError::Option { option, reason });
+            return Err(ArgumentsError::Unfit { option, reason });
         }
         let path = socket.to_str().filter(|path| socket.is_absolute() && path.len() <= MAX_SOCKET);
         let path = path.ok_or_else(|| ArgumentsError::Socket(socket.to_owned()))?;

@@ -100,12 +100,8 @@ const V0_16: Quirks = Quirks {
 };
 const V0_22_1: Quirks = Quirks { load_failure: LoadFailure::Raised, shutdown_timeout: true, ..V0_16 };
 const V0_23: Quirks = Quirks { load_failure: LoadFailure::Internal, ..V0_22_1 };
-const V0_32: Quirks = Quirks {
-    prefix_key: PrefixKey::NameAndPath,
-    follows_patterns: true,
-    base_name: BaseName::Refused,
-    ..V0_23
-};
+const V0_32: Quirks =
+    Quirks { prefix_key: PrefixKey::NameAndPath, follows_patterns: true, base_name: BaseName::Refused, ..V0_23 };
 const V0_33: Quirks = Quirks { in_place_load: InPlaceLoad::Once, paused: Paused::Rejected, ..V0_32 };
 
 /// From which release on each row counts, the oldest first.
@@ -187,7 +183,8 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_taken_for_the_newest_and_told() {
-        for text in ["0.34.0", "0.100.0", "1.0.0", "0.1.dev1+g0a1b2c3", "dev", "", "0", "0.x", "99999999999.1", "0..1"] {
+        for text in ["0.34.0", "0.100.0", "1.0.0", "0.1.dev1+g0a1b2c3", "dev", "", "0", "0.x", "99999999999.1", "0..1"]
+        {
             let (row, note) = of(text);
             assert_eq!(row, V0_33, "{text}");
             assert!(note.is_some_and(|note| note.contains("taken for 0.33")), "{text}");

@@ -58,11 +58,15 @@ impl Syntax {
     pub(super) fn rewrite(&self, words: &[String], without: &[&str], with: &[String]) -> Vec<String> {
         let items = self.items(words);
         let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
-        let kept = items.iter().filter(|item| !item.name.as_deref().is_some_and(|name| without.contains(&name)));
-        let (before, after): (Vec<&Item>, Vec<&Item>) = kept.partition(|item| item.words.start < end);
-        let texts = |items: Vec<&Item>| items.into_iter().flat_map(|item| words[item.words.clone()].to_vec());
-        let rest = words[end..].iter().take(1).cloned();
-        texts(before).chain(with.iter().cloned()).chain(rest).chain(texts(after)).collect()
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for item in items.into_iter().filter(|item| !item.name.as_deref().is_some_and(|name| without.contains(&name))) {
+            let side = if item.words.start < end { &mut before } else { &mut after };
+            side.extend_from_slice(&words[item.words]);
+        }
+        before.extend_from_slice(with);
+        before.extend(words[end..].iter().take(1).cloned());
+        before.extend(after);
+        before
     }
 
     fn items(&self, words: &[String]) -> Vec<Item> {

@@ -91,7 +91,10 @@ fn a_command_is_rewritten_whatever_the_form_of_its_options() {
         ("vllm serve --port 1 --served-model-name a b -- m", "vllm serve --served-model-name a b --uds s -- m"),
         ("vllm serve -- m --host", "vllm serve --uds s -- m --host"),
         ("vllm serve m --grpc-port 1 --root-path --host x", "vllm serve m --grpc-port 1 --root-path --uds s"),
-        ("python3 -m vllm.entrypoints.openai.api_server --host h", "python3 -m vllm.entrypoints.openai.api_server --uds s"),
+        (
+            "python3 -m vllm.entrypoints.openai.api_server --host h",
+            "python3 -m vllm.entrypoints.openai.api_server --uds s",
+        ),
         ("trtllm-serve m --host h", "trtllm-serve m --host h"),
         ("", ""),
     ];

@@ -106,7 +106,9 @@ fn slots(
         (Some(gpu), Some(cpu)) => Ok((gpu, cpu)),
         (None, Some(cpu)) => {
             if cpu < wanted_gpu {
-                notes.push(format!("--{GPU} is {cpu}, not {wanted_gpu}: there is room for no more of them with --{CPU}"));
+                notes.push(format!(
+                    "--{GPU} is {cpu}, not {wanted_gpu}: there is room for no more of them with --{CPU}"
+                ));
             }
             Ok((wanted_gpu.min(cpu), cpu))
         }

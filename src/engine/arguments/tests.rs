@@ -175,7 +175,8 @@ fn only_the_engine_sees_the_changed_variables() {
     let config = Config { devices: Some("2,3".to_owned()), ..Config::default() };
     let variables = [("VLLM_PORT", "tcp://10.0.0.1:80"), ("CUDA_VISIBLE_DEVICES", "0"), ("HOME", "/h")];
     let made = with("vllm serve m", &config, &variables).unwrap();
-    let inherited: Environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+    let inherited: Environment =
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     let seen = made.environment(&inherited);
     assert_eq!((seen.get("VLLM_PORT"), seen.get("CUDA_VISIBLE_DEVICES")), (None, Some("2,3")));
     assert_eq!((seen.get("HOME"), seen.get("VLLM_API_KEY")), (Some("/h"), Some(KEY)));

@@ -23,7 +23,8 @@ impl Changes {
 pub(super) fn of_vllm(environment: &Environment, config: &Config, adapters: bool, notes: &mut Vec<String>) -> Changes {
     let mut changes = of_other(config);
     if adapters {
-        let off = environment.get(UPDATING).filter(|value| !["1", "true"].contains(&value.trim().to_lowercase().as_str()));
+        let off =
+            environment.get(UPDATING).filter(|value| !["1", "true"].contains(&value.trim().to_lowercase().as_str()));
         if let Some(value) = off {
             notes.push(format!("{UPDATING} is 1, not {value}: adapters are on"));
         }

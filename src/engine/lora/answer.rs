@@ -10,8 +10,12 @@ use super::super::quirks::{BASE_NAME, DUPLICATE, LoadFailure, MISSING_FILES, Qui
 const MAX_REASON: usize = 500;
 
 /// What an engine says that is about to end, or has lost its core (0.32).
-const ENDING: [&str; 4] =
-    ["EngineCore encountered an issue", "cannot schedule new futures after shutdown", "Server shutting down", "EngineDead"];
+const ENDING: [&str; 4] = [
+    "EngineCore encountered an issue",
+    "cannot schedule new futures after shutdown",
+    "Server shutting down",
+    "EngineDead",
+];
 
 /// How a failure of `add_lora` begins in every version that passes it on.
 const LOADING: &str = "Call to add_lora method failed";
@@ -81,17 +85,24 @@ impl Reply {
             message: String,
         }
         match serde_json::from_slice(&self.body) {
-            Ok(Body::Error { error: Object { message: text } } | Body::Text { error: text } | Body::Detail { detail: text }) => {
-                text
-            }
+            Ok(
+                Body::Error { error: Object { message: text } }
+                | Body::Text { error: text }
+                | Body::Detail { detail: text },
+            ) => text,
             Err(_) => String::from_utf8_lossy(&self.body).into_owned(),
         }
     }
 
     /// Status and text, on one line and not long.
     pub(super) fn reason(&self) -> String {
-        let text: String = self.message().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON).collect();
-        if text.trim().is_empty() { self.status.to_string() } else { format!("{}: {}", self.status.as_u16(), text.trim()) }
+        let text: String =
+            self.message().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON).collect();
+        if text.trim().is_empty() {
+            self.status.to_string()
+        } else {
+            format!("{}: {}", self.status.as_u16(), text.trim())
+        }
     }
 }
 
@@ -109,7 +120,8 @@ mod tests {
         reply(status, &body.to_string()).verdict(&quirks)
     }
 
-    const RANK: &str = "Call to add_lora method failed: Worker failed with error 'LoRA rank 64 is greater than max_lora_rank 32.'";
+    const RANK: &str =
+        "Call to add_lora method failed: Worker failed with error 'LoRA rank 64 is greater than max_lora_rank 32.'";
     const TAKEN: &str = "The lora adapter 'a' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.";
 
     #[test]

@@ -95,7 +95,9 @@ fn prepare(command: &Command, program: &Path) -> std::process::Command {
     let mut prepared = std::process::Command::new(program);
     // As a shell would: Python finds its environment by the name that it was called by.
     prepared.arg0(&command.program).args(&command.args);
-    command.unset.iter().for_each(|name| drop(prepared.env_remove(name)));
+    for name in &command.unset {
+        prepared.env_remove(name);
+    }
     prepared.envs(command.set.iter().map(|(name, value)| (name, value)));
     if let Some(directory) = &command.directory {
         prepared.current_dir(directory);
