@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use forward::Forward;
 use intake::Intake;
 
+pub use crate::engine::{Address, Secret};
 pub use access::Access;
 pub use admission::{Admission, Asking, Everybody, Permit};
 pub use answer::Answer;
@@ -45,7 +46,7 @@ pub use models::{BoxFuture, Lease, ModelCard, Models, Resolution, Route};
 pub use request::MAX_MODEL_NAME;
 pub use route::Endpoint;
 pub use server::Server;
-pub use upstream::{Address, Secret, Upstream};
+pub use upstream::Upstream;
 
 /// What all requests share.
 pub struct Proxy {

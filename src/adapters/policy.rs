@@ -100,7 +100,7 @@ pub struct Engine {
     pub max_lora_rank: u32,
     /// Last components of the paths of modules that can have an adapter.
     pub modules: BTreeSet<String>,
-    /// Whether it follows `rank_pattern` and `alpha_pattern`; vLLM does from 0.33 on, before it scales wrongly.
+    /// Whether it follows `rank_pattern` and `alpha_pattern`; vLLM does from 0.32 on, before it scales wrongly.
     pub follows_patterns: bool,
 }
 

@@ -55,6 +55,10 @@ impl Environment {
         self.0.insert(name.to_owned(), value.to_owned());
     }
 
+    pub fn unset(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// In the order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))

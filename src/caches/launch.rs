@@ -107,6 +107,19 @@ impl Launch {
         Ok(())
     }
 
+    /// The command without the options of these full names, which may stand in it in any form, and with other words
+    /// where options can stand. A configuration file that the command names is left as it is; options in the command count
+    /// before those in it. Of another engine than vLLM and SGLang, the command is returned as it is.
+    pub fn rewrite(command: &[String], without: &[&str], with: &[String]) -> Vec<String> {
+        let Some((engine, words)) = engine_of(command) else { return command.to_vec() };
+        let rewritten = match engine {
+            Engine::Vllm => vllm::SYNTAX.rewrite(words, without, with),
+            Engine::Sglang => sglang::SYNTAX.rewrite(words, without, with),
+            Engine::Other => return command.to_vec(),
+        };
+        command[..command.len() - words.len()].iter().cloned().chain(rewritten).collect()
+    }
+
     pub fn engine(&self) -> Engine {
         self.engine
     }
@@ -165,7 +178,12 @@ impl Launch {
     /// The first value of an option by its full name, without dashes in front: the one given last, on the command line
     /// before the configuration file.
     pub fn option(&self, name: &str) -> Option<&str> {
-        self.options.value(name)
+        self.values(name).first().map(String::as_str)
+    }
+
+    /// All values of an option, by its full name.
+    pub fn values(&self, name: &str) -> &[String] {
+        self.options.values(name)
     }
 
     /// Whether an option is given, with or without a value.

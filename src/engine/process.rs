@@ -58,6 +58,8 @@ pub struct Command {
     pub args: Vec<OsString>,
     /// Changes of the environment, for the child only.
     pub set: Vec<(String, String)>,
+    /// Variables that the child does not inherit.
+    pub unset: Vec<String>,
     /// Working directory; warmd's own unless given.
     pub directory: Option<PathBuf>,
 }

@@ -3,8 +3,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -15,37 +13,16 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Incoming, SizeHint};
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
-use hyper::header::{HeaderValue, InvalidHeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
+use crate::engine::{Address, Secret};
+
 /// Of the head of an engine's answer, and what is read of its body at a time.
 const MAX_BUFFER: usize = 64 * 1024;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    Uds(PathBuf),
-    Tcp(SocketAddr),
-}
-
-/// The engine's key, as the proxy presents it. `Debug` does not show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Secret(HeaderValue);
-
-impl Secret {
-    pub fn new(key: &str) -> Result<Self, InvalidHeaderValue> {
-        let mut header = HeaderValue::try_from(format!("Bearer {key}"))?;
-        header.set_sensitive(true);
-        Ok(Self(header))
-    }
-
-    pub(super) fn header(&self) -> HeaderValue {
-        self.0.clone()
-    }
-}
 
 /// Where the engine is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,14 +46,7 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) async fn connect(address: &Address) -> io::Result<Box<Self>> {
-        let stream = match address {
-            Address::Uds(path) => Either::Left(UnixStream::connect(path).await?),
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Either::Right(stream)
-            }
-        };
+        let stream = address.connect().await?;
         let mut builder = http1::Builder::new();
         let (sender, driver) =
             builder.max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -226,18 +196,5 @@ impl Exchange {
 
     pub(super) fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_not_shown() {
-        let key = Secret::new("s3cret").unwrap();
-        assert!(!format!("{key:?}").contains("s3cret"));
-        assert_eq!(key.header(), "Bearer s3cret");
-        assert!(Secret::new("a\nb").is_err());
     }
 }

@@ -7,3 +7,4 @@ pub mod front;
 pub mod process;
 pub mod tree;
 pub mod upstream;
+pub mod vllm;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 /// What has to be known about an engine's options to tell their values from positional arguments. An option that is in no
 /// list takes one value, if one follows.
@@ -33,28 +34,62 @@ impl fmt::Debug for Options {
     }
 }
 
+/// One or more words that belong together.
+struct Item {
+    /// Absent for a positional argument.
+    name: Option<String>,
+    values: Vec<String>,
+    words: Range<usize>,
+}
+
 impl Syntax {
     pub(super) fn parse(&self, words: &[String]) -> Options {
         let mut options = Options::default();
-        let mut words = words.iter().peekable();
-        while let Some(word) = words.next() {
+        for Item { name, values, .. } in self.items(words) {
+            match name {
+                Some(name) => options.put(name, values),
+                None => options.positional.extend(values),
+            }
+        }
+        options
+    }
+
+    /// The words without the options of these full names, and with others behind the last option.
+    pub(super) fn rewrite(&self, words: &[String], without: &[&str], with: &[String]) -> Vec<String> {
+        let items = self.items(words);
+        let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for item in items.into_iter().filter(|item| !item.name.as_deref().is_some_and(|name| without.contains(&name))) {
+            let side = if item.words.start < end { &mut before } else { &mut after };
+            side.extend_from_slice(&words[item.words]);
+        }
+        before.extend_from_slice(with);
+        before.extend(words[end..].iter().take(1).cloned());
+        before.extend(after);
+        before
+    }
+
+    fn items(&self, words: &[String]) -> Vec<Item> {
+        let mut items = Vec::new();
+        let mut at = 0;
+        while let Some(word) = words.get(at) {
+            let start = at;
+            at += 1;
             if word == "--" {
-                options.positional.extend(words.cloned());
+                items.extend((at..words.len()).map(|at| Item::positional(words, at)));
                 break;
             }
             let Some((name, attached)) = self.option(word) else {
-                options.positional.push(word.clone());
+                items.push(Item::positional(words, start));
                 continue;
             };
             let most = if attached.is_some() { 0 } else { self.arity(&name) };
-            let mut values: Vec<String> = attached.into_iter().collect();
-            while values.len() < most {
-                let Some(value) = words.next_if(|word| !is_option(word)) else { break };
-                values.push(value.clone());
-            }
-            options.put(name, values);
+            let values = words[at..].iter().take(most).take_while(|word| !is_option(word)).count();
+            at += values;
+            let values = attached.into_iter().chain(words[at - values..at].iter().cloned()).collect();
+            items.push(Item { name: Some(name), values, words: start..at });
         }
-        options
+        items
     }
 
     pub(super) fn is_ignored(&self, name: &str) -> bool {
@@ -105,6 +140,12 @@ impl Syntax {
     }
 }
 
+impl Item {
+    fn positional(words: &[String], at: usize) -> Self {
+        Self { name: None, values: vec![words[at].clone()], words: at..at + 1 }
+    }
+}
+
 impl Options {
     fn put(&mut self, name: String, values: Vec<String>) {
         // `--a.b+ value` adds to a list.
@@ -124,9 +165,8 @@ impl Options {
         self
     }
 
-    /// The first value.
-    pub(super) fn value(&self, name: &str) -> Option<&str> {
-        self.named.get(name)?.first().map(String::as_str)
+    pub(super) fn values(&self, name: &str) -> &[String] {
+        self.named.get(name).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -82,6 +82,29 @@ fn the_model_is_found_behind_options_of_every_kind() {
 }
 
 #[test]
+fn a_command_is_rewritten_whatever_the_form_of_its_options() {
+    let rewritten = |line: &str| Launch::rewrite(&words(line), &["host", "port"], &words("--uds s")).join(" ");
+    let expected = [
+        ("vllm serve m --host h --port 1", "vllm serve m --uds s"),
+        ("vllm serve --port=1 --host h m", "vllm serve m --uds s"),
+        ("vllm serve --port 1 --port 2 m -tp 2", "vllm serve m -tp 2 --uds s"),
+        ("vllm serve --port 1 --served-model-name a b -- m", "vllm serve --served-model-name a b --uds s -- m"),
+        ("vllm serve -- m --host", "vllm serve --uds s -- m --host"),
+        ("vllm serve m --grpc-port 1 --root-path --host x", "vllm serve m --grpc-port 1 --root-path --uds s"),
+        (
+            "python3 -m vllm.entrypoints.openai.api_server --host h",
+            "python3 -m vllm.entrypoints.openai.api_server --uds s",
+        ),
+        ("trtllm-serve m --host h", "trtllm-serve m --host h"),
+        ("", ""),
+    ];
+    for (line, expected) in expected {
+        assert_eq!(rewritten(line), expected, "{line}");
+    }
+    assert_eq!(launch("vllm serve m --served-model-name a b").values("served-model-name"), words("a b"));
+}
+
+#[test]
 fn what_changes_no_key_changes_no_digest() {
     let plain = digest("vllm serve m --max-num-seqs 8 -tp 2");
     for line in [

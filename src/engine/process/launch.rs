@@ -94,7 +94,11 @@ pub fn replace_by(command: &Command) -> StartError {
 fn prepare(command: &Command, program: &Path) -> std::process::Command {
     let mut prepared = std::process::Command::new(program);
     // As a shell would: Python finds its environment by the name that it was called by.
-    prepared.arg0(&command.program).args(&command.args).envs(command.set.iter().map(|(name, value)| (name, value)));
+    prepared.arg0(&command.program).args(&command.args);
+    for name in &command.unset {
+        prepared.env_remove(name);
+    }
+    prepared.envs(command.set.iter().map(|(name, value)| (name, value)));
     if let Some(directory) = &command.directory {
         prepared.current_dir(directory);
     }
