@@ -1,0 +1,203 @@
+//! What the proxy asks.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use tokio::time::{Instant, timeout_at};
+
+use super::entry::Kind;
+use super::source::Signed;
+use super::table::{Found, Granted};
+use super::{Adapters, Shared};
+use crate::adapters::{Alias, Release, ServedName};
+use crate::proxy::{BoxFuture, Caller, ModelCard, Models, Resolution, Route};
+
+/// Why a caller may not use an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// Of an error.
+    pub status: StatusCode,
+    /// For the client.
+    pub reason: String,
+}
+
+/// Who may use which adapter. Asked with a lock held: answers at once.
+pub trait Access: Send + Sync + 'static {
+    /// `release` is absent as long as nobody has seen what is signed; it is asked again with it.
+    fn permits(&self, caller: &Caller, alias: &Alias, release: Option<&Release>) -> Result<(), Denied>;
+}
+
+/// Permits everything to everybody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Everybody;
+
+impl Access for Everybody {
+    fn permits(&self, _: &Caller, _: &Alias, _: Option<&Release>) -> Result<(), Denied> {
+        Ok(())
+    }
+}
+
+/// One request uses a version.
+struct InUse {
+    shared: Arc<Shared>,
+    name: ServedName,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if self.shared.table().release(&self.name) {
+            self.shared.stir.notify_one();
+        }
+    }
+}
+
+/// What can be said now, and whether it may change by itself soon.
+enum Reply {
+    Settled(Resolution),
+    /// The fleet has not answered yet.
+    Looking(Resolution),
+    Loading(Resolution),
+}
+
+impl Reply {
+    fn resolution(self) -> Resolution {
+        match self {
+            Self::Settled(resolution) | Self::Looking(resolution) | Self::Loading(resolution) => resolution,
+        }
+    }
+}
+
+impl Shared {
+    fn reply(self: &Arc<Self>, model: &str, caller: &Caller, is_first: bool) -> Reply {
+        if self.base.iter().any(|card| card.id == model) {
+            return Reply::Settled(Resolution::Ready(Route::Base { upstream_name: model.to_owned() }));
+        }
+        let Ok(alias) = model.parse::<Alias>() else { return Reply::Settled(Resolution::Unknown) };
+        let found = {
+            let mut table = self.table();
+            let release = table.signed(&alias).map(|signed| &signed.release);
+            if let Err(Denied { status, reason }) = self.access.permits(caller, &alias, release) {
+                return Reply::Settled(Resolution::Refused { status, reason });
+            }
+            let found = table.resolve(&alias, Instant::now());
+            if is_first {
+                table.count(&alias, &found);
+            }
+            found
+        };
+        if !matches!(found, Found::Ready(_) | Found::Unknown) {
+            self.stir.notify_one();
+        }
+        self.answer(alias, found)
+    }
+
+    fn answer(self: &Arc<Self>, alias: Alias, found: Found) -> Reply {
+        let refused = |status, reason| Reply::Settled(Resolution::Refused { status, reason });
+        let loading = |state: &str| {
+            let retry_after = self.config().retry_after;
+            Resolution::Loading { state: state.to_owned(), retry_after }
+        };
+        match found {
+            Found::Ready(granted) => Reply::Settled(Resolution::Ready(self.route(alias, granted))),
+            Found::Loading(state) => Reply::Loading(loading(state.as_str())),
+            Found::Looking => Reply::Looking(loading("looking-up")),
+            Found::Unknown => Reply::Settled(Resolution::Unknown),
+            Found::Failed(failure) => {
+                let status = match failure.kind {
+                    Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+                    Kind::Failed => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                refused(status, format!("adapter `{alias}` cannot be served: {}", failure.reason))
+            }
+            Found::Stopped => refused(StatusCode::NOT_FOUND, format!("adapter `{alias}` was unloaded by an operator")),
+            Found::Unreachable => {
+                let reason = format!("it cannot be told now whether there is a model `{alias}`; try again");
+                refused(StatusCode::SERVICE_UNAVAILABLE, reason)
+            }
+            Found::Busy => {
+                let reason = "too many unknown models are being asked for; try again".to_owned();
+                refused(StatusCode::SERVICE_UNAVAILABLE, reason)
+            }
+        }
+    }
+
+    fn route(self: &Arc<Self>, alias: Alias, granted: Granted) -> Route {
+        let Granted { name, prepared } = granted;
+        Route::Adapter {
+            upstream_name: name.to_string(),
+            shown_name: alias.to_string(),
+            cache_salt: Some(prepared.digest().to_string()),
+            lease: Box::new(InUse { shared: self.clone(), name }),
+        }
+    }
+
+    /// Asks again at every change, until `is_enough` or the deadline.
+    async fn reply_until(
+        self: &Arc<Self>,
+        model: &str,
+        caller: &Caller,
+        deadline: Instant,
+        is_enough: impl Fn(&Reply) -> bool,
+    ) -> Resolution {
+        let mut changes = self.changes.subscribe();
+        let mut is_first = true;
+        loop {
+            // Marked as seen before the table is read: a change in between is not missed.
+            changes.borrow_and_update();
+            let reply = self.reply(model, caller, is_first);
+            is_first = false;
+            if is_enough(&reply) || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                return reply.resolution();
+            }
+        }
+    }
+
+    fn card(&self, alias: &Alias, signed: Option<&Arc<Signed>>, created: u64, state: &str) -> ModelCard {
+        let owner = signed.and_then(|signed| signed.release.owner.as_ref()).map(ToString::to_string);
+        ModelCard {
+            id: alias.to_string(),
+            owned_by: owner.unwrap_or_else(|| "warmd".to_owned()),
+            created,
+            parent: self.base.first().map(|card| card.id.clone()),
+            max_model_len: None,
+            state: Some(state.to_owned()),
+        }
+    }
+
+    fn cards(&self, caller: &Caller) -> Vec<ModelCard> {
+        let mut cards = self.base.clone();
+        let (table, now) = (self.table(), Instant::now());
+        for (alias, entry) in table.entries().filter(|(_, entry)| entry.is_known()) {
+            let signed = table.signed(alias);
+            let release = signed.map(|signed| &signed.release);
+            if self.access.permits(caller, alias, release).is_ok() {
+                let offered = entry.offer.as_ref().map(|offer| offer.created);
+                let created = signed.map(|signed| signed.created).or(offered).map_or(0, |time| time.seconds());
+                cards.push(self.card(alias, signed, created, table.state(entry, now).as_str()));
+            }
+        }
+        cards
+    }
+}
+
+impl Models for Adapters {
+    /// A new name is looked up; for that, and for nothing else, it waits a moment.
+    fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
+        let deadline = Instant::now() + self.shared.config().patience;
+        Box::pin(self.shared.reply_until(model, caller, deadline, |reply| !matches!(reply, Reply::Looking(_))))
+    }
+
+    fn wait<'a>(&'a self, model: &'a str, caller: &'a Caller, deadline: Instant) -> BoxFuture<'a, Resolution> {
+        Box::pin(self.shared.reply_until(model, caller, deadline, |reply| matches!(reply, Reply::Settled(_))))
+    }
+
+    fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>> {
+        Box::pin(std::future::ready(self.shared.cards(caller)))
+    }
+
+    fn not_found(&self, upstream_name: &str, epoch: u64) {
+        if let Ok(name) = upstream_name.parse::<ServedName>() {
+            self.shared.update(|table, now| table.lost(&name, epoch, now));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where adapters come from.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::adapters::{Alias, Release};
+use crate::digest::{ArtifactId, ContentId, KeyId};
+use crate::identity::UnixTime;
+use crate::proxy::BoxFuture;
+
+/// What somebody says there is of an alias. A hint: only what is [`Signed`] counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub artifact: ArtifactId,
+    pub content: Option<ContentId>,
+    pub generation: u64,
+    pub created: UnixTime,
+    /// Bytes of its files.
+    pub size: u64,
+    pub holders: usize,
+}
+
+/// What a publisher has signed, after the trust policy has admitted it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    pub release: Release,
+    pub artifact: ArtifactId,
+    pub generation: u64,
+    pub created: UnixTime,
+    /// Bytes of its files.
+    pub size: u64,
+    pub signers: Vec<KeyId>,
+    /// To be admitted again at a later start.
+    pub envelope: Bytes,
+}
+
+/// How far a transfer is, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Progress {
+    pub bytes: u64,
+    pub bytes_total: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("adapters cannot be looked up: {0}")]
+pub struct LookError(pub String);
+
+/// An adapter did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Trying again changes nothing until a policy or a publisher does.
+    #[error("no manifest of it is admitted: {0}")]
+    NotAdmitted(String),
+    #[error("nobody could deliver it: {0}")]
+    Unavailable(String),
+    #[error("{path}: {source}", path = .path.display())]
+    Io { path: std::path::PathBuf, source: io::Error },
+}
+
+/// An admitted manifest whose files can follow. Dropping it ends the transfer.
+pub struct Delivery {
+    pub signed: Arc<Signed>,
+    pub files: Box<dyn Files>,
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("signed", &self.signed).finish_non_exhaustive()
+    }
+}
+
+/// The files of one delivery.
+pub trait Files: Send {
+    /// Brings them into `into`, a new private directory. When it has succeeded, the verified files of the manifest are there
+    /// and nothing else; when it has failed, anything may be.
+    fn write<'a>(
+        self: Box<Self>,
+        into: &'a Path,
+        progress: &'a watch::Sender<Progress>,
+    ) -> BoxFuture<'a, Result<(), FetchError>>
+    where
+        Self: 'a;
+}
+
+/// Where adapters come from: the node's agent, or an origin.
+pub trait Source: Send + Sync + 'static {
+    /// The newest version of each alias for the served base model, in the order asked. Cheap.
+    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>>;
+
+    /// Gets and admits the manifest; files are asked for afterwards, if they are needed at all.
+    fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>>;
+
+    /// Whether somebody else has it: only then it leaves this node's disk.
+    fn elsewhere<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, bool>;
+
+    /// Judges by today's policy what was admitted once. Blocking, without network.
+    fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError>;
+}

@@ -1,0 +1,124 @@
+//! What was found out about the fleet and about loads.
+
+use tokio::time::Instant;
+
+use super::{Eviction, Place, Table, Want};
+use crate::adapters::{Alias, PreparationId, ServedName};
+use crate::digest::ArtifactId;
+use crate::serve::adapters::entry::{Kind, Loaded, Version};
+use crate::serve::adapters::metrics::Outcome;
+use crate::serve::adapters::source::{LookError, Offer};
+
+type Looked = Result<Vec<Option<Offer>>, LookError>;
+
+impl Table {
+    pub(in crate::serve::adapters) fn looked(&mut self, batch: &[Alias], found: Looked, now: Instant) {
+        self.looks = self.looks.saturating_sub(1);
+        let found = found.and_then(|offers| {
+            let wrong = || LookError(format!("{} answers to {} questions", offers.len(), batch.len()));
+            if offers.len() == batch.len() { Ok(offers) } else { Err(wrong()) }
+        });
+        match found {
+            Ok(offers) => {
+                for (alias, offer) in batch.iter().zip(offers) {
+                    self.heard(alias, offer, now);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "adapters were not looked up");
+                for alias in batch {
+                    self.names.not_answered(alias, now + self.config.unknown_for);
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, alias: &Alias, offer: Option<Offer>, now: Instant) {
+        let is_new = !self.entries.contains_key(alias);
+        let Some(offer) = offer else {
+            if let Some(entry) = self.entries.get_mut(alias) {
+                entry.looked = true;
+            } else {
+                self.names.not_found(alias, now + self.config.unknown_for);
+            }
+            return;
+        };
+        // Nobody asks for it any more.
+        if is_new && !self.names.take(alias) {
+            return;
+        }
+        let Some(entry) = self.entry(alias, now) else {
+            tracing::warn!(%alias, "too many adapters are known: this one is not loaded");
+            return;
+        };
+        entry.looked = true;
+        entry.offer = Some(offer);
+        if is_new {
+            entry.want = Want::Yes;
+        }
+    }
+
+    pub(in crate::serve::adapters) fn loaded(&mut self, alias: &Alias, loaded: Loaded, now: Instant) {
+        let Loaded { signed, prepared, directory, bytes } = loaded;
+        self.files.put(prepared, bytes, now);
+        let name = ServedName::new(alias.clone(), &prepared);
+        let version = self.versions.entry(name.clone()).or_insert_with(|| Version {
+            prepared,
+            directory,
+            signed: signed.clone(),
+            place: Place::Disk { since: now },
+            leases: 0,
+            not_before: now,
+            lost: Vec::new(),
+        });
+        // The same weights may have been signed anew.
+        version.signed = signed.clone();
+        let Some(entry) = self.entries.get_mut(alias) else { return };
+        (entry.attempt, entry.shelved) = (None, None);
+        let current = entry.current.as_ref().and_then(|name| self.versions.get(name));
+        let serves = current.is_some_and(|version| !matches!(version.place, Place::Disk { .. }));
+        if serves && entry.current.as_ref() != Some(&name) {
+            entry.next = Some(name);
+            self.settle(alias);
+            return;
+        }
+        if entry.current.replace(name.clone()).is_some_and(|old| old != name) {
+            self.metrics.evicted(Eviction::Superseded);
+        }
+        (entry.next, entry.signed) = (None, Some(signed));
+        self.dirty.insert(alias.clone());
+    }
+
+    pub(in crate::serve::adapters) fn failed(&mut self, alias: &Alias, kind: Kind, reason: String, now: Instant) {
+        self.metrics.loaded(if kind == Kind::Refused { Outcome::Refused } else { Outcome::Failed });
+        let attempt = self.entries.get_mut(alias).and_then(|entry| entry.attempt.take());
+        if let Some(attempt) = attempt {
+            self.fail(alias, attempt.artifact, kind, reason, now);
+        }
+    }
+
+    pub(in crate::serve::adapters) fn elsewhere(
+        &mut self,
+        alias: &Alias,
+        artifact: &ArtifactId,
+        is_there: bool,
+        now: Instant,
+    ) {
+        let Some(entry) = self.entries.get(alias) else { return };
+        let is_same = self.current(entry).is_some_and(|version| version.signed.artifact == *artifact);
+        let is_idle = entry.used + self.config.offload_after <= now && !entry.is_pinned() && entry.attempt.is_none();
+        if is_there && is_same && is_idle {
+            self.leave(alias, Eviction::Idle);
+        }
+    }
+
+    pub(in crate::serve::adapters) fn deleted(&mut self, id: &PreparationId, is_gone: bool, now: Instant) {
+        self.files.removed(id, is_gone, now);
+    }
+
+    /// Those that were not written are written with the next ones.
+    pub(in crate::serve::adapters) fn saved(&mut self, not_written: impl IntoIterator<Item = Alias>) {
+        self.is_saving = false;
+        self.dirty.extend(not_written);
+    }
+}
