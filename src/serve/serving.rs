@@ -36,12 +36,13 @@ use super::admin::{Admin, Control};
 use super::start::Spec;
 use super::target::{Say, Site};
 use crate::caches::{Directories, Environment, Launch};
+use crate::engine::arguments::{Arguments, ArgumentsError, Given, Limits as Slots, Model, Wish};
 use crate::engine::lora::{self, Deadlines};
-use crate::engine::supervision;
-use crate::engine::{Address, Arguments, ArgumentsError, Given, Model, Secret, State, Status, Supervisor};
+use crate::engine::quirks::Quirks;
+use crate::engine::{self, Address, Probe, ProbeError, Secret, StartError, State, Status, Supervisor};
 use crate::identity::Policy;
 use crate::lifecycle::Tasks;
-use crate::local::SocketError;
+use crate::local::{SocketError, chain};
 use crate::proxy::auth::{AnonymousConfig, AuthError, Authenticator};
 use crate::proxy::limits::Limits;
 use crate::proxy::pause::Gates;
@@ -81,9 +82,9 @@ pub enum ServeError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("watch the engine: {0}")]
-    Probe(#[from] crate::engine::ProbeError),
+    Probe(#[from] ProbeError),
     #[error(transparent)]
-    Engine(#[from] crate::engine::StartError),
+    Engine(#[from] StartError),
     #[error("make a key: {0}")]
     Key(io::Error),
 }
@@ -109,8 +110,8 @@ pub struct Serving {
 /// What is known of the engine before it runs.
 struct Known {
     model: Option<Model>,
-    limits: Option<crate::engine::Limits>,
-    listen: crate::engine::Wish,
+    limits: Option<Slots>,
+    listen: Wish,
     /// The agent's socket, and what is admitted from it.
     socket: PathBuf,
     policy: Result<Arc<Policy>, String>,
@@ -118,7 +119,12 @@ struct Known {
 
 impl Serving {
     /// Starts the engine and returns at once.
-    pub async fn start(mut config: ServeConfig, backend: Backend, anonymous: bool, say: Say) -> Result<Self, ServeError> {
+    pub async fn start(
+        mut config: ServeConfig,
+        backend: Backend,
+        anonymous: bool,
+        say: Say,
+    ) -> Result<Self, ServeError> {
         let mut registry = Registry::default();
         let state = state_directory(&config, &backend)?;
         if anonymous && config.auth.anonymous.is_none() {
@@ -126,21 +132,28 @@ impl Serving {
         }
         let (upstream_sender, upstream) = watch::channel(None);
         let tasks = Tasks::new();
-        let (known, engine) = match backend {
+        let (known, backend) = match backend {
             Backend::Own(spec) => {
                 let (known, arguments, spec, probe) = own(&config, spec, &state, &say)?;
                 let address = (arguments.address.clone(), arguments.key.clone());
                 let socket = state.join(SOCKET);
-                (known, Engine::Own { starts: Starts::new(spec, arguments, socket, probe, say.clone()), address })
+                (
+                    known,
+                    Running::Own {
+                        starts: Box::new(Starts::new(spec, arguments, socket, probe, say.clone())),
+                        address,
+                    },
+                )
             }
             Backend::Attached { address, key, socket, policy } => {
-                let known = Known { model: None, limits: attached_limits(&config), listen: Default::default(), socket, policy };
-                (known, Engine::Attached(Attached::new(address, key)))
+                let known =
+                    Known { model: None, limits: attached_limits(&config), listen: Default::default(), socket, policy };
+                (known, Running::Attached(Attached::new(address, key)))
             }
         };
         let addr = listen(&config, &known.listen)?;
         let access = access(&config, addr, &state, &mut registry)?;
-        let catalogue = Arc::new(Catalogue::new(known.model.as_ref(), access.clone()));
+        let catalogue = Arc::new(Catalogue::new(known.model.as_ref()));
         let proxy = Proxy::new(
             config.proxy.clone(),
             upstream.clone(),
@@ -150,18 +163,18 @@ impl Serving {
         );
         let server = Server::bind(addr, proxy.clone()).await.map_err(|source| ServeError::Listen { addr, source })?;
         say(&format!("clients connect to http://{}", server.addr()));
-        let supervision = supervision::Metrics::register(&mut registry);
+        let supervision = engine::Metrics::register(&mut registry);
         let adapters_metrics = super::adapters::Metrics::register(&mut registry);
-        let supervisor = match engine {
-            Engine::Own { starts, address } => {
+        let supervisor = match backend {
+            Running::Own { starts, address } => {
                 let record = Some(state.join("engine.json"));
-                let starter = Arc::new(starts);
+                let starter: Arc<dyn engine::Starter> = Arc::from(starts as Box<dyn engine::Starter>);
                 let supervisor =
                     Supervisor::start(config.supervision.clone(), starter, proxy.in_flight(), record, supervision);
                 tasks.spawn("upstream", follow(supervisor.status(), address, upstream_sender));
                 Some(Arc::new(supervisor))
             }
-            Engine::Attached(attached) => {
+            Running::Attached(attached) => {
                 tasks.spawn("attached engine", attached.follow(upstream_sender, say.clone()));
                 None
             }
@@ -224,8 +237,9 @@ impl Serving {
 /// In the state directory, where only this user gets in.
 const SOCKET: &str = "engine.sock";
 
-enum Engine {
-    Own { starts: Starts, address: (Address, Option<Secret>) },
+/// Who runs the engine.
+enum Running {
+    Own { starts: Box<Starts>, address: (Address, Option<Secret>) },
     Attached(Attached),
 }
 
@@ -235,8 +249,8 @@ fn own(
     mut spec: Spec,
     state: &Path,
     say: &Say,
-) -> Result<(Known, Arguments, Spec, crate::engine::Probe), ServeError> {
-    crate::engine::check()?;
+) -> Result<(Known, Arguments, Spec, Probe), ServeError> {
+    engine::check()?;
     let launch = Launch::parse(&spec.target.command).map_err(|error| ServeError::Launch(error.to_string()))?;
     let key = Secret::random().map_err(ServeError::Key)?;
     let socket = state.join(SOCKET);
@@ -272,8 +286,8 @@ fn own(
 }
 
 /// Of an engine that somebody else has started with adapters: what the configuration says that it has.
-fn attached_limits(config: &ServeConfig) -> Option<crate::engine::Limits> {
-    config.engine.adapters.as_ref().map(|adapters| crate::engine::Limits {
+fn attached_limits(config: &ServeConfig) -> Option<Slots> {
+    config.engine.adapters.as_ref().map(|adapters| Slots {
         max_loras: adapters.max_loras,
         max_cpu_loras: adapters.max_cpu_loras.max(adapters.max_loras),
         max_lora_rank: adapters.max_lora_rank,
@@ -295,7 +309,7 @@ fn state_directory(config: &ServeConfig, backend: &Backend) -> Result<PathBuf, S
 }
 
 /// As vLLM reads `--host` and `--port`, but for a name that is resolved here.
-fn listen(config: &ServeConfig, wish: &crate::engine::Wish) -> Result<SocketAddr, ServeError> {
+fn listen(config: &ServeConfig, wish: &Wish) -> Result<SocketAddr, ServeError> {
     if let Some(addr) = config.listen {
         return Ok(addr);
     }
@@ -383,7 +397,7 @@ impl Begin {
         let Ok(first) = self.upstream.wait_for(Option::is_some).await.map(|first| (*first).clone()) else { return };
         let Some(first) = first else { return };
         let deadlines = Deadlines { load: self.config.adapters.register, ..Deadlines::default() };
-        let engine = lora::Client::open(first.address, first.key, deadlines.clone()).await;
+        let engine = lora::Client::open(first.address, first.key, deadlines).await;
         let quirks = match engine {
             Ok(engine) => {
                 match engine.list().await {
@@ -395,17 +409,17 @@ impl Begin {
             Err(error) => return (self.say)(&format!("adapters are off: {error}")),
         };
         let Some(limits) = self.known.limits else { return };
-        let base = catalogue.names();
+        let (base, say) = (catalogue.names(), self.say.clone());
         match self.adapters(limits, quirks, base, deadlines).await {
             Ok(adapters) => catalogue.begin(adapters),
-            Err(error) => (self.say)(&format!("adapters are off: {error:#}")),
+            Err(error) => say(&format!("adapters are off: {}", chain(&error))),
         }
     }
 
     async fn adapters(
         self,
-        limits: crate::engine::Limits,
-        quirks: crate::engine::quirks::Quirks,
+        limits: Slots,
+        quirks: Quirks,
         base: Vec<crate::proxy::ModelCard>,
         deadlines: Deadlines,
     ) -> Result<Adapters, catalogue::BeginError> {

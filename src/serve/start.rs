@@ -162,7 +162,7 @@ impl Start {
         let mut words = self.spec.target.command.iter().map(Into::into);
         let program = words.next().unwrap_or_default();
         let set = self.plan.site.changes.clone().into_iter().collect();
-        Command { program, args: words.collect(), set, directory: None }
+        Command { program, args: words.collect(), set, unset: Vec::new(), directory: None }
     }
 
     /// Reads what the engine prints.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::adapters::{Alias, Release};
-use crate::digest::{ArtifactId, ContentId, KeyId};
+use crate::digest::{ArtifactId, ContentId};
 use crate::identity::UnixTime;
 use crate::proxy::BoxFuture;
 
@@ -34,7 +34,8 @@ pub struct Signed {
     pub created: UnixTime,
     /// Bytes of its files.
     pub size: u64,
-    pub signers: Vec<KeyId>,
+    /// As the policy names them.
+    pub signers: Vec<String>,
     /// To be admitted again at a later start.
     pub envelope: Bytes,
 }

@@ -115,6 +115,11 @@ impl Table {
         self.entries.iter()
     }
 
+    /// Whether it is known that there is, or that there is not, such an adapter.
+    pub(super) fn knows(&self, alias: &Alias) -> bool {
+        self.entries.contains_key(alias)
+    }
+
     /// What decides who may use it: the version that requests get, or else what was served last.
     pub(super) fn signed(&self, alias: &Alias) -> Option<&Arc<Signed>> {
         let entry = self.entries.get(alias)?;

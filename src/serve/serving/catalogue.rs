@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::config::Preparation;
 use super::ownership::Ownership;
 use crate::adapters::{self, AdapterRoot, BaseModel, BaseWeights, PrepareError, Preparer, Settings};
+use crate::engine::arguments::{Limits, Model};
 use crate::engine::lora::Card;
 use crate::engine::quirks::Quirks;
-use crate::engine::{Limits, Model};
 use crate::identity::UnixTime;
 use crate::proxy::{Access, BoxFuture, Caller, ModelCard, Models, Resolution, Route};
 use crate::serve::Say;
@@ -36,14 +36,13 @@ pub(super) enum BeginError {
 pub(in crate::serve) struct Catalogue {
     base: RwLock<Vec<ModelCard>>,
     adapters: RwLock<Option<Arc<Adapters>>>,
-    access: Arc<Access>,
 }
 
 impl Catalogue {
-    pub(super) fn new(model: Option<&Model>, access: Arc<Access>) -> Self {
+    pub(super) fn new(model: Option<&Model>) -> Self {
         let names = model.map(|model| model.names.clone()).unwrap_or_default();
         let base = names.into_iter().map(|name| card(name, None)).collect();
-        Self { base: RwLock::new(base), adapters: RwLock::default(), access }
+        Self { base: RwLock::new(base), adapters: RwLock::default() }
     }
 
     /// The engine's own list.

@@ -73,7 +73,8 @@ impl Fleet {
         }
         let offers = aliases.iter().zip(identities).map(|(alias, identity)| {
             let id = identity.id();
-            let of_alias = found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
+            let of_alias =
+                found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
             let newest = of_alias.max_by_key(|one| (one.created_s, one.generation))?;
             let offer = offer(newest)?;
             seen.insert(offer.artifact, (alias.clone(), identity));

@@ -27,7 +27,7 @@ impl EngineRegistry {
         if let Some((_, client)) = kept.as_ref().filter(|(of, _)| *of == epoch) {
             return Ok(client.clone());
         }
-        let client = Client::open(upstream.address, upstream.key, self.deadlines.clone()).await.map_err(error)?;
+        let client = Client::open(upstream.address, upstream.key, self.deadlines).await.map_err(error)?;
         *kept = Some((epoch, client.clone()));
         Ok(client)
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::engine::{Arguments, End, Launch, Output, Probe, Starter, unhealthy};
+use crate::engine::arguments::Arguments;
+use crate::engine::{End, Launch, Output, Probe, Starter, unhealthy};
 use crate::proxy::BoxFuture;
 use crate::serve::Say;
 use crate::serve::start::{Plan, Spec, Start};
