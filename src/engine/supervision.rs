@@ -85,7 +85,7 @@ pub enum State {
     /// There is no engine, and none is wanted.
     #[default]
     Stopped,
-    /// [`Starter::prepare`] is under way; there is no process.
+    /// What an earlier engine left is ended, and [`Starter::prepare`] is under way; there is no process yet.
     Warming,
     /// There is a process, and it does not serve yet.
     Starting,
@@ -219,7 +219,8 @@ impl Supervisor {
     }
 }
 
-/// Completes when `failures` answers in a row, `every` so often, were not 200. An engine that is merely busy answers late:
+/// Completes when `failures` questions in a row, one `every` so often, had no good answer: `health_failures` and
+/// `health_every` of a [`SupervisionConfig`]. An engine that is merely busy answers late:
 /// each question has the time of [`Probe::ask`].
 pub async fn unhealthy(probe: &Probe, every: Duration, failures: u32) -> String {
     let mut in_a_row = 0;

@@ -14,6 +14,11 @@ pub struct SupervisionConfig {
     /// From the start of the process until it serves; one that takes longer has crashed. 1 h.
     #[serde(with = "humantime_serde")]
     pub ready_timeout: Duration,
+    /// Between two questions about a ready engine's health. 5 s.
+    #[serde(with = "humantime_serde")]
+    pub health_every: Duration,
+    /// An engine that so many questions in a row found unhealthy is started again. 6.
+    pub health_failures: u32,
     /// How long requests that are under way may take when the engine is to be stopped. 60 s.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -28,7 +33,7 @@ pub struct SupervisionConfig {
     pub backoff_most: Duration,
     /// This many crashes within `crash_loop_within` are a crash loop: each further start waits `backoff_most`. 5.
     pub crash_loop_crashes: usize,
-    /// 30 min.
+    /// The window in which crashes are counted. 30 min.
     #[serde(with = "humantime_serde")]
     pub crash_loop_within: Duration,
     /// Crashes before an engine was ready for so long do not count any more. 10 min.
@@ -41,6 +46,8 @@ impl Default for SupervisionConfig {
         Self {
             prepare_timeout: Duration::from_secs(600),
             ready_timeout: Duration::from_secs(3600),
+            health_every: Duration::from_secs(5),
+            health_failures: 6,
             drain: Duration::from_secs(60),
             grace: Duration::from_secs(30),
             backoff_first: Duration::from_secs(1),

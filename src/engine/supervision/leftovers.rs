@@ -80,10 +80,12 @@ impl Record {
     fn survivors<'t>(&self, table: &'t Table, grouped: &[i32]) -> Vec<&'t Process> {
         let known = |process: &&Process| self.members.contains(&Id::of(process));
         let same_session = table.values().filter(known).any(|process| process.session == self.session);
+        // The engine has a session of its own: whatever a record says, nothing beside warmd is it.
+        let ours = table.get(&own_pid()).map(|own| own.session);
         let of_it = |process: &&Process| {
             known(process) || (same_session && process.session == self.session) || grouped.contains(&process.pid)
         };
-        table.values().filter(of_it).filter(|process| !process.dead && process.pid != own_pid()).collect()
+        table.values().filter(of_it).filter(|process| !process.dead && Some(process.session) != ours).collect()
     }
 
     /// Whether another warmd still looks after it.
@@ -274,6 +276,12 @@ mod tests {
         let table = table(&[process(40, 40, 500), process(41, 41, 500)]);
         let survivors = record().survivors(&table, &[41, 99]);
         assert_eq!(survivors.iter().map(|process| process.pid).collect::<Vec<_>>(), [41]);
+    }
+
+    #[test]
+    fn nothing_in_the_session_of_warmd_is_ended() {
+        let table = table(&[process(own_pid(), 20, 7), process(21, 20, 105)]);
+        assert!(record().survivors(&table, &[own_pid()]).is_empty());
     }
 
     #[test]
