@@ -173,7 +173,8 @@ impl Arguments {
         Ok(Self { command, set, unset, notes, address, key: None, listen, model: None, limits: None })
     }
 
-    /// What the engine will see: what decides about its caches has to be read from here.
+    /// What the engine will see. Several of the changes are in the keys of vLLM's compile caches: what decides about those
+    /// has to be read from here, and from [`Arguments::command`].
     pub fn environment(&self, inherited: &Environment) -> Environment {
         let mut environment = inherited.clone();
         self.unset.iter().for_each(|name| environment.unset(name));
