@@ -1,8 +1,8 @@
 //! From the command that a user would start an engine with to the one that runs behind warmd's proxy.
 //!
-//! The engine listens on a Unix socket in a directory of its own and asks for a key that is made for this launch: of its
-//! routes, only those below `/v1` are guarded by a key at all. What the user gave counts before what the configuration
-//! says. Nothing is read or changed here.
+//! The engine listens on a Unix socket in a directory of its own, because a key guards only some of its routes: those that
+//! administer it are open to whoever connects. It asks for a key that is made for this launch all the same. What the user
+//! gave counts before what the configuration says. Nothing is read or changed here.
 
 mod adapters;
 mod variables;
@@ -173,7 +173,8 @@ impl Arguments {
         Ok(Self { command, set, unset, notes, address, key: None, listen, model: None, limits: None })
     }
 
-    /// What the engine will see: what decides about its caches has to be read from here.
+    /// What the engine will see. Several of the changes are in the keys of vLLM's compile caches: what decides about those
+    /// has to be read from here, and from [`Arguments::command`].
     pub fn environment(&self, inherited: &Environment) -> Environment {
         let mut environment = inherited.clone();
         self.unset.iter().for_each(|name| environment.unset(name));

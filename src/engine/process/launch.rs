@@ -205,6 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_unset_is_not_inherited_unless_it_is_set_as_well() {
+        let set = vec![("A".to_owned(), "1".to_owned())];
+        let command = Command { set, unset: vec!["A".to_owned(), "B".to_owned()], ..Default::default() };
+        let prepared = prepare(&command, Path::new("vllm"));
+        let changes: Vec<_> = prepared.get_envs().collect();
+        assert_eq!(changes, [(OsStr::new("A"), Some(OsStr::new("1"))), (OsStr::new("B"), None)]);
+    }
+
+    #[test]
     fn what_cannot_be_executed_is_told_apart_from_what_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         file(dir.path(), "bin/vllm", 0o644);

@@ -1,7 +1,7 @@
 //! The fake vLLM as a process: this test binary, started again.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -46,15 +46,25 @@ impl FakeVllm {
     /// Serves `base` behind a socket, and asks for `engine-key`. `more` is separated by spaces; adapters are on unless it
     /// says `--no-enable-lora`.
     pub fn start(more: &str) -> Self {
+        Self::start_with(more, |line, socket| {
+            let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            words.extend(["--uds".to_owned(), socket.display().to_string()]);
+            let mut set = vec![("VLLM_API_KEY".to_owned(), "engine-key".to_owned())];
+            if !words.iter().any(|word| word == "--no-enable-lora") {
+                words.push("--enable-lora".to_owned());
+                set.push(("VLLM_ALLOW_RUNTIME_LORA_UPDATING".to_owned(), "1".to_owned()));
+            }
+            (words, set)
+        })
+    }
+
+    /// Of `vllm serve base` and `more`, and of the path of a socket, `made` makes the command and its variables.
+    pub fn start_with(more: &str, made: impl FnOnce(&str, &Path) -> (Vec<String>, Vec<(String, String)>)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let line = format!("serve base --uds {}/engine.sock --fake-lifetime 60 {more}", dir.path().display());
-        let mut words: Vec<&str> = line.split_whitespace().collect();
+        let line = format!("vllm serve base --fake-lifetime 60 {more}");
+        let (words, set) = made(&line, &dir.path().join("engine.sock"));
         let mut command = own();
-        if !words.contains(&"--no-enable-lora") {
-            words.push("--enable-lora");
-            command.env("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1");
-        }
-        command.env(ARGUMENTS, words.join("\n")).env("VLLM_API_KEY", "engine-key").env_remove("VLLM_PORT");
+        command.env(ARGUMENTS, words[1..].join("\n")).env_remove("VLLM_PORT").envs(set);
         let mut leader = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(leader.stdout.take().unwrap());
         let mut fake = Self { leader: Some(leader), core: 0, output, dir };
