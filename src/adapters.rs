@@ -10,7 +10,7 @@
 //!
 //! A stranger wrote both files. [`safetensors`] and [`AdapterConfig`] read them with limits: a claimed length is compared
 //! with the file before anything is allocated, JSON is bounded in size and depth and says nothing twice, names are
-//! printable. Pickles are refused by name, because engines fall back to them. [`check()`] then judges what was read by
+//! printable. Pickles in place of weights are refused by name, because engines fall back to them. [`check()`] then judges what was read by
 //! what the engine serves; a [`Refusal`] names the thing, both values and the way out. The adapter's own
 //! `adapter_config.json` says which base model it is for; what a registry or a request says is a [`Claim`], whose
 //! disagreement is a [`Warning`].
@@ -36,6 +36,7 @@
 //! An [`Alias`] is what clients say, and never a path. A [`ServedName`] is what the engine knows: alias and digest of
 //! content and policy, so that no two different weights ever share a name.
 
+mod address;
 mod base;
 mod check;
 mod config;
@@ -44,18 +45,17 @@ mod json;
 mod keys;
 mod linalg;
 mod name;
-mod owner;
 mod policy;
 mod prepare;
 pub mod release;
 pub mod safetensors;
 mod source;
 
+pub use address::{Address, AddressError};
 pub use base::{BaseError, BaseModel, BaseWeights, InvalidBaseModel};
 pub use check::{Claim, Claimant, Refusal, Requirements, Verdict, Warning, check, check_release};
 pub use config::{AdapterConfig, ConfigError, MAX_CONFIG, MAX_RANK, TargetModules};
 pub use name::{Alias, NameError, ServedName};
-pub use owner::{Owner, OwnerError};
 pub use policy::{Dora, Engine, Policy, PolicyError, Remap, Template, Vision};
 pub use prepare::{
     AdapterRoot, DoraReport, Dropped, FileReport, Loss, PreparationId, PrepareError, Prepared, Preparer, Report,

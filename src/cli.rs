@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Results go to standard output, everything else to standard error.
 
+mod adapter;
 mod agent;
 mod aliases;
 mod artifacts;
@@ -56,6 +57,9 @@ enum Command {
     Metadata(metadata::Metadata),
     /// Sign a directory and offer it to the fleet
     Publish(publish::Publish),
+    /// LoRA adapters, from whoever trained them to the fleet
+    #[command(subcommand)]
+    Adapter(adapter::Adapter),
     /// Bring the artifacts of an identity into a cache root
     Warm(warm::Warm),
     /// This node's agent: state, store, transfers
@@ -150,6 +154,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Exec(command) => command.run().await,
         Command::Doctor(command) => command.run().await,
         Command::Publish(command) => command.run().await,
+        Command::Adapter(command) => command.run().await,
         Command::Warm(command) => command.run().await,
         Command::Status(command) => command.run().await,
         Command::Ls(command) => command.run().await,

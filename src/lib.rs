@@ -79,10 +79,10 @@
 //!    [`caches::CacheFamily`] of them.
 //! 2. One `Find` through the agent tells which families there are; `serve::warming` has `serve::warm` bring each of them,
 //!    side by side, in the order of `serve::worth`.
-//!    `serve::exec::trial` decides whether a start is clean, and `serve::quarantine` what is not installed any more.
+//!    `serve::start::trial` decides whether a start is clean, and `serve::quarantine` what is not installed any more.
 //! 3. `engine::Engine` owns the processes; `engine::StartLog` collects what the log says about caches, and `engine::wait`
 //!    asks until the engine is ready.
-//! 4. `serve::exec::proof` tells what was used, `serve::exec::reporting` tells it to the agent for its metrics, and
+//! 4. `serve::start::proof` tells what was used, `serve::start::reporting` tells it to the agent for its metrics, and
 //!    `serve::publishing` pushes what was added, again and again. `serve::doctor` says the same before a start, and names
 //!    what differs where something is nearly right.
 //!

@@ -5,6 +5,8 @@
 //! as it comes. An adapter is called one way by clients and another by the engine; both see their own name. The engine may
 //! change at any time: a watch says where it is.
 
+pub mod access;
+mod admission;
 mod answer;
 pub mod auth;
 mod body;
@@ -33,10 +35,13 @@ use tokio_util::sync::CancellationToken;
 use forward::Forward;
 use intake::Intake;
 
+pub use access::Access;
+pub use admission::{Admission, Asking, Everybody, Permit};
 pub use answer::Answer;
+pub use auth::Caller;
 pub use config::{Config, Loading};
 pub use metrics::Metrics;
-pub use models::{Admission, BoxFuture, Caller, Everybody, Lease, ModelCard, Models, Permit, Resolution, Route};
+pub use models::{BoxFuture, Lease, ModelCard, Models, Resolution, Route};
 pub use request::MAX_MODEL_NAME;
 pub use route::Endpoint;
 pub use server::Server;
@@ -52,13 +57,15 @@ pub struct Proxy {
     forward: Forward,
     intake: Intake,
     requests: Arc<Semaphore>,
+    /// How many of them are taken.
+    busy: watch::Sender<usize>,
     waiting: Arc<Semaphore>,
     /// Cancelled when the end has begun.
     draining: CancellationToken,
 }
 
 impl Proxy {
-    /// `upstream` is `None` while the engine is not ready.
+    /// `upstream` is `None` while the engine is not ready, and while it drains.
     pub fn new(
         config: Config,
         upstream: watch::Receiver<Option<Upstream>>,
@@ -70,6 +77,7 @@ impl Proxy {
             forward: Forward::new(&config, metrics.clone()),
             intake: Intake::new(&config),
             requests: Arc::new(Semaphore::new(config.max_requests)),
+            busy: watch::Sender::new(0),
             waiting: Arc::new(Semaphore::new(config.max_waiting)),
             draining: CancellationToken::new(),
             config,
@@ -78,5 +86,10 @@ impl Proxy {
             admission,
             metrics,
         })
+    }
+
+    /// Requests that the engine may be working on.
+    pub fn in_flight(&self) -> watch::Receiver<usize> {
+        self.busy.subscribe()
     }
 }

@@ -1,8 +1,8 @@
 //! An adapter as an artifact: what identifies it, and what its publisher signs of it.
 //!
-//! An artifact of family `lora` holds exactly the two files of an adapter. Its identity is the base model and the content
-//! id, so that whoever knows which adapter it wants finds it by that, and nobody can put another one in its place. Its
-//! subject is the alias, so that a trust policy can give signers their own names. All else are signed attributes.
+//! An artifact of family `lora` holds exactly the two files of an adapter. It is looked up by what a request names: the
+//! base model and the alias. Versions of an alias are its generations; which one is meant is its content id. Its subject is
+//! the alias, too, so that a trust policy can give signers their own names. All else are signed attributes.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use super::config::MAX_RANK;
 use super::safetensors::Limits;
 use super::source::{CONFIG, WEIGHTS};
-use super::{Alias, BaseModel, MAX_CONFIG, Owner, Source};
+use super::{Address, Alias, BaseModel, MAX_CONFIG, Source};
 use crate::artifact::{Family, Manifest, SourceIdentity, SourceIdentityError};
 use crate::caches::{KindError, check_kind};
 use crate::digest::ContentId;
@@ -21,7 +21,7 @@ pub const FAMILY: &str = "lora";
 
 /// Names of facts.
 pub const FACT_BASE_MODEL: &str = "base_model";
-pub const FACT_CONTENT: &str = "content";
+pub const FACT_ALIAS: &str = "alias";
 
 /// Names of attributes.
 pub const ALIAS: &str = "alias";
@@ -46,8 +46,8 @@ pub enum ReleaseError {
     Missing(&'static str),
     #[error("`{path}` has {bytes} bytes, allowed are {limit}")]
     TooLarge { path: String, bytes: u64, limit: u64 },
-    #[error("its content is {found}, its identity says {claimed}")]
-    Content { found: ContentId, claimed: String },
+    #[error("its alias is `{attribute}`, its identity says `{fact}`")]
+    Alias { attribute: Alias, fact: String },
     #[error("it is for `{attribute}`, its identity says `{fact}`")]
     Base { attribute: BaseModel, fact: String },
     #[error("its subject is `{subject}`, its alias `{alias}`: they must be equal, because policies judge the subject")]
@@ -66,14 +66,14 @@ pub struct Release {
     pub content: ContentId,
     pub rank: u32,
     pub dora: bool,
-    pub owner: Option<Owner>,
+    pub owner: Option<Address>,
     /// Where it comes from, such as a training job or a revision on a hub; for people.
     pub provenance: Option<String>,
 }
 
 /// The lookup key of an adapter.
-pub fn identity(base: &BaseModel, content: &ContentId) -> Result<SourceIdentity, SourceIdentityError> {
-    let facts = [(FACT_BASE_MODEL, base.canonical()), (FACT_CONTENT, content.to_string())];
+pub fn identity(base: &BaseModel, alias: &Alias) -> Result<SourceIdentity, SourceIdentityError> {
+    let facts = [(FACT_BASE_MODEL, base.canonical()), (FACT_ALIAS, alias.to_string())];
     SourceIdentity::new(FAMILY.parse()?, facts.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
@@ -93,7 +93,7 @@ impl Release {
     }
 
     pub fn identity(&self) -> Result<SourceIdentity, SourceIdentityError> {
-        identity(&self.base, &self.content)
+        identity(&self.base, &self.alias)
     }
 
     /// To be signed. The subject is the alias.
@@ -137,9 +137,9 @@ impl Release {
 
     fn check(&self, manifest: &Manifest) -> Result<(), ReleaseError> {
         let fact = |name| manifest.identity.facts().get(name).cloned().unwrap_or_default();
-        let (content, base) = (fact(FACT_CONTENT), fact(FACT_BASE_MODEL));
-        if content != self.content.to_string() {
-            return Err(ReleaseError::Content { found: self.content, claimed: content });
+        let (alias, base) = (fact(FACT_ALIAS), fact(FACT_BASE_MODEL));
+        if alias != self.alias.as_str() {
+            return Err(ReleaseError::Alias { attribute: self.alias.clone(), fact: alias });
         }
         if base != self.base.canonical() {
             return Err(ReleaseError::Base { attribute: self.base.clone(), fact: base });

@@ -18,7 +18,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// More names than any training run leaves.
 const MAX_NAMES: usize = 10_000;
 
-/// Ends of names of files that run code when they are loaded, which engines fall back to.
+/// Ends of names of files that run code when they are loaded, which engines fall back to where there is nothing else.
 const PICKLES: [&str; 6] = [".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"];
 
 /// The directory is no adapter.
@@ -32,7 +32,7 @@ pub enum SourceError {
     Missing { directory: PathBuf, file: &'static str },
     #[error("{path}: is a symbolic link or no regular file: copy what it points to", path = .0.display())]
     Special(PathBuf),
-    #[error("{directory}: `{name}` may be a pickle, which runs code when it is loaded: remove it, or convert it to {WEIGHTS}", directory = .directory.display())]
+    #[error("{directory}: has no {WEIGHTS}, only `{name}`, which runs code when it is loaded: save the adapter as safetensors", directory = .directory.display())]
     Pickle { directory: PathBuf, name: String },
     #[error("{directory}: `{name}` is one part of several: save the adapter as one {WEIGHTS}", directory = .directory.display())]
     Sharded { directory: PathBuf, name: String },
@@ -116,9 +116,11 @@ fn check_names(directory: &Path) -> Result<(), SourceError> {
         names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
     }
     names.sort_unstable();
+    let has_weights = names.iter().any(|name| name == WEIGHTS);
     for name in &names {
         let lower = name.to_ascii_lowercase();
-        if PICKLES.iter().any(|end| lower.ends_with(end)) {
+        // Beside the weights, training leaves pickles that are no part of the adapter.
+        if !has_weights && PICKLES.iter().any(|end| lower.ends_with(end)) {
             return Err(SourceError::Pickle { directory: directory.to_owned(), name: shown(name) });
         }
         if lower.starts_with("adapter_model-") || lower == "adapter_model.safetensors.index.json" {
@@ -199,10 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn pickles_beside_the_weights_are_refused_by_name() {
+    fn pickles_in_place_of_the_weights_are_refused_by_name_and_beside_them_ignored() {
         for name in ["adapter_model.bin", "x.PT", "optimizer.pth", "training_args.bin", "a.pkl"] {
             let dir = copy();
+            let alone = Source::open(dir.path(), None).unwrap().content();
             std::fs::write(dir.path().join(name), b"\x80\x02").unwrap();
+            assert_eq!(Source::open(dir.path(), None).unwrap().content(), alone);
+            std::fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
             let error = Source::open(dir.path(), None).unwrap_err();
             assert!(matches!(&error, SourceError::Pickle { name: found, .. } if found == name), "{error}");
         }

@@ -57,6 +57,7 @@ pub(super) fn found(offers: Vec<Offer>, unreachable: Option<String>) -> pb::Find
             holders: offer.holder_count,
             here: offer.holders.is_empty(),
             compile_ms: artifact.compile_ms,
+            content_id: Bytes::copy_from_slice(artifact.content.as_bytes()),
         }
     });
     pb::FindReply { found: found.collect(), metadata_failure: unreachable.unwrap_or_default() }

@@ -135,7 +135,9 @@ impl Fetching {
         let failure = match self.client.lookup(&lookup).await {
             Ok(found) => {
                 for offer in found.offers {
-                    offers.entry(offer.artifact.artifact).or_insert(offer);
+                    let count = offer.holder_count;
+                    let one = offers.entry(offer.artifact.artifact).or_insert(offer);
+                    one.holder_count = one.holder_count.max(count);
                 }
                 None
             }

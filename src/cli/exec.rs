@@ -11,6 +11,7 @@ use clap::Args;
 use super::pod::Pod;
 use super::{aliases, output};
 use crate::install::Limits;
+use crate::serve::start::Spec;
 use crate::serve::{Say, exec};
 
 /// Longer than the slowest cold start that is on record, with weights to download.
@@ -54,7 +55,7 @@ impl Exec {
         self.pod.caches.take_aliases();
         let report = self.report.clone();
         let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
-        let ended = exec::run(self.job(), say.clone()).await?;
+        let ended = exec::run(self.spec(), say.clone()).await?;
         if let (Some(path), Some(proof)) = (report, &ended.proof) {
             let text = serde_json::to_vec_pretty(proof)?;
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -62,9 +63,9 @@ impl Exec {
         Ok(ExitCode::from(ended.exit.shell_code()))
     }
 
-    fn job(self) -> exec::Exec {
+    fn spec(self) -> Spec {
         let publishes = !self.no_publish && !self.pod.caches.is_off();
-        exec::Exec {
+        Spec {
             policy: self.pod.policy(),
             target: self.pod.target(self.command),
             budget: self.budget,

@@ -118,7 +118,6 @@ impl Publish {
             let image = Some(self.image_digest).filter(|digest| !digest.is_empty());
             return self.engine.run(self.socket.socket, image, self.json).await;
         };
-        let client = self.socket.connect().await?;
         let directory = std::path::absolute(directory)?;
         let request = PublishRequest {
             trust_class: self.class.to_string(),
@@ -132,6 +131,7 @@ impl Publish {
             expires_in_s: self.expires_in.map_or(0, |expires| expires.as_secs()),
             ..request(&directory, &identity)?
         };
+        let client = self.socket.connect().await?;
         let report = match self.push {
             true => push(&client, request).await?,
             false => publish(&client, request).await?,
@@ -193,7 +193,7 @@ async fn push(client: &Client, request: PublishRequest) -> anyhow::Result<Report
     report(published, begun.elapsed().as_secs_f64())
 }
 
-fn report(published: pb::Published, seconds: f64) -> anyhow::Result<Report> {
+pub(super) fn report(published: pb::Published, seconds: f64) -> anyhow::Result<Report> {
     Ok(Report {
         artifact: ArtifactId::try_from(&published.artifact_id[..])?,
         content: ContentId::try_from(&published.content_id[..])?,
@@ -210,7 +210,7 @@ fn report(published: pb::Published, seconds: f64) -> anyhow::Result<Report> {
     })
 }
 
-fn show(report: &Report) -> anyhow::Result<()> {
+pub(super) fn show(report: &Report) -> anyhow::Result<()> {
     output::line(report.artifact.to_string())?;
     let what = if report.unchanged { "unchanged since" } else { "published as" };
     output::note(format!(

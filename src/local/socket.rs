@@ -28,9 +28,9 @@ impl Default for SocketConfig {
 /// The socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("another agent answers on {path}: stop it, or choose another `local.socket`", path = .0.display())]
+    #[error("another warmd answers on {path}: stop it, or choose another socket", path = .0.display())]
     InUse(PathBuf),
-    #[error("{path} is no socket: remove it, or choose another `local.socket`", path = .0.display())]
+    #[error("{path} is no socket: remove it, or choose another path", path = .0.display())]
     NotASocket(PathBuf),
     #[error("open socket {path}", path = path.display())]
     Io { path: PathBuf, source: io::Error },

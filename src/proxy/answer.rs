@@ -31,6 +31,9 @@ pub enum Answer {
     /// `accepted`: 202, or 503, which OpenAI's clients try again.
     #[error("the model `{model}` is not ready: {state}")]
     Loading { model: String, state: String, retry_after: Duration, accepted: bool },
+    /// An operator holds requests for it back.
+    #[error("the model `{model}` is paused")]
+    Paused { model: String, retry_after: Duration },
     /// Of this caller there is too much.
     #[error("{reason}")]
     Limited { reason: String, retry_after: Duration },
@@ -65,9 +68,12 @@ impl Answer {
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Loading { accepted: true, .. } => StatusCode::ACCEPTED,
             Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Loading { .. } | Self::Overloaded { .. } | Self::NotReady { .. } | Self::Draining | Self::Aborted => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Loading { .. }
+            | Self::Paused { .. }
+            | Self::Overloaded { .. }
+            | Self::NotReady { .. }
+            | Self::Draining
+            | Self::Aborted => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(_) => StatusCode::BAD_GATEWAY,
             Self::EngineTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Refused { status, .. } => *status,
@@ -77,9 +83,10 @@ impl Answer {
     /// When to come again, where that helps.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Loading { retry_after, .. } | Self::Limited { retry_after, .. } | Self::NotReady { retry_after } => {
-                Some(*retry_after)
-            }
+            Self::Loading { retry_after, .. }
+            | Self::Paused { retry_after, .. }
+            | Self::Limited { retry_after, .. }
+            | Self::NotReady { retry_after } => Some(*retry_after),
             Self::Overloaded { .. } | Self::Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -97,6 +104,7 @@ impl Answer {
             Self::Forbidden(_) => "forbidden",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::Loading { .. } => "model_loading",
+            Self::Paused { .. } => "model_paused",
             Self::Limited { .. } => "rate_limit_exceeded",
             Self::Overloaded { .. } => "overloaded",
             Self::NotReady { .. } => "engine_not_ready",
@@ -124,7 +132,7 @@ impl Answer {
     pub(super) fn json(&self) -> Value {
         let param = match self {
             Self::BadRequest { param, .. } => *param,
-            Self::ModelNotFound { .. } | Self::Loading { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::Loading { .. } | Self::Paused { .. } => Some("model"),
             _ => None,
         };
         let error = json!({"message": self.to_string(), "type": self.kind(), "param": param, "code": self.code()});

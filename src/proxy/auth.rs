@@ -10,7 +10,6 @@
 //! Smart-contract wallets (EIP-1271, EIP-6492) need a call to a chain and are not supported. A session text, a JWT and an
 //! API key are worth their owner's rights to whoever sees them: the listener needs TLS or a private network.
 
-mod address;
 mod api_keys;
 mod caller;
 mod config;
@@ -18,6 +17,7 @@ mod denied;
 mod jwt;
 mod metrics;
 mod scope;
+mod signature;
 #[cfg(test)]
 mod tests;
 mod wallet;
@@ -26,7 +26,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use address::{Address, InvalidAddress, InvalidSignature, WalletSignature};
 pub use api_keys::{ApiKeys, ApiKeysError, NewKey};
 pub use caller::{Caller, Method};
 pub use config::{AddressConfig, AnonymousConfig, AuthConfig, Concealment, JwtConfig, KeysConfig, WalletConfig};
@@ -34,6 +33,7 @@ pub use denied::{Denied, Refused};
 pub use jwt::{Algorithm, KeySet, KeySetError};
 pub use metrics::Metrics;
 pub use scope::{InvalidScope, InvalidTenant, MAX_SCOPES, Owner, Pattern, Scope, Scopes, Tenant};
+pub use signature::{InvalidSignature, WalletSignature};
 pub use wallet::{Request, SessionError, Sessions, SignIn, TokenId, Use};
 
 use crate::identity::UnixTime;

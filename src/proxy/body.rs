@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -16,6 +15,7 @@ use super::answer::Answer;
 use super::metrics::{By, Metrics, Phase, Stage};
 use super::models::Lease;
 use super::rewrite::Rewriter;
+use super::serving::Slot;
 use super::upstream::Exchange;
 
 /// Ends a body that must not look whole: the connection is closed without its end.
@@ -65,7 +65,7 @@ pub(super) type Account = Box<dyn FnOnce(u64) + Send + Sync>;
 pub(super) struct Held {
     pub(super) lease: Option<Lease>,
     pub(super) permit: Option<Lease>,
-    pub(super) slot: Option<OwnedSemaphorePermit>,
+    pub(super) slot: Option<Slot>,
     pub(super) stage: Stage,
 }
 

@@ -1,29 +1,20 @@
-//! What the proxy asks of those who know the models, and of those who decide who may use them.
+//! What the proxy asks of those who know the models.
 
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::HeaderMap;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::answer::Answer;
+use super::auth::Caller;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Held for as long as something is in use; dropping it says that it is not any more.
 pub type Lease = Box<dyn Any + Send>;
-
-/// Who asks, as an [`Admission`] found out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    pub tenant: Arc<str>,
-}
 
 /// Where requests for a model go.
 pub enum Route {
@@ -91,6 +82,9 @@ pub struct ModelCard {
 /// Whoever knows the models. A name is whatever a client sent, up to [`MAX_MODEL_NAME`](super::MAX_MODEL_NAME) bytes
 /// without control characters: look it up, and never make a path of it. A future that is dropped was not wanted any more.
 pub trait Models: Send + Sync {
+    /// Whether `model` is known here, so that [`Models::resolve`] asks nobody else.
+    fn knows(&self, model: &str) -> bool;
+
     /// Answers at once; work that it starts is its own.
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution>;
 
@@ -103,41 +97,4 @@ pub trait Models: Send + Sync {
     /// The engine of `epoch` says that it does not know `upstream_name`, for which a route was given. A
     /// [`Models::wait`] follows.
     fn not_found(&self, upstream_name: &str, epoch: u64);
-}
-
-/// Leave to ask the engine once.
-#[derive(Default)]
-pub struct Permit {
-    /// Held until the answer has ended.
-    pub held: Option<Lease>,
-    /// When cancelled, the request ends at once, and its client is told so.
-    pub aborted: Option<CancellationToken>,
-}
-
-/// Whoever decides who may ask for what, and how much.
-pub trait Admission: Send + Sync {
-    /// Before the body is read.
-    fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Answer>;
-
-    /// When the model is known, and right before the engine is asked; may wait, as long as a gate is closed.
-    fn admit<'a>(&'a self, caller: &'a Caller, model: &'a str) -> BoxFuture<'a, Result<Permit, Answer>>;
-
-    /// When an answer has ended, also one that was cut off: how many tokens it cost, as far as is known.
-    fn account(&self, caller: &Caller, tokens: u64);
-}
-
-/// Admits everybody as one tenant.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Everybody;
-
-impl Admission for Everybody {
-    fn authenticate(&self, _: &HeaderMap) -> Result<Caller, Answer> {
-        Ok(Caller { tenant: "everybody".into() })
-    }
-
-    fn admit<'a>(&'a self, _: &'a Caller, _: &'a str) -> BoxFuture<'a, Result<Permit, Answer>> {
-        Box::pin(std::future::ready(Ok(Permit::default())))
-    }
-
-    fn account(&self, _: &Caller, _: u64) {}
 }

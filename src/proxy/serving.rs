@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::Proxy;
+use super::admission::{Asking, Permit};
 use super::answer::Answer;
+use super::auth::Caller;
 use super::body::{Body, Held, Relay};
 use super::config::Loading;
 use super::forward::{Answered, Head, framing, names_us, relayed};
 use super::intake;
 use super::metrics::{By, Class, State};
-use super::models::{Caller, Lease, Permit, Resolution, Route};
+use super::models::{Lease, Resolution, Route};
 use super::request::{Asked, Waiting};
 use super::rewrite::{Framing, Rewriter};
 use super::route::Endpoint;
@@ -36,6 +38,18 @@ struct Received {
     head: Parts,
     trace: Trace,
     class: Class,
+}
+
+/// One of the places for requests.
+pub(super) struct Slot {
+    busy: watch::Sender<usize>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.busy.send_modify(|busy| *busy -= 1);
+    }
 }
 
 /// A [`Route`], taken apart.
@@ -62,6 +76,12 @@ impl Target {
                 lease: Some(lease),
             },
         }
+    }
+}
+
+impl Target {
+    fn adapter(&self) -> Option<&str> {
+        (self.class == Class::Adapter).then_some(&self.client_name)
     }
 }
 
@@ -107,18 +127,23 @@ impl Proxy {
             return self.health();
         }
         let mut slot = Some(self.slot()?);
-        let caller = self.admission.authenticate(&received.head.headers)?;
+        let caller = self.caller(&received.head, None)?;
         if received.endpoint == Endpoint::Models {
+            let caller = caller.map_or_else(|| self.known(&received.head, &[]), Ok)?;
             return self.list(&caller).await;
         }
         self.engine()?;
         let stage = self.metrics.enter(State::Reading);
         let taken = self.intake.take(body).await?;
+        let caller = caller.map_or_else(|| self.known(&received.head, &taken.body), Ok)?;
         let asked = intake::parse(taken.body).await?;
         drop(stage);
-        let target = self.target(&asked, &caller, &mut slot).await?;
+        let mut target = self.target(&asked, &caller, &mut slot).await?;
         received.class = target.class;
-        let permit = self.admitted(&caller, &asked).await?;
+        let permit = self.admitted(&caller, target.adapter(), received.trace.id()).await?;
+        if permit.waited {
+            target = self.settled(self.models.resolve(&asked.model, &caller).await, &asked)?;
+        }
         let aborted = permit.aborted.clone().unwrap_or_default();
         let turn = Turn { caller, asked, target, permit, slot };
         let response = tokio::select! {
@@ -134,15 +159,32 @@ impl Proxy {
         response
     }
 
-    async fn admitted(&self, caller: &Caller, asked: &Asked) -> Result<Permit, Answer> {
+    fn caller(&self, head: &Parts, body: Option<&[u8]>) -> Result<Option<Caller>, Answer> {
+        let mut headers = head.headers.get_all(AUTHORIZATION).iter();
+        let authorization = headers.next().map(HeaderValue::as_bytes);
+        if headers.next().is_some() {
+            return Err(Answer::Unauthorized("more than one Authorization header".to_owned()));
+        }
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        self.admission.authenticate(&Asking { method: head.method.as_str(), path, authorization }, body)
+    }
+
+    fn known(&self, head: &Parts, body: &[u8]) -> Result<Caller, Answer> {
+        let unknown = || Answer::Unauthorized("the credentials do not say who you are".to_owned());
+        self.caller(head, Some(body))?.ok_or_else(unknown)
+    }
+
+    async fn admitted(&self, caller: &Caller, adapter: Option<&str>, request: &str) -> Result<Permit, Answer> {
         let (_stage, since) = (self.metrics.enter(State::Gate), Instant::now());
-        let permit = self.admission.admit(caller, &asked.model).await;
+        let permit = self.admission.admit(caller, adapter, request).await;
         self.metrics.gate_waited(since.elapsed());
         permit
     }
 
-    fn slot(&self) -> Result<OwnedSemaphorePermit, Answer> {
-        self.requests.clone().try_acquire_owned().map_err(|_| Answer::Overloaded { what: "requests" })
+    fn slot(&self) -> Result<Slot, Answer> {
+        let permit = self.requests.clone().try_acquire_owned().map_err(|_| Answer::Overloaded { what: "requests" })?;
+        self.busy.send_modify(|busy| *busy += 1);
+        Ok(Slot { busy: self.busy.clone(), _permit: permit })
     }
 
     fn engine(&self) -> Result<Upstream, Answer> {
@@ -174,12 +216,10 @@ impl Proxy {
     }
 
     /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
-    async fn target(
-        &self,
-        asked: &Asked,
-        caller: &Caller,
-        slot: &mut Option<OwnedSemaphorePermit>,
-    ) -> Result<Target, Answer> {
+    async fn target(&self, asked: &Asked, caller: &Caller, slot: &mut Option<Slot>) -> Result<Target, Answer> {
+        if !self.models.knows(&asked.model) {
+            self.admission.look_for_unknown(caller)?;
+        }
         let resolution = self.models.resolve(&asked.model, caller).await;
         let longest = match asked.waiting {
             Waiting::AtMost(time) => Some(time.min(self.config.wait_for_model)),
@@ -189,6 +229,7 @@ impl Proxy {
         let (Some(longest), Resolution::Loading { .. }) = (longest, &resolution) else {
             return self.settled(resolution, asked);
         };
+        let _place = self.admission.wait(caller)?;
         let _turn = self.waiting.try_acquire().map_err(|_| Answer::Overloaded { what: "waiting requests" })?;
         let _stage = self.metrics.enter(State::Loading);
         *slot = None;
@@ -217,7 +258,7 @@ struct Turn {
     asked: Asked,
     target: Target,
     permit: Permit,
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Option<Slot>,
 }
 
 impl Turn {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::exec::Proof;
+use super::start::Proof;
 use crate::caches::CONTROL;
 use crate::durable;
 use crate::identity::UnixTime;
@@ -63,7 +63,7 @@ impl LastStart {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::exec::FamilyProof;
+    use crate::serve::start::FamilyProof;
 
     #[test]
     fn a_start_is_read_as_it_was_written() {

@@ -98,6 +98,9 @@ pub struct Report {
     #[serde(flatten)]
     pub verdict: Verdict,
     pub artifacts: Vec<ArtifactReport>,
+    /// What the policy admitted of `artifacts`, in their order.
+    #[serde(skip)]
+    pub admitted: Vec<Admitted>,
     /// What was offered and is in quarantine.
     pub quarantined: Vec<LeftOut>,
     pub lock_seconds: f64,
@@ -107,6 +110,9 @@ pub struct Report {
     pub install_seconds: f64,
     pub total_seconds: f64,
 }
+
+/// An artifact and what came of it.
+type Brought = (Admitted, ArtifactReport);
 
 /// What to show while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,7 +233,10 @@ impl Attempt<'_> {
         });
         let ended = Instant::now();
         let mut report = match brought {
-            Ok(artifacts) => Report { artifacts, ..self.report(Verdict::Installed) },
+            Ok(brought) => {
+                let (admitted, artifacts) = brought.into_iter().unzip();
+                Report { artifacts, admitted, ..self.report(Verdict::Installed) }
+            }
             Err(failure) => {
                 self.remember(&failure).await;
                 self.report(Verdict::Nothing { class: failure.class, detail: failure.detail })
@@ -269,11 +278,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn bring(
-        &mut self,
-        lock: &Arc<InstallLock>,
-        found: &mut Option<Instant>,
-    ) -> Result<Vec<ArtifactReport>, Failure> {
+    async fn bring(&mut self, lock: &Arc<InstallLock>, found: &mut Option<Instant>) -> Result<Vec<Brought>, Failure> {
         (self.tell)(Step::Looking);
         let request = WarmRequest {
             identity: Bytes::copy_from_slice(self.job.identity.id().as_bytes()),
@@ -315,9 +320,9 @@ impl Attempt<'_> {
     async fn finish(
         &self,
         mut running: JoinSet<Result<(ArtifactId, Installed), Failure>>,
-        mut reports: Vec<ArtifactReport>,
+        mut reports: Vec<Brought>,
         mut failure: Option<Failure>,
-    ) -> Result<Vec<ArtifactReport>, Failure> {
+    ) -> Result<Vec<Brought>, Failure> {
         let mut installed = Vec::new();
         while let Some(ended) = running.join_next().await {
             match ended {
@@ -328,7 +333,8 @@ impl Attempt<'_> {
             }
         }
         for (id, done) in &installed {
-            if let Some(report) = reports.iter_mut().find(|report| report.artifact == *id) {
+            if let Some(report) = reports.iter_mut().find(|(admitted, _)| admitted.id() == *id) {
+                let report = &mut report.1;
                 report.installed = done.installed.len();
                 report.added.clone_from(&done.installed);
                 report.existing = done.existing.len();
@@ -336,7 +342,7 @@ impl Attempt<'_> {
                 report.bytes = done.bytes;
             }
         }
-        reports.retain(|report| installed.iter().any(|(id, _)| *id == report.artifact));
+        reports.retain(|(admitted, _)| installed.iter().any(|(id, _)| *id == admitted.id()));
         match failure {
             Some(failure) if reports.is_empty() => Err(failure),
             Some(failure) => {
@@ -354,6 +360,7 @@ impl Attempt<'_> {
         Report {
             verdict,
             artifacts: Vec::new(),
+            admitted: Vec::new(),
             quarantined: self.quarantined.clone(),
             lock_seconds: (self.locked - self.begun).as_secs_f64(),
             lookup_seconds: 0.0,

@@ -57,16 +57,16 @@ fn what_is_signed_is_what_is_read() {
 }
 
 #[test]
-fn the_identity_is_base_model_and_content_and_nothing_else() {
+fn an_adapter_is_looked_up_by_base_model_and_alias_and_nothing_else() {
     let release = release();
     let one = release.identity().unwrap();
-    assert_eq!(one.facts().keys().collect::<Vec<_>>(), [FACT_BASE_MODEL, FACT_CONTENT]);
-    let renamed = Release { alias: "other".parse().unwrap(), owner: None, ..release.clone() };
-    assert_eq!(renamed.identity().unwrap(), one);
+    assert_eq!(one.facts().keys().collect::<Vec<_>>(), [FACT_ALIAS, FACT_BASE_MODEL]);
     let elsewhere = Release { base: "/models/tiny_llama-0.1b".parse().unwrap(), ..release.clone() };
     assert_eq!(elsewhere.identity().unwrap(), one);
-    let another = Release { content: ContentId::of(b"x"), ..release };
-    assert_ne!(another.identity().unwrap(), one);
+    let next = Release { content: ContentId::of(b"x"), owner: None, ..release.clone() };
+    assert_eq!(next.identity().unwrap(), one);
+    let renamed = Release { alias: "other".parse().unwrap(), ..release };
+    assert_ne!(renamed.identity().unwrap(), one);
 }
 
 #[test]
@@ -90,12 +90,11 @@ fn an_adapter_signed_as_code_is_refused() {
 }
 
 #[test]
-fn an_identity_that_names_another_content_or_model_is_refused() {
-    let other = |base: &str, content: &[u8]| identity(&base.parse().unwrap(), &ContentId::of(content)).unwrap();
-    let wrong = read(|draft| draft.identity = other("acme/Tiny-Llama-0.1B", b"other"));
-    assert!(matches!(wrong, Err(ReleaseError::Content { .. })));
-    let content = content_id(&files(&[CONFIG, WEIGHTS]));
-    let wrong = read(|draft| draft.identity = identity(&"acme/other".parse().unwrap(), &content).unwrap());
+fn an_identity_that_names_another_alias_or_model_is_refused() {
+    let other = |base: &str, alias: &str| identity(&base.parse().unwrap(), &alias.parse().unwrap()).unwrap();
+    let wrong = read(|draft| draft.identity = other("acme/Tiny-Llama-0.1B", "other"));
+    assert!(matches!(wrong, Err(ReleaseError::Alias { .. })));
+    let wrong = read(|draft| draft.identity = other("acme/other", "sql"));
     assert!(matches!(wrong, Err(ReleaseError::Base { .. })));
 }
 

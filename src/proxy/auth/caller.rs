@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::EncodeLabelValue;
 
-use super::address::Address;
 use super::config::AnonymousConfig;
 use super::scope::{Owner, Scope, Scopes, Tenant};
+use crate::adapters::Address;
 use crate::identity::UnixTime;
 
 /// How a caller proved who they are.
@@ -25,7 +25,7 @@ pub enum Method {
     Socket,
 }
 
-/// Who calls, and what they may do. Made by [`Authenticator`](super::Authenticator) only.
+/// Who calls, and what they may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     tenant: Tenant,
@@ -49,7 +49,8 @@ impl Caller {
         Self { expires, ..self }
     }
 
-    pub(super) fn anonymous(config: &AnonymousConfig) -> Self {
+    /// Somebody without credentials, where that is allowed.
+    pub fn anonymous(config: &AnonymousConfig) -> Self {
         Self::new(config.tenant.clone(), "anonymous", Method::Anonymous, Scopes::new(config.scopes.clone()))
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::AuthError;
-use super::address::Address;
 use super::jwt::Algorithm;
 use super::scope::{MAX_SCOPES, Scope, Tenant};
+use crate::adapters::Address;
 
 /// Clocks may differ by at most this much (lora-serving, signed texts).
 const MAX_SKEW: Duration = Duration::from_secs(60);
@@ -115,6 +115,12 @@ pub struct AnonymousConfig {
     pub tenant: Tenant,
     #[serde(default = "infer")]
     pub scopes: Vec<Scope>,
+}
+
+impl Default for AnonymousConfig {
+    fn default() -> Self {
+        Self { tenant: Tenant::everybody(), scopes: infer() }
+    }
 }
 
 fn infer() -> Vec<Scope> {

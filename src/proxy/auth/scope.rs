@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::address::Address;
+use crate::adapters::Address;
 
 /// No list of scopes is longer.
 pub const MAX_SCOPES: usize = 32;
@@ -161,6 +161,11 @@ pub struct Tenant(std::sync::Arc<str>);
 pub struct InvalidTenant;
 
 impl Tenant {
+    /// Of those who did not say who they are.
+    pub fn everybody() -> Self {
+        Self("everybody".into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -18,11 +18,12 @@ pub use sessions::{SessionError, Sessions, TokenId};
 pub use text::{SignIn, Use};
 
 use super::AuthError;
-use super::address::{Address, WalletSignature};
 use super::caller::{Caller, Method};
 use super::config::{AddressConfig, WalletConfig};
 use super::denied::Denied;
 use super::scope::{Scope, Scopes, Tenant};
+use super::signature::WalletSignature;
+use crate::adapters::Address;
 use crate::identity::UnixTime;
 use nonces::{Nonces, Standing};
 
@@ -106,7 +107,7 @@ impl Wallets {
     pub(super) fn verify_static(&self, signature: &str) -> Result<Caller, Denied> {
         let text = self.config.insecure_static_text.as_deref().ok_or(Denied::MethodOff)?;
         let signature: WalletSignature = signature.parse().map_err(|_| Denied::Signature)?;
-        let address = Address::recover(text.as_bytes(), &signature).ok_or(Denied::Signature)?;
+        let address = signature.signer(text.as_bytes()).ok_or(Denied::Signature)?;
         if !self.known.contains_key(&address) {
             return Err(Denied::Stranger);
         }
@@ -128,7 +129,7 @@ impl Wallets {
             return Err(Denied::Audience);
         }
         let signature: WalletSignature = signature.parse().map_err(|_| Denied::Signature)?;
-        match Address::recover(text.as_bytes(), &signature) {
+        match signature.signer(text.as_bytes()) {
             Some(address) if address == sign_in.address => Ok(sign_in),
             _ => Err(Denied::Signature),
         }

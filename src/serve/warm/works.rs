@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::install::{self, Feed, InstallWork};
-use super::{ArtifactReport, Attempt, Failure};
+use super::{ArtifactReport, Attempt, Brought, Failure};
 use crate::artifact::SignedManifest;
 use crate::digest::ArtifactId;
 use crate::identity::UnixTime;
@@ -21,7 +21,7 @@ pub(super) struct Works<'a, 'b> {
     pub(super) lock: &'a Arc<InstallLock>,
     pub(super) running: JoinSet<Result<(ArtifactId, Installed), Failure>>,
     pub(super) handles: HashMap<ArtifactId, AbortHandle>,
-    pub(super) reports: Vec<ArtifactReport>,
+    pub(super) reports: Vec<Brought>,
     /// The first one; others may succeed all the same.
     pub(super) failure: Option<Failure>,
     pub(super) quarantined: Vec<LeftOut>,
@@ -50,7 +50,7 @@ impl Works<'_, '_> {
             self.failure.get_or_insert(Failure { class: NegativeClass::Quarantined, detail });
             return;
         }
-        self.reports.push(ArtifactReport::of(&admitted));
+        self.reports.push((admitted.clone(), ArtifactReport::of(&admitted)));
         let id = admitted.id();
         let work = InstallWork {
             root: self.attempt.root.clone(),
@@ -77,7 +77,7 @@ impl Works<'_, '_> {
                 handle.abort();
             }
             self.failure.get_or_insert(failure);
-        } else if let Some(report) = self.reports.iter_mut().find(|report| report.artifact == id) {
+        } else if let Some((_, report)) = self.reports.iter_mut().find(|(admitted, _)| admitted.id() == id) {
             report.wire_bytes = done.wire_bytes;
             report.reused_bytes = done.reused_bytes;
             report.holders = done.holders;

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hyper::header::HeaderMap;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::io::AsyncBufReadExt;
@@ -15,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use warmd::proxy::auth::AnonymousConfig;
 use warmd::proxy::{
-    Admission, Answer, BoxFuture, Caller, Config, Metrics, ModelCard, Models, Permit, Proxy, Resolution, Route, Server,
+    Admission, Answer, Asking, BoxFuture, Caller, Config, Lease, Metrics, ModelCard, Models, Permit, Proxy, Resolution,
+    Route, Server,
 };
 
 use super::cluster::DEADLINE;
@@ -80,6 +81,10 @@ impl Fleet {
 }
 
 impl Models for Fleet {
+    fn knows(&self, _: &str) -> bool {
+        true
+    }
+
     fn resolve<'a>(&'a self, model: &'a str, _: &'a Caller) -> BoxFuture<'a, Resolution> {
         Box::pin(async { self.look(model) })
     }
@@ -94,7 +99,7 @@ impl Models for Fleet {
     }
 
     fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>> {
-        let owned_by = caller.tenant.to_string();
+        let owned_by = caller.tenant().to_string();
         let (parent, state) = (Some("base".to_owned()), Some("ready".to_owned()));
         let card = ModelCard { id: "sql".to_owned(), owned_by, created: 1, parent, max_model_len: None, state };
         Box::pin(std::future::ready(vec![card]))
@@ -113,13 +118,22 @@ pub struct Guard {
 }
 
 impl Admission for Guard {
-    fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Answer> {
-        let is_known = headers.get("authorization").is_some_and(|key| key == "Bearer client-key");
-        is_known.then(|| Caller { tenant: "t".into() }).ok_or_else(|| Answer::Unauthorized("unknown key".to_owned()))
+    fn authenticate(&self, asking: &Asking<'_>, _: Option<&[u8]>) -> Result<Option<Caller>, Answer> {
+        let is_known = asking.authorization == Some(b"Bearer client-key");
+        let caller = || Caller::anonymous(&AnonymousConfig { tenant: "t".parse().unwrap(), ..Default::default() });
+        is_known.then(|| Some(caller())).ok_or_else(|| Answer::Unauthorized("unknown key".to_owned()))
     }
 
-    fn admit<'a>(&'a self, _: &'a Caller, _: &'a str) -> BoxFuture<'a, Result<Permit, Answer>> {
-        let permit = Permit { held: None, aborted: Some(self.abort.child_token()) };
+    fn look_for_unknown(&self, _: &Caller) -> Result<(), Answer> {
+        Ok(())
+    }
+
+    fn wait(&self, _: &Caller) -> Result<Lease, Answer> {
+        Ok(Box::new(()))
+    }
+
+    fn admit<'a>(&'a self, _: &'a Caller, _: Option<&'a str>, _: &'a str) -> BoxFuture<'a, Result<Permit, Answer>> {
+        let permit = Permit { aborted: Some(self.abort.child_token()), ..Permit::default() };
         Box::pin(std::future::ready(Ok(permit)))
     }
 

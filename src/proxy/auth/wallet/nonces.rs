@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::super::address::Address;
 use super::super::denied::Denied;
+use crate::adapters::Address;
 use crate::identity::UnixTime;
 
 /// Of one address.

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::address::Address;
 use super::super::denied::Denied;
+use crate::adapters::Address;
 use crate::durable;
 
 /// Addresses with a revocation. More are refused: none may be forgotten.

@@ -1,4 +1,4 @@
-use super::super::address::tests::{DEV_KEYS, mirrored, sign};
+use super::super::signature::tests::{DEV_KEYS, mirrored, sign};
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
@@ -178,7 +178,7 @@ fn strangers_are_denied_unless_they_are_let_in_and_then_may_only_infer() {
     assert_eq!(shut.wallets.verify(&one, Some(&REQUEST), at(0)).unwrap_err(), Denied::Stranger);
     let open = fixture("strangers = true");
     let caller = open.wallets.verify(&token(&stranger, 1), None, at(0)).unwrap();
-    assert_eq!(caller.tenant().as_str(), DEV_KEYS[1].1.to_lowercase());
+    assert_eq!(caller.tenant().as_str(), DEV_KEYS[1].1);
     assert!(caller.scopes().permit_inference() && !caller.scopes().permit_admin());
     assert!(open.wallets.verify(&one, Some(&REQUEST), at(0)).is_ok());
 }

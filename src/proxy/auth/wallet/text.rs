@@ -27,9 +27,9 @@ use std::time::UNIX_EPOCH;
 
 use data_encoding::HEXLOWER;
 
-use super::super::address::Address;
 use super::super::scope::{MAX_SCOPES, Scope};
 use super::{Request, TokenId};
+use crate::adapters::Address;
 use crate::identity::UnixTime;
 
 /// Bytes.
@@ -231,7 +231,7 @@ impl fmt::Display for SignIn {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::address::WalletSignature;
+    use super::super::super::signature::WalletSignature;
     use super::*;
 
     const TEXT: &str = "llm.example.com wants you to sign in with your Ethereum account:\n\
@@ -324,7 +324,7 @@ mod tests {
         ] {
             let signature: WalletSignature = signature.parse().unwrap();
             let address: Address = text.lines().nth(1).unwrap().parse().unwrap();
-            assert_eq!(Address::recover(text.as_bytes(), &signature), Some(address));
+            assert_eq!(signature.signer(text.as_bytes()), Some(address));
         }
     }
 }

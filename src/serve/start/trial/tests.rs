@@ -38,9 +38,9 @@ fn start(trial: &mut Trial, installed: &[u8], end: End) -> Verdict {
 fn crashed_twice() -> Trial {
     let mut trial = Trial::default();
     assert_eq!(start(&mut trial, &[1], End::Crashed), Verdict::Nothing);
-    assert_eq!(trial.start(), Start::Warm);
+    assert_eq!(trial.start(), Kind::Warm);
     assert_eq!(start(&mut trial, &[], End::Crashed), Verdict::Nothing);
-    assert_eq!(trial.start(), Start::Clean);
+    assert_eq!(trial.start(), Kind::Clean);
     trial
 }
 
@@ -49,7 +49,7 @@ fn a_clean_start_that_works_after_two_crashes_quarantines_what_was_installed() {
     let mut trial = crashed_twice();
     assert_eq!(start(&mut trial, &[], End::Ready), Verdict::Quarantine(vec![release(1)]));
     assert!(trial.is_empty());
-    assert_eq!(trial.start(), Start::Warm);
+    assert_eq!(trial.start(), Kind::Warm);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_clean_start_that_crashes_as_well_exonerates_and_counting_starts_over() {
     assert_eq!(start(&mut trial, &[], End::Crashed), Verdict::Exonerated(vec![release(1)]));
     assert!(trial.is_empty());
     start(&mut trial, &[1], End::Crashed);
-    assert_eq!(trial.start(), Start::Warm);
+    assert_eq!(trial.start(), Kind::Warm);
 }
 
 #[test]
@@ -83,9 +83,9 @@ fn a_start_that_is_ended_from_outside_does_not_count() {
     let mut trial = Trial::default();
     start(&mut trial, &[1], End::Crashed);
     assert_eq!(start(&mut trial, &[], End::Unknown), Verdict::Nothing);
-    assert_eq!(trial.start(), Start::Warm);
+    assert_eq!(trial.start(), Kind::Warm);
     start(&mut trial, &[], End::Crashed);
-    assert_eq!(trial.start(), Start::Clean);
+    assert_eq!(trial.start(), Kind::Clean);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn crashes_without_anything_installed_are_nobodys_fault() {
     let mut trial = Trial::default();
     for _ in 0..5 {
         assert_eq!(start(&mut trial, &[], End::Crashed), Verdict::Nothing);
-        assert_eq!(trial.start(), Start::Warm);
+        assert_eq!(trial.start(), Kind::Warm);
     }
     assert!(trial.is_empty());
 }
@@ -103,7 +103,7 @@ fn what_came_after_the_first_crash_is_withdrawn_but_not_quarantined() {
     let mut trial = Trial::default();
     start(&mut trial, &[1], End::Crashed);
     start(&mut trial, &[2], End::Crashed);
-    assert_eq!(trial.start(), Start::Clean);
+    assert_eq!(trial.start(), Kind::Clean);
     assert_eq!(trial.suspects().len(), 2);
     assert_eq!(start(&mut trial, &[], End::Ready), Verdict::Quarantine(vec![release(1)]));
 }
@@ -136,9 +136,9 @@ fn a_start_without_an_end_is_a_crash_only_on_the_same_boot() {
     trial.begin(boot(0), Vec::new(), nothing);
     let mut rebooted = trial.clone();
     assert_eq!(trial.resume(&boot(0)), Verdict::Nothing);
-    assert_eq!(trial.start(), Start::Clean);
+    assert_eq!(trial.start(), Kind::Clean);
     assert_eq!(rebooted.resume(&boot(1)), Verdict::Nothing);
-    assert_eq!(rebooted.start(), Start::Warm);
+    assert_eq!(rebooted.start(), Kind::Warm);
     trial.begin(boot(0), Vec::new(), nothing);
     assert_eq!(trial.resume(&boot(0)), Verdict::Exonerated(vec![release(1)]));
     assert_eq!(Trial::default().resume(&boot(0)), Verdict::Nothing);
@@ -172,7 +172,7 @@ fn what_was_about_to_be_installed_is_suspect_as_far_as_it_is_there() {
     assert_eq!(trial.suspects(), [suspect(1)]);
     start(&mut trial, &[], End::Crashed);
     start(&mut trial, &[], End::Crashed);
-    assert_eq!(trial.start(), Start::Clean);
+    assert_eq!(trial.start(), Kind::Clean);
 }
 
 #[test]
@@ -206,14 +206,14 @@ proptest! {
     fn only_a_clean_start_that_worked_quarantines_and_no_two_starts_in_a_row_are_clean(starts in starts()) {
         let mut trial = Trial::default();
         let mut boots = 0;
-        let mut before = Start::Warm;
+        let mut before = Kind::Warm;
         // Crashes with each artifact in place since the engine was last ready, by a count of our own.
         let mut crashes: std::collections::BTreeMap<u8, u32> = Default::default();
         for (installed, end, boots_again) in starts {
             let mode = trial.start();
-            prop_assert!(!(mode == Start::Clean && before == Start::Clean), "two clean starts in a row");
-            prop_assert_eq!(mode == Start::Clean, crashes.values().any(|count| *count >= 2));
-            let installed = if mode == Start::Clean { Vec::new() } else { installed };
+            prop_assert!(!(mode == Kind::Clean && before == Kind::Clean), "two clean starts in a row");
+            prop_assert_eq!(mode == Kind::Clean, crashes.values().any(|count| *count >= 2));
+            let installed = if mode == Kind::Clean { Vec::new() } else { installed };
             installed.iter().for_each(|n| { crashes.entry(*n).or_insert(0); });
             trial.begin(boot(boots), installed.into_iter().map(suspect).collect(), nothing);
             boots += u8::from(boots_again);
@@ -224,16 +224,16 @@ proptest! {
             };
             let guilty: Vec<u8> = crashes.iter().filter(|(_, count)| **count >= 2).map(|(n, _)| *n).collect();
             if let Verdict::Quarantine(releases) = &verdict {
-                prop_assert_eq!((mode, end), (Start::Clean, End::Ready));
+                prop_assert_eq!((mode, end), (Kind::Clean, End::Ready));
                 prop_assert!(!releases.is_empty());
                 let mut named: Vec<u64> = releases.iter().map(|release| release.generation).collect();
                 named.sort_unstable();
                 prop_assert_eq!(named, guilty.into_iter().map(u64::from).collect::<Vec<_>>());
             } else {
-                prop_assert!((mode, end) != (Start::Clean, End::Ready));
+                prop_assert!((mode, end) != (Kind::Clean, End::Ready));
             }
             match (mode, end) {
-                (Start::Clean, _) | (_, End::Ready) => crashes.clear(),
+                (Kind::Clean, _) | (_, End::Ready) => crashes.clear(),
                 (_, End::Crashed) => crashes.values_mut().for_each(|count| *count += 1),
                 (_, End::Unknown) => {}
             }

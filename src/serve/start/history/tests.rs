@@ -53,14 +53,14 @@ impl Node {
     }
 
     /// Begins a start; what was said before.
-    fn begin(&self, installed: Vec<Suspect>) -> (Start, Record, String) {
+    fn begin(&self, installed: Vec<Suspect>) -> (Kind, Record, String) {
         let (history, said) = self.history();
         let record = history.ledger.begin(installed).unwrap().unwrap();
         (history.start, record, said)
     }
 
     /// One whole start; what was said at its end.
-    fn start(&self, installed: Vec<Suspect>, end: End) -> (Start, String) {
+    fn start(&self, installed: Vec<Suspect>, end: End) -> (Kind, String) {
         let (start, record, _) = self.begin(installed);
         (start, record.end(end, UnixTime::from_seconds(1_800_000_000)).unwrap().lines.join("\n"))
     }
@@ -84,12 +84,12 @@ fn release() -> Release {
 #[test]
 fn after_two_crashes_only_what_was_installed_is_taken_away_and_a_clean_start_that_works_quarantines_it() {
     let node = Node::new();
-    assert_eq!(node.start(vec![node.suspect()], End::Crashed), (Start::Warm, String::new()));
-    assert_eq!(node.start(Vec::new(), End::Crashed), (Start::Warm, String::new()));
+    assert_eq!(node.start(vec![node.suspect()], End::Crashed), (Kind::Warm, String::new()));
+    assert_eq!(node.start(Vec::new(), End::Crashed), (Kind::Warm, String::new()));
     assert_eq!(node.entries(), ["installed", "own"]);
 
     let (start, record, said) = node.begin(Vec::new());
-    assert_eq!(start, Start::Clean);
+    assert_eq!(start, Kind::Clean);
     assert_eq!(node.entries(), ["own"]);
     let id = ArtifactId::of(b"artifact");
     let expected = format!("crashed twice after these were installed: starting clean: {} (triton)", id.short());
@@ -99,7 +99,7 @@ fn after_two_crashes_only_what_was_installed_is_taken_away_and_a_clean_start_tha
     assert!(said.ends_with(&format!("`warmd quarantine clear {id}`")), "{said}");
 
     let (history, said) = node.history();
-    assert_eq!((history.start, said.as_str()), (Start::Warm, ""));
+    assert_eq!((history.start, said.as_str()), (Kind::Warm, ""));
     assert_eq!(history.quarantine.refuses(&release()).unwrap().release, release());
     assert!(!node.record().exists());
 }
@@ -110,10 +110,10 @@ fn a_clean_start_that_crashes_too_quarantines_nothing_and_says_so() {
     node.start(vec![node.suspect()], End::Crashed);
     node.start(Vec::new(), End::Crashed);
     let (start, said) = node.start(Vec::new(), End::Crashed);
-    assert_eq!(start, Start::Clean);
+    assert_eq!(start, Kind::Clean);
     assert!(said.contains("may be installed again"), "{said}");
     let (history, _) = node.history();
-    assert_eq!(history.start, Start::Warm);
+    assert_eq!(history.start, Kind::Warm);
     assert!(history.quarantine.list().is_empty());
 }
 
@@ -129,7 +129,7 @@ fn what_is_installed_just_as_warmd_is_killed_is_suspect_at_the_next_start() {
     node.start(Vec::new(), End::Crashed);
     node.start(Vec::new(), End::Crashed);
     let (start, _, said) = node.begin(Vec::new());
-    assert_eq!((start, node.entries()), (Start::Clean, vec!["own".to_owned()]));
+    assert_eq!((start, node.entries()), (Kind::Clean, vec!["own".to_owned()]));
     assert!(said.contains("taken away: 1 entries"), "{said}");
 }
 
@@ -152,7 +152,7 @@ fn a_process_that_is_gone_without_a_word_counts_as_a_crash() {
     for installed in [vec![node.suspect()], Vec::new()] {
         drop(node.begin(installed));
     }
-    assert_eq!(node.history().0.start, Start::Clean);
+    assert_eq!(node.history().0.start, Kind::Clean);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_start_on_another_boot_is_no_crash() {
     assert!(text.contains(&boot));
     let other = text.replace(&boot, "00000000-0000-4000-8000-000000000000");
     durable::replace_record(&node.record(), &other, 0o600).unwrap();
-    assert_eq!(node.history().0.start, Start::Warm);
+    assert_eq!(node.history().0.start, Kind::Warm);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn of_two_engines_that_start_at_once_only_the_first_has_the_record() {
     node.start(Vec::new(), End::Crashed);
     let (start, record, _) = node.begin(Vec::new());
     let (beside, said) = node.history();
-    assert_eq!((start, beside.start), (Start::Clean, Start::Clean), "what the first goes without is not brought back");
+    assert_eq!((start, beside.start), (Kind::Clean, Kind::Clean), "what the first goes without is not brought back");
     assert!(beside.ledger.begin(Vec::new()).unwrap().is_none());
     assert!(said.contains("another engine"), "{said}");
     record.end(End::Ready, UnixTime::from_seconds(0)).unwrap();
@@ -198,7 +198,7 @@ fn a_damaged_record_is_as_good_as_none() {
     node.start(Vec::new(), End::Crashed);
     let text = std::fs::read_to_string(node.record()).unwrap();
     std::fs::write(node.record(), text.replace("installed", "own")).unwrap();
-    assert_eq!(node.history().0.start, Start::Warm);
+    assert_eq!(node.history().0.start, Kind::Warm);
     assert_eq!(node.entries(), ["installed", "own"]);
 }
 
@@ -210,7 +210,7 @@ fn a_root_that_the_engine_does_not_use_any_more_stays_as_it_is() {
     elsewhere.entries = [RelPath::new("triton").unwrap()].into();
     node.start(vec![elsewhere], End::Crashed);
     node.start(Vec::new(), End::Crashed);
-    assert_eq!(node.history().0.start, Start::Clean);
+    assert_eq!(node.history().0.start, Kind::Clean);
     assert_eq!(node.entries(), ["installed", "own"]);
 }
 
@@ -223,7 +223,7 @@ fn suspects_that_cannot_be_taken_away_are_not_quarantined() {
     // No cache root of ours, so nothing is touched in it.
     std::fs::set_permissions(node.triton(), PermissionsExt::from_mode(0o777)).unwrap();
     let (start, record, said) = node.begin(Vec::new());
-    assert_eq!(start, Start::Clean, "nothing is installed all the same");
+    assert_eq!(start, Kind::Clean, "nothing is installed all the same");
     assert!(said.contains("could not be taken away"), "{said}");
     assert!(record.end(End::Ready, UnixTime::from_seconds(0)).unwrap().lines.is_empty());
     assert!(node.history().0.quarantine.list().is_empty());
@@ -238,7 +238,7 @@ async fn a_root_that_cannot_be_written_costs_the_quarantine_and_not_the_start() 
     let heard = said.clone();
     let say: Say = Arc::new(move |line: &str| heard.lock().unwrap().push(line.to_owned()));
     let history = History::of(&file, &Environment::default(), Duration::from_secs(60), &say).await;
-    assert_eq!(history.start, Start::Warm);
+    assert_eq!(history.start, Kind::Warm);
     let current = history.begin(&[], &say).await;
     current.end(End::Crashed, &say).await;
     let said = said.lock().unwrap().join("\n");
@@ -270,6 +270,7 @@ fn only_entries_that_came_are_suspect() {
     warmed.report = Some(Report {
         verdict: warm::Verdict::Installed,
         artifacts: vec![artifact(b"new", &["came"]), artifact(b"known", &[])],
+        admitted: Vec::new(),
         quarantined: Vec::new(),
         lock_seconds: 0.0,
         lookup_seconds: 0.0,

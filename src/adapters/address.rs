@@ -1,4 +1,4 @@
-//! Who an adapter belongs to: an Ethereum address.
+//! Ethereum addresses: who an adapter belongs to, and who signed a request.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,20 +9,21 @@ use sha3::{Digest, Keccak256};
 
 /// The text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OwnerError {
+pub enum AddressError {
     #[error("`{0}` is no address: expected `0x` and 40 hex digits")]
     Form(String),
     #[error(
         "`{found}` is mistyped: its upper and lower case (EIP-55) fit no address of these digits, which is `{expected}`"
     )]
-    Checksum { found: String, expected: Owner },
+    Checksum { found: String, expected: Address },
 }
 
-/// 20 bytes. Compared as such: the case of its digits is only a checksum of the text.
+/// An account: 20 bytes, compared as such. Text form: `0x` and 40 hex digits, whose case is a checksum (EIP-55); read also
+/// in one case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Owner([u8; 20]);
+pub struct Address([u8; 20]);
 
-impl Owner {
+impl Address {
     pub const fn from_array(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
@@ -40,41 +41,41 @@ impl Owner {
     }
 }
 
-impl FromStr for Owner {
-    type Err = OwnerError;
-    fn from_str(text: &str) -> Result<Self, OwnerError> {
-        let form = || OwnerError::Form(super::json::shown(text));
+impl FromStr for Address {
+    type Err = AddressError;
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let form = || AddressError::Form(super::json::shown(text));
         let digits = text.strip_prefix("0x").ok_or_else(form)?;
         let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| form())?;
-        let owner = Self(bytes.try_into().map_err(|_| form())?);
+        let address = Self(bytes.try_into().map_err(|_| form())?);
         let has = |of: fn(&u8) -> bool| digits.as_bytes().iter().any(of);
         let mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase);
-        if mixed && owner.checksummed() != digits {
-            return Err(OwnerError::Checksum { found: text.to_owned(), expected: owner });
+        if mixed && address.checksummed() != digits {
+            return Err(AddressError::Checksum { found: text.to_owned(), expected: address });
         }
-        Ok(owner)
+        Ok(address)
     }
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "0x{}", self.checksummed())
     }
 }
 
-impl fmt::Debug for Owner {
+impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Owner({self})")
+        write!(f, "Address({self})")
     }
 }
 
-impl Serialize for Owner {
+impl Serialize for Address {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Owner {
+impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -95,17 +96,17 @@ mod tests {
     #[test]
     fn the_standards_own_examples_round_trip_in_every_case() {
         for text in EXAMPLES {
-            let owner: Owner = text.parse().unwrap();
-            assert_eq!(owner.to_string(), text);
-            assert_eq!(text.to_lowercase().parse(), Ok(owner));
-            assert_eq!(format!("0x{}", text[2..].to_uppercase()).parse(), Ok(owner));
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert_eq!(text.to_lowercase().parse(), Ok(address));
+            assert_eq!(format!("0x{}", text[2..].to_uppercase()).parse(), Ok(address));
         }
     }
 
     #[test]
     fn one_letter_of_the_wrong_case_is_a_mistyped_address() {
         let wrong = EXAMPLES[0].replacen('A', "a", 1);
-        let error = wrong.parse::<Owner>().unwrap_err();
+        let error = wrong.parse::<Address>().unwrap_err();
         assert!(error.to_string().contains(&wrong) && error.to_string().contains(EXAMPLES[0]));
     }
 
@@ -113,7 +114,7 @@ mod tests {
     fn what_has_not_forty_digits_is_no_address() {
         let bare = &EXAMPLES[0][2..];
         for text in ["", "0x", bare, &format!("0x{}", &bare[1..]), &format!("0x{bare}0"), "0xzz", "0X00"] {
-            assert!(matches!(text.parse::<Owner>(), Err(OwnerError::Form(_))), "{text}");
+            assert!(matches!(text.parse::<Address>(), Err(AddressError::Form(_))), "{text}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Suspect {
 
 /// How an engine is to be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Start {
+pub(super) enum Kind {
     #[default]
     Warm,
     /// Without the suspects, and with nothing installed.
@@ -91,8 +91,8 @@ impl Trial {
     }
 
     /// The start that is under way, or the next one.
-    pub(super) fn start(&self) -> Start {
-        if self.suspects.iter().any(|suspect| suspect.crashes >= CRASHES) { Start::Clean } else { Start::Warm }
+    pub(super) fn start(&self) -> Kind {
+        if self.suspects.iter().any(|suspect| suspect.crashes >= CRASHES) { Kind::Clean } else { Kind::Warm }
     }
 
     /// A start whose process is gone without a word counts as a crash: the kernel or an operator killed it with its engine.
@@ -128,7 +128,7 @@ impl Trial {
     }
 
     fn suspect(&mut self, installed: Vec<Suspect>) {
-        if self.start() == Start::Clean && !installed.is_empty() {
+        if self.start() == Kind::Clean && !installed.is_empty() {
             // That is no clean start any more, whatever comes of it.
             self.suspects.clear();
         }
@@ -146,21 +146,21 @@ impl Trial {
             return Verdict::Nothing;
         }
         match (self.start(), end) {
-            (Start::Warm, End::Ready) => {
+            (Kind::Warm, End::Ready) => {
                 self.suspects.clear();
                 Verdict::Nothing
             }
-            (Start::Warm, End::Crashed) => {
+            (Kind::Warm, End::Crashed) => {
                 self.suspects.iter_mut().for_each(|suspect| suspect.crashes = suspect.crashes.saturating_add(1));
                 Verdict::Nothing
             }
-            (Start::Warm, End::Unknown) => Verdict::Nothing,
-            (Start::Clean, End::Ready) => {
+            (Kind::Warm, End::Unknown) => Verdict::Nothing,
+            (Kind::Clean, End::Ready) => {
                 let guilty = std::mem::take(&mut self.suspects).into_iter().filter(|one| one.crashes >= CRASHES);
                 Verdict::Quarantine(releases(guilty))
             }
-            (Start::Clean, End::Crashed) => Verdict::Exonerated(releases(std::mem::take(&mut self.suspects))),
-            (Start::Clean, End::Unknown) => {
+            (Kind::Clean, End::Crashed) => Verdict::Exonerated(releases(std::mem::take(&mut self.suspects))),
+            (Kind::Clean, End::Unknown) => {
                 self.suspects.clear();
                 Verdict::Nothing
             }

@@ -57,7 +57,7 @@ async fn a_spent_budget_leaves_a_moment_for_the_look() {
     let mut plan = plan(vec![prospect("triton")]);
     let say: Say = Arc::new(|_: &str| ());
     let look = async |_: &Prospect| {
-        sleep(LEAST_LOOK / 2).await;
+        tokio::time::sleep(LEAST_LOOK / 2).await;
         Ok(Looked::default())
     };
     plan.look_at_roots(Duration::ZERO, look, &say).await;

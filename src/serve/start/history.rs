@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::trial::{End, Start, Suspect, Trial, Verdict};
+use super::trial::{End, Kind, Suspect, Trial, Verdict};
 use crate::artifact::RelPath;
 use crate::caches::{CacheFamily, Environment};
 use crate::identity::UnixTime;
@@ -40,7 +40,7 @@ const REASON: &str = "the engine crashed twice while it started with it, and sta
 /// What earlier starts mean for this one.
 #[derive(Default)]
 pub(super) struct History {
-    pub(super) start: Start,
+    pub(super) start: Kind,
     pub(super) quarantine: Arc<Quarantine>,
     ledger: Arc<Ledger>,
 }
@@ -210,7 +210,7 @@ struct Ended {
 enum Taken {
     Ours(Record),
     /// Another start has the record, and is of this kind.
-    Others(Start),
+    Others(Kind),
 }
 
 impl Record {
@@ -219,7 +219,7 @@ impl Record {
         let Some(lock) = records.try_lock(LOCK)? else {
             let start = records.read::<Trial>(FILE)?.unwrap_or_default().start();
             lines.push("another engine is starting on these caches: crashes of this one do not count".to_owned());
-            if start == Start::Clean {
+            if start == Kind::Clean {
                 lines.push("it starts clean, so nothing is installed here either".to_owned());
             }
             return Ok(Taken::Others(start));
@@ -234,9 +234,9 @@ impl Record {
     }
 
     /// Makes a clean start clean. If that fails nothing is installed all the same, but its success proves nothing.
-    fn prepare(&mut self, environment: &Environment, lines: &mut Vec<String>) -> Start {
+    fn prepare(&mut self, environment: &Environment, lines: &mut Vec<String>) -> Kind {
         let start = self.trial.start();
-        if start == Start::Clean {
+        if start == Kind::Clean {
             let releases = self.trial.suspects().iter().map(|suspect| &suspect.release);
             lines.push(format!(
                 "the engine crashed twice after these were installed: starting clean: {}",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::trial::Start;
+use super::trial::Kind;
 use super::{FamilyProof, Proof};
 use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport};
@@ -19,7 +19,7 @@ const MOST: u32 = 1_000_000;
 
 pub(super) struct Reporting {
     client: Option<Client>,
-    start: Start,
+    start: Kind,
     hook: Duration,
     budget: Duration,
     is_ready: AtomicBool,
@@ -28,7 +28,7 @@ pub(super) struct Reporting {
 
 impl Reporting {
     /// `hook` is what warmd took before the engine.
-    pub(super) fn new(client: Option<Client>, start: Start, hook: Duration, budget: Duration) -> Self {
+    pub(super) fn new(client: Option<Client>, start: Kind, hook: Duration, budget: Duration) -> Self {
         Self { client, start, hook, budget, is_ready: AtomicBool::new(false), is_told: AtomicBool::new(false) }
     }
 
@@ -45,8 +45,8 @@ impl Reporting {
         }
         let outcome = match (self.is_ready.load(Ordering::Relaxed), self.start) {
             (false, _) => outcome,
-            (true, Start::Warm) => StartOutcome::Ready,
-            (true, Start::Clean) => StartOutcome::Clean,
+            (true, Kind::Warm) => StartOutcome::Ready,
+            (true, Kind::Clean) => StartOutcome::Clean,
         };
         let report = StartReport {
             outcome: outcome.into(),
