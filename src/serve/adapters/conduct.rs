@@ -69,8 +69,7 @@ async fn perform(shared: Arc<Shared>, work: Work) {
             let result = shared.ask(shared.registry.unload(epoch, &name)).await;
             shared.update(|table, now| table.was_unregistered(epoch, &name, result, now));
         }
-        Work::List { epoch } => {
-            let begun = Instant::now();
+        Work::List { epoch, begun } => {
             let found = shared.ask(shared.registry.list(epoch)).await;
             shared.update(|table, now| table.listed(epoch, begun, found, now));
         }
@@ -126,25 +125,27 @@ impl Shared {
     }
 
     /// Writes the records of these aliases; those that were not written are returned.
-    pub(super) async fn save(&self, aliases: Vec<Alias>) -> Vec<Alias> {
-        let (now, time) = (Instant::now(), UnixTime::now());
-        let records: Vec<_> = {
-            let table = self.table();
-            aliases.iter().map(|alias| (alias.clone(), table.record(alias, now, time))).collect()
-        };
-        let disk = self.loader.disk.clone();
-        let writing = self.unbounded(move || {
-            let mut not_written = Vec::new();
-            for (alias, record) in records {
-                let written = record.map_or_else(|| disk.forget(&alias), |record| disk.write(&record));
-                if let Err(error) = written {
-                    tracing::warn!(%alias, %error, "an adapter will not be remembered");
-                    not_written.push(alias);
-                }
+    pub(super) async fn save(self: &Arc<Self>, aliases: Vec<Alias>) -> Vec<Alias> {
+        let (shared, to_write) = (self.clone(), aliases.clone());
+        // The runtime's clock, which its other threads do not know.
+        let now = Instant::now();
+        self.unbounded(move || shared.write(to_write, now)).await.unwrap_or(aliases)
+    }
+
+    /// One at a time: whoever writes last writes what is so last.
+    fn write(&self, aliases: Vec<Alias>, now: Instant) -> Vec<Alias> {
+        let disk = &self.loader.disk;
+        let _turn = disk.writing();
+        let (mut not_written, time) = (Vec::new(), UnixTime::now());
+        for alias in aliases {
+            let record = self.table().record(&alias, now, time);
+            let written = record.map_or_else(|| disk.forget(&alias), |record| disk.write(&record));
+            if let Err(error) = written {
+                tracing::warn!(%alias, %error, "an adapter will not be remembered");
+                not_written.push(alias);
             }
-            not_written
-        });
-        writing.await.unwrap_or(aliases)
+        }
+        not_written
     }
 }
 

@@ -11,6 +11,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64;
@@ -44,6 +45,8 @@ pub enum DiskError {
 #[derive(Debug)]
 pub struct Disk {
     root: PathBuf,
+    /// Held by whoever writes records.
+    writing: Mutex<()>,
     _lock: File,
 }
 
@@ -99,7 +102,7 @@ impl Disk {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(DiskError::Locked(root));
         }
-        let disk = Self { root, _lock: lock };
+        let disk = Self { root, writing: Mutex::new(()), _lock: lock };
         match std::fs::remove_dir_all(disk.incoming()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&disk.incoming())(error)),
             _ => {}
@@ -130,6 +133,10 @@ impl Disk {
     /// Aliases never become paths.
     fn record(&self, alias: &Alias) -> PathBuf {
         self.aliases().join(format!("{}.json", Digest::of(alias.as_str().as_bytes())))
+    }
+
+    pub(super) fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self, record: &Record) -> Result<(), DiskError> {

@@ -98,9 +98,4 @@ impl Names {
     pub(super) fn batch(&mut self) -> Vec<Alias> {
         self.queue.drain(..self.queue.len().min(BATCH)).collect()
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.names.len()
-    }
 }

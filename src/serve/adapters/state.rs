@@ -2,7 +2,6 @@
 
 use prometheus_client::encoding::EncodeLabelValue;
 use serde::Serialize;
-use tokio::time::Instant;
 
 /// Of an alias, as clients and operators see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, EncodeLabelValue)]
@@ -68,12 +67,12 @@ pub(super) enum Eviction {
     Operator,
 }
 
-/// Where one version is, as far as the engine goes.
+/// Where one version is, as far as the engine goes. Times are the table's turns, which tell any two changes apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// The engine has not got it since then.
     Disk {
-        since: Instant,
+        since: u64,
     },
     Registering {
         epoch: u64,
@@ -81,7 +80,7 @@ pub(super) enum Place {
     /// The engine has had it since then.
     Ready {
         epoch: u64,
-        since: Instant,
+        since: u64,
     },
     Unregistering {
         epoch: u64,

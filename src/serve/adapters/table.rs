@@ -45,6 +45,8 @@ enum Stray {
 pub(super) struct Table {
     config: AdaptersConfig,
     metrics: Metrics,
+    /// Counts changes of what is believed of the engine.
+    turn: u64,
     /// Of the engine, while it is ready.
     epoch: Option<u64>,
     entries: BTreeMap<Alias, Entry>,
@@ -91,6 +93,7 @@ impl Table {
             names: Names::new(config.max_unknown),
             config,
             metrics,
+            turn: 0,
             epoch: None,
             entries: BTreeMap::new(),
             versions: BTreeMap::new(),
@@ -169,6 +172,11 @@ impl Table {
             }
             None => Found::Loading(self.state(entry, now)),
         }
+    }
+
+    fn next_turn(&mut self) -> u64 {
+        self.turn += 1;
+        self.turn
     }
 
     fn want(&mut self, alias: &Alias, want: Want) {

@@ -27,16 +27,17 @@ impl Table {
         result: Result<(), RegistryError>,
         now: Instant,
     ) {
+        let turn = self.next_turn();
         let Some(version) = self.versions.get_mut(name) else { return };
         if version.place != (Place::Registering { epoch }) {
             return;
         }
         let artifact = version.signed.artifact;
-        version.place = Place::Disk { since: now };
+        version.place = Place::Disk { since: turn };
         self.files.touch(&version.prepared, now);
         match result {
             Ok(()) => {
-                version.place = Place::Ready { epoch, since: now };
+                version.place = Place::Ready { epoch, since: turn };
                 self.metrics.loaded(Outcome::Ready);
                 self.settle(name.alias());
             }
@@ -93,16 +94,17 @@ impl Table {
             }
             return;
         }
+        let turn = self.next_turn();
         let Some(version) = self.versions.get_mut(name) else { return };
         if version.place != (Place::Unregistering { epoch }) {
             return;
         }
         self.files.touch(&version.prepared, now);
         match result {
-            Ok(()) => version.place = Place::Disk { since: now },
+            Ok(()) => version.place = Place::Disk { since: turn },
             Err(error) => {
                 tracing::warn!(%name, %error, "an adapter was not unloaded");
-                version.place = Place::Ready { epoch, since: now };
+                version.place = Place::Ready { epoch, since: turn };
                 version.not_before = now + RETRY;
                 self.doubt(now);
             }
@@ -115,9 +117,10 @@ impl Table {
             return;
         }
         self.epoch = epoch;
+        let turn = self.next_turn();
         for version in self.versions.values_mut() {
             if !matches!(version.place, Place::Disk { .. }) {
-                version.place = Place::Disk { since: now };
+                version.place = Place::Disk { since: turn };
                 self.files.touch(&version.prepared, now);
             }
             version.not_before = now;
@@ -144,7 +147,7 @@ impl Table {
     pub(in crate::serve::adapters) fn listed(
         &mut self,
         epoch: u64,
-        begun: Instant,
+        begun: u64,
         found: Result<Vec<Registered>, RegistryError>,
         now: Instant,
     ) {
@@ -166,7 +169,8 @@ impl Table {
         self.compare(epoch, begun, lines, now);
     }
 
-    fn compare(&mut self, epoch: u64, begun: Instant, lines: Vec<Registered>, now: Instant) {
+    fn compare(&mut self, epoch: u64, begun: u64, lines: Vec<Registered>, now: Instant) {
+        let turn = self.next_turn();
         let ours = lines.into_iter().filter_map(|line| Some((line.name.parse().ok()?, line.directory)));
         let mut ours: BTreeMap<ServedName, PathBuf> = ours.collect();
         let mut lost = Vec::new();
@@ -176,7 +180,7 @@ impl Table {
                 (Place::Ready { since, .. }, None) if since < begun => lost.push(name.clone()),
                 (Place::Disk { since }, Some(directory)) if since < begun => {
                     if directory == version.directory {
-                        version.place = Place::Ready { epoch, since: now };
+                        version.place = Place::Ready { epoch, since: turn };
                     } else {
                         self.strays.entry(name.clone()).or_insert(Stray::Known { not_before: now });
                     }
@@ -194,11 +198,12 @@ impl Table {
 
     /// The engine does not know what it had been given. It is given again, but not for ever.
     pub(in crate::serve::adapters) fn lost(&mut self, name: &ServedName, epoch: u64, now: Instant) {
+        let turn = self.next_turn();
         let Some(version) = self.versions.get_mut(name) else { return };
         if !matches!(version.place, Place::Ready { epoch: ours, .. } if ours == epoch) {
             return;
         }
-        version.place = Place::Disk { since: now };
+        version.place = Place::Disk { since: turn };
         self.files.touch(&version.prepared, now);
         self.metrics.self_heals.inc();
         version.lost.retain(|at| *at + LOST_WITHIN > now);

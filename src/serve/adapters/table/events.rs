@@ -61,12 +61,13 @@ impl Table {
     pub(in crate::serve::adapters) fn loaded(&mut self, alias: &Alias, loaded: Loaded, now: Instant) {
         let Loaded { signed, prepared, directory, bytes } = loaded;
         self.files.put(prepared, bytes, now);
+        let turn = self.next_turn();
         let name = ServedName::new(alias.clone(), &prepared);
         let version = self.versions.entry(name.clone()).or_insert_with(|| Version {
             prepared,
             directory,
             signed: signed.clone(),
-            place: Place::Disk { since: now },
+            place: Place::Disk { since: turn },
             leases: 0,
             not_before: now,
             lost: Vec::new(),

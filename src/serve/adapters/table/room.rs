@@ -83,7 +83,7 @@ impl Table {
                 let (id, place) = match self.current(entry) {
                     Some(version) if version.leases > 0 => return None,
                     Some(version) => (version.prepared, version.place),
-                    None => (entry.shelved?, Place::Disk { since: entry.used }),
+                    None => (entry.shelved?, Place::Disk { since: 0 }),
                 };
                 fits(entry, place).then(|| (entry.used, alias.clone(), id))
             })

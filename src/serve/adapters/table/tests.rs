@@ -55,6 +55,14 @@ fn prepared(signed: &Signed) -> PreparationId {
     PreparationId { content: signed.release.content, policy: Digest::of(b"policy") }
 }
 
+/// What an engine is asked about which of its adapters.
+fn asked(work: &Work) -> Option<(u64, &ServedName)> {
+    match work {
+        Work::Register { epoch, name, .. } | Work::Unregister { epoch, name } => Some((*epoch, name)),
+        _ => None,
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Request(usize),
@@ -93,7 +101,7 @@ struct World {
     table: Table,
     now: Instant,
     published: [u64; ALIASES],
-    pending: Vec<(Work, Instant)>,
+    pending: Vec<Work>,
     leases: Vec<ServedName>,
     lives: u64,
     epoch: Option<u64>,
@@ -169,8 +177,8 @@ impl World {
             }
             Event::Publish(number) => self.published[*number] += 1,
             Event::Done(which, how) if !self.pending.is_empty() => {
-                let (work, begun) = self.pending.remove(which % self.pending.len());
-                self.finish(work, begun, *how);
+                let work = self.pending.remove(which % self.pending.len());
+                self.finish(work, *how);
             }
             Event::Engine(is_ready) => {
                 self.lives += 1;
@@ -195,7 +203,7 @@ impl World {
     }
 
     /// `how`: 0 to 7 is success.
-    fn finish(&mut self, work: Work, begun: Instant, how: u8) {
+    fn finish(&mut self, work: Work, how: u8) {
         let now = self.now;
         match work {
             Work::Look(batch) if how == 8 => self.table.looked(&batch, Err(LookError("down".into())), now),
@@ -238,7 +246,7 @@ impl World {
                 }
                 self.table.was_unregistered(epoch, &name, result, now);
             }
-            Work::List { epoch } => {
+            Work::List { epoch, begun } => {
                 let lines = self.engine.iter();
                 let lines = lines.map(|(name, path)| Registered { name: name.to_string(), directory: path.clone() });
                 let found = if how >= 9 { Err(RegistryError::Unknown) } else { Ok(lines.collect()) };
@@ -284,18 +292,12 @@ impl World {
             if let Work::Delete(id) = &work {
                 self.check_deletion(id);
             }
-            let is_same = |(other, _): &(Work, Instant)| match (&work, other) {
-                (Work::Register { epoch: a, name }, Work::Register { epoch: b, name: other })
-                | (Work::Register { epoch: a, name }, Work::Unregister { epoch: b, name: other })
-                | (Work::Unregister { epoch: a, name }, Work::Register { epoch: b, name: other })
-                | (Work::Unregister { epoch: a, name }, Work::Unregister { epoch: b, name: other }) => {
-                    a == b && name == other
-                }
+            let is_same = |other: &Work| match (&work, other) {
                 (Work::Load { alias, .. }, Work::Load { alias: other, .. }) => alias == other,
-                _ => false,
+                _ => asked(&work).is_some() && asked(&work) == asked(other),
             };
             assert!(!self.pending.iter().any(is_same), "{work:?} is under way already");
-            self.pending.push((work, self.now));
+            self.pending.push(work);
         }
     }
 
@@ -312,8 +314,8 @@ impl World {
         for _ in 0..60 {
             self.now += Duration::from_secs(11);
             self.take();
-            while let Some((work, begun)) = self.pending.pop() {
-                self.finish(work, begun, 0);
+            while let Some(work) = self.pending.pop() {
+                self.finish(work, 0);
                 self.take();
             }
         }
@@ -355,7 +357,9 @@ proptest! {
         for number in 0..ALIASES {
             world.table.load(&alias(number), world.now).unwrap();
         }
-        world.leases.drain(..).collect::<Vec<_>>().iter().for_each(|name| drop(world.table.release(name)));
+        for name in std::mem::take(&mut world.leases) {
+            world.table.release(&name);
+        }
         for number in 0..ALIASES {
             world.table.pin(&alias(number), true, world.now).unwrap();
         }

@@ -29,7 +29,7 @@ pub(in crate::serve::adapters) enum Work {
     /// [`Table::was_unregistered`].
     Unregister { epoch: u64, name: ServedName },
     /// [`Table::listed`].
-    List { epoch: u64 },
+    List { epoch: u64, begun: u64 },
     /// [`Table::elsewhere`].
     AskElsewhere { alias: Alias, artifact: ArtifactId },
     /// [`Table::deleted`].
@@ -51,7 +51,7 @@ impl Table {
         self.look_up(now, &mut work);
         if let Some(epoch) = self.epoch.filter(|_| !self.is_listing && self.list_at <= now) {
             (self.is_listing, self.is_uncertain) = (true, false);
-            work.push(Work::List { epoch });
+            work.push(Work::List { epoch, begun: self.next_turn() });
         }
         if !self.is_saving && !self.dirty.is_empty() {
             self.is_saving = true;
