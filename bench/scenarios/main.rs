@@ -11,6 +11,7 @@ mod harness;
 mod local;
 mod metadata;
 mod peers;
+mod proxy;
 mod swarm;
 mod transfer;
 mod warmd;
@@ -42,6 +43,9 @@ pub(crate) struct Options {
     /// The child of the scenario `metadata`: serves with the keys in this directory.
     #[arg(long, hide = true, value_name = "DIR")]
     serve_metadata: Option<PathBuf>,
+    /// The child of the scenario `proxy`: an engine that takes no time.
+    #[arg(long, hide = true, value_name = "ADDR")]
+    serve_engine: Option<std::net::SocketAddr>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -59,6 +63,7 @@ enum Scenario {
     Metadata,
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
+    Proxy,
     All,
 }
 
@@ -84,6 +89,9 @@ fn main() -> Result<()> {
     let mut options = Options::parse();
     if let Some(dir) = &options.serve_metadata {
         return metadata::serve(dir);
+    }
+    if let Some(addr) = options.serve_engine {
+        return proxy::engine::serve(addr);
     }
     options.dir.push(format!("warmd-bench-{}", std::process::id()));
     fresh(&options.dir)?;
@@ -121,6 +129,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Metadata) && options.with_warmd() {
         println!("{}", metadata::run(report, options)?);
+    }
+    if options.wants(Scenario::Proxy) && options.with_warmd() {
+        println!("{}", proxy::run(report, options)?);
     }
     if options.wants(Scenario::EngineStart) && options.with_warmd() {
         engine::run(report, options, &|text| println!("{text}"))?;

@@ -5,7 +5,7 @@ mod load;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,6 @@ const ABORTS: usize = 10_000;
 const DIRECT: &str = "the engine itself";
 const PLAIN: &str = "warmd";
 const KEYED: &str = "warmd, adapter and key";
-const KEY: &str = "bench-key-0123456789abcdef0123456789abcdef";
 
 /// Somebody between the clients and the engine.
 struct Front {
@@ -132,15 +131,25 @@ fn fronts(cluster: &Cluster, dir: &Path, upstream: SocketAddr) -> Result<Vec<Fro
     let haproxy: SocketAddr = free_port()?.parse()?;
     fronts.extend(foreign("haproxy", haproxy_command(dir, haproxy, upstream)?, plain(haproxy))?);
     let open: SocketAddr = free_port()?.parse()?;
-    let process = cluster.serve("a", dir, upstream, open, None)?;
+    let (process, _) = cluster.serve("a", dir, upstream, open, false)?;
     fronts.push(Front { name: PLAIN, process: Some(process), ask: plain(open) });
     let keyed: SocketAddr = free_port()?.parse()?;
-    let process = cluster.serve("a", dir, upstream, keyed, Some(KEY))?;
-    cluster.publish_adapter("a", "sql")?;
-    let ask = Ask { addr: keyed, model: "sql".to_owned(), key: Some(KEY.to_owned()) };
+    let (process, key) = cluster.serve("a", dir, upstream, keyed, true)?;
+    cluster.publish_adapter("a", &adapter(dir)?, "sql")?;
+    let ask = Ask { addr: keyed, model: "sql".to_owned(), key };
     answered(&ask)?;
     fronts.push(Front { name: KEYED, process: Some(process), ask });
     Ok(fronts)
+}
+
+/// One for the model that the engine serves.
+fn adapter(dir: &Path) -> Result<PathBuf> {
+    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters/plain"), dir.join("adapter"));
+    fresh(&to)?;
+    fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors"))?;
+    let config = fs::read_to_string(from.join("adapter_config.json"))?;
+    fs::write(to.join("adapter_config.json"), config.replace("acme/Tiny-Llama-0.1B", "base"))?;
+    Ok(to)
 }
 
 /// Waits until the adapter was brought.

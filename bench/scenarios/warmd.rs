@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -118,6 +118,42 @@ impl Cluster {
         exec.arg("exec").arg("--socket").arg(&self.agent(agent)?.socket);
         exec.arg("--policy").arg(self.dir.join("policy.toml")).args(["--reserve-bytes", "0"]);
         Ok(exec)
+    }
+
+    /// `warmd serve` in front of an engine at `upstream`; `keyed`, only who has its key is let in, and there are adapters.
+    pub(crate) fn serve(
+        &self,
+        agent: &str,
+        dir: &Path,
+        upstream: SocketAddr,
+        listen: SocketAddr,
+        keyed: bool,
+    ) -> Result<(Killed, Option<String>)> {
+        let state = dir.join(format!("serve-{}", listen.port()));
+        let mut serve = Command::new(WARMD);
+        serve.arg("serve").arg("--attach").arg(format!("http://{upstream}")).args(["--listen", &listen.to_string()]);
+        serve.arg("--state-dir").arg(&state).arg("--socket").arg(&self.agent(agent)?.socket);
+        serve.arg("--policy").arg(self.dir.join("policy.toml"));
+        let mut key = None;
+        if keyed {
+            let (config, keys) = (dir.join("serve.toml"), dir.join("keys.toml"));
+            let made = warmd(&["keys", "api", "--id", "bench", "--tenant", "bench"], &[keys.as_os_str()])?;
+            key = Some(made.trim().to_owned());
+            fs::write(&config, format!("[auth.keys]\nfile = {keys:?}\n\n[engine.adapters]\n"))?;
+            serve.arg("--config").arg(config);
+        } else {
+            serve.arg("--anonymous");
+        }
+        let process = daemon(&mut serve, &dir.join(format!("serve-{}.log", listen.port())))?;
+        listening(&listen.to_string())?;
+        Ok((process, key))
+    }
+
+    pub(crate) fn publish_adapter(&self, agent: &str, directory: &Path, alias: &str) -> Result<()> {
+        let socket = self.agent(agent)?.socket.as_os_str();
+        let rest: [&OsStr; 5] =
+            [directory.as_os_str(), "--alias".as_ref(), alias.as_ref(), "--socket".as_ref(), socket];
+        warmd(&["adapter", "publish"], &rest).map(drop)
     }
 
     fn try_warm(&self, agent: &str, into: &Path) -> Result<Value> {

@@ -8,7 +8,8 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use super::output;
-use crate::identity::{ClusterCa, PrivateKey};
+use crate::identity::{ClusterCa, PrivateKey, UnixTime};
+use crate::proxy::auth::{ApiKeys, NewKey, Scope, Tenant};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Keys {
@@ -39,6 +40,23 @@ pub(super) enum Keys {
         /// File to write
         file: PathBuf,
     },
+    /// Make a key for a client of `warmd serve`: the file gets its hash, standard output the key, once
+    Api {
+        /// File of `auth.keys.file`; created if it is not there
+        file: PathBuf,
+        /// Name of the key, for logs and for its end
+        #[arg(long, value_name = "NAME")]
+        id: String,
+        /// Who shares adapters and limits with its holder
+        #[arg(long)]
+        tenant: Tenant,
+        /// infer, admin or adapter:PATTERN; may be repeated
+        #[arg(long = "scope", value_name = "SCOPE", default_value = "infer")]
+        scopes: Vec<Scope>,
+        /// How long it is valid; absent: until it is taken out of the file
+        #[arg(long, value_parser = humantime::parse_duration)]
+        valid_for: Option<Duration>,
+    },
     /// Print the public key of private key files: node ids, signer keys and policy roots
     Show {
         #[arg(required = true)]
@@ -60,6 +78,11 @@ impl Keys {
             Self::Node { dir, cluster, names, valid_for } => {
                 output::line(node(&dir, &cluster, &names, valid_for)?)?;
             }
+            Self::Api { file, id, tenant, scopes, valid_for } => {
+                let secret = api(&file, &id, &tenant, &scopes, valid_for)?;
+                output::line(secret)?;
+                output::note(format!("Next: `auth.keys.file = {:?}` in the configuration of `warmd serve`.", file));
+            }
             Self::Signer { file } => {
                 let key = PrivateKey::generate()?;
                 key.save_new(&file)?;
@@ -80,7 +103,34 @@ impl Keys {
 }
 
 /// Makes `ca.key` and `ca.pem`.
-pub(super) fn cluster(dir: &Path, name: &str) -> anyhow::Result<()> {
+pub(super) /// Adds a key to the file, which is replaced in one step, and returns the secret.
+fn api(
+    file: &Path,
+    id: &str,
+    tenant: &Tenant,
+    scopes: &[Scope],
+    valid_for: Option<Duration>,
+) -> anyhow::Result<String> {
+    let NewKey { secret, hash } = NewKey::generate()?;
+    let mut text = match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("read {}", file.display()))?,
+    };
+    let mut key = toml::Table::new();
+    key.insert("id".to_owned(), id.into());
+    key.insert("hash".to_owned(), hash.into());
+    key.insert("tenant".to_owned(), tenant.as_str().into());
+    key.insert("scopes".to_owned(), scopes.iter().map(Scope::to_string).collect::<Vec<_>>().into());
+    if let Some(valid_for) = valid_for {
+        key.insert("expires".to_owned(), UnixTime::now().after(valid_for).to_string().into());
+    }
+    text += &format!("\n[[key]]\n{}", toml::to_string(&key)?);
+    ApiKeys::parse(&text).with_context(|| format!("{} with the new key", file.display()))?;
+    crate::durable::replace(file, text.as_bytes(), 0o600).with_context(|| format!("write {}", file.display()))?;
+    Ok(secret)
+}
+
+fn cluster(dir: &Path, name: &str) -> anyhow::Result<()> {
     make_dir(dir)?;
     let key = PrivateKey::generate()?;
     key.save_new(&dir.join("ca.key"))?;
