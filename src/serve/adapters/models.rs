@@ -181,6 +181,12 @@ impl Shared {
 }
 
 impl Models for Adapters {
+    fn knows(&self, model: &str) -> bool {
+        let is_base = self.shared.base.iter().any(|card| card.id == model);
+        // What is no alias is asked of nobody.
+        is_base || model.parse().map_or(true, |alias| self.shared.table().knows(&alias, Instant::now()))
+    }
+
     /// A new name is looked up; for that, and for nothing else, it waits a moment.
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
         let deadline = Instant::now() + self.shared.config().patience;

@@ -124,6 +124,14 @@ impl Table {
         self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref())
     }
 
+    /// Whether [`Table::resolve`] needs nobody else's answer.
+    pub(super) fn knows(&self, alias: &Alias, now: Instant) -> bool {
+        match self.entries.get(alias) {
+            Some(entry) => entry.is_known() || entry.looked || entry.want == Want::Stopped,
+            None => self.names.knows(alias, now),
+        }
+    }
+
     pub(super) fn current(&self, entry: &Entry) -> Option<&Version> {
         self.versions.get(entry.current.as_ref()?)
     }

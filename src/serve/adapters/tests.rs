@@ -17,7 +17,7 @@ struct Node {
 }
 
 fn caller() -> Caller {
-    Caller { tenant: "t".into() }
+    Caller::at_socket("t".parse().unwrap(), 0)
 }
 
 fn alias(text: &str) -> Alias {
