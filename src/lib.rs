@@ -92,7 +92,8 @@
 //!
 //! 1. `proxy::Server` takes the connection; `proxy::Proxy` knows the route, the caller (`proxy::Admission`), and how much
 //!    there may be. The body is read whole and scanned, not parsed.
-//! 2. `proxy::Models` says where the model is: what the engine calls it, or that it is loading.
+//! 2. `proxy::Models` says where the model is: what the engine calls it, or that it is loading. For adapters that is
+//!    `serve::adapters`: it fetches, checks, prepares and registers what is asked for, and lets go of what is not.
 //! 3. The engine, wherever `proxy::Upstream` says that it is now, gets a request of our own making. Its answer goes on as it
 //!    comes; only the model's name is put back. Dropping the request closes its connection, and the engine stops.
 

@@ -15,6 +15,9 @@ use super::source::{Delivery, FetchError, Files, Progress, Signed, Source};
 use super::state::State;
 use crate::adapters::{self, Alias, PrepareError, Prepared, Preparer, SourceError};
 
+/// For one manifest.
+const OPEN: Duration = Duration::from_secs(30);
+
 /// Why a load ended early.
 #[derive(Debug)]
 pub(super) struct Ended {
@@ -68,8 +71,7 @@ impl Shared {
     }
 
     async fn open(&self, job: &Job) -> Result<Delivery, Ended> {
-        let deadline = self.config().look.max(Duration::from_secs(30));
-        let delivery = timeout(deadline, self.loader.source.open(&job.artifact)).await.map_err(late)??;
+        let delivery = timeout(OPEN, self.loader.source.open(&job.artifact)).await.map_err(late)??;
         if delivery.signed.artifact == job.artifact {
             return Ok(delivery);
         }

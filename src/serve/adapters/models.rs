@@ -182,9 +182,9 @@ impl Shared {
 
 impl Models for Adapters {
     fn knows(&self, model: &str) -> bool {
-        let table = self.shared.table();
-        self.shared.base.iter().any(|card| card.id == model)
-            || model.parse().map_or(true, |alias: Alias| table.knows(&alias))
+        let is_base = self.shared.base.iter().any(|card| card.id == model);
+        // What is no alias is asked of nobody.
+        is_base || model.parse().map_or(true, |alias| self.shared.table().knows(&alias, Instant::now()))
     }
 
     /// A new name is looked up; for that, and for nothing else, it waits a moment.

@@ -55,6 +55,14 @@ impl Names {
         Hearsay::Looking
     }
 
+    /// Whether the answer is there already.
+    pub(super) fn knows(&self, alias: &Alias, now: Instant) -> bool {
+        match self.names.get(alias) {
+            Some(Name::Unknown { until } | Name::Unreachable { until }) => now < *until,
+            Some(Name::Looking) | None => false,
+        }
+    }
+
     /// A negative answer that is forgotten costs one look-up.
     fn make_room(&mut self, now: Instant) -> bool {
         self.names.retain(|_, name| match name {

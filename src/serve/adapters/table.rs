@@ -118,15 +118,18 @@ impl Table {
         self.entries.iter()
     }
 
-    /// Whether it is known that there is, or that there is not, such an adapter.
-    pub(super) fn knows(&self, alias: &Alias) -> bool {
-        self.entries.contains_key(alias)
-    }
-
     /// What decides who may use it: the version that requests get, or else what was served last.
     pub(super) fn signed(&self, alias: &Alias) -> Option<&Arc<Signed>> {
         let entry = self.entries.get(alias)?;
         self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref())
+    }
+
+    /// Whether [`Table::resolve`] needs nobody else's answer.
+    pub(super) fn knows(&self, alias: &Alias, now: Instant) -> bool {
+        match self.entries.get(alias) {
+            Some(entry) => entry.is_known() || entry.looked || entry.want == Want::Stopped,
+            None => self.names.knows(alias, now),
+        }
     }
 
     pub(super) fn current(&self, entry: &Entry) -> Option<&Version> {

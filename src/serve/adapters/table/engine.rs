@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{Place, Stray, Table, Want};
 use crate::adapters::{Alias, PreparationId, ServedName};
+use crate::digest::ArtifactId;
 use crate::serve::adapters::entry::Kind;
 use crate::serve::adapters::metrics::Outcome;
 use crate::serve::adapters::registry::{Registered, RegistryError};
@@ -41,32 +42,27 @@ impl Table {
                 self.metrics.loaded(Outcome::Ready);
                 self.settle(name.alias());
             }
-            Err(RegistryError::Unavailable) => version.not_before = now + RETRY,
-            Err(RegistryError::Unknown) => {
+            Err(error) => {
                 version.not_before = now + RETRY;
-                self.doubt(now);
-            }
-            Err(error @ RegistryError::Refused { .. }) => {
-                self.metrics.loaded(Outcome::Refused);
-                self.drop_next(name);
-                self.fail(name.alias(), artifact, Kind::Refused, error.to_string(), now);
-            }
-            Err(error @ RegistryError::MissingFiles) => {
-                self.metrics.loaded(Outcome::Failed);
-                self.drop_next(name);
-                // Whoever loads it again looks at every byte of it.
-                if let Some(entry) = self.entries.get_mut(name.alias()) {
-                    entry.current.take_if(|current| current == name);
-                }
-                self.fail(name.alias(), artifact, Kind::Failed, error.to_string(), now);
+                self.not_registered(name, artifact, error, now);
             }
         }
     }
 
-    fn drop_next(&mut self, name: &ServedName) {
+    fn not_registered(&mut self, name: &ServedName, artifact: ArtifactId, error: RegistryError, now: Instant) {
+        let (kind, outcome) = match error {
+            RegistryError::Unavailable => return,
+            RegistryError::Unknown => return self.doubt(now),
+            RegistryError::Refused { .. } => (Kind::Refused, Outcome::Refused),
+            RegistryError::MissingFiles => (Kind::Failed, Outcome::Failed),
+        };
         if let Some(entry) = self.entries.get_mut(name.alias()) {
             entry.next.take_if(|next| next == name);
+            // Whoever loads it again looks at every byte of it.
+            entry.current.take_if(|current| current == name && error == RegistryError::MissingFiles);
         }
+        self.metrics.loaded(outcome);
+        self.fail(name.alias(), artifact, kind, error.to_string(), now);
     }
 
     /// The engine may have what we believe it has not.

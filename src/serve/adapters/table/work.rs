@@ -1,5 +1,6 @@
 //! What is to be done: the difference between what is wanted and what is there.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::{Eviction, Place, Stray, Table, Want};
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
-use crate::serve::adapters::entry::{Attempt, Entry, Job};
+use crate::serve::adapters::entry::{Attempt, Job};
 use crate::serve::adapters::state::State;
 
 /// Look-ups at a time: one that takes its time does not hold up the others.
@@ -160,15 +161,13 @@ impl Table {
         if self.epoch.is_none() || !self.is_listed {
             return;
         }
-        let (versions, strays, entries) = (&self.versions, &self.strays, &self.entries);
-        let needs = |entry: &Entry, id: &PreparationId| {
-            entry.shelved == Some(*id) || entry.attempt.as_ref().is_some_and(|attempt| attempt.claim == Some(*id))
-        };
-        let is_held = |id: &PreparationId| {
-            versions.values().any(|version| version.prepared == *id)
-                || strays.keys().any(|name| name.serves(id))
-                || entries.values().any(|entry| needs(entry, id))
-        };
+        let mut held: HashSet<PreparationId> = self.versions.values().map(|version| version.prepared).collect();
+        for entry in self.entries.values() {
+            held.extend(entry.shelved);
+            held.extend(entry.attempt.as_ref().and_then(|attempt| attempt.claim));
+        }
+        let strays = &self.strays;
+        let is_held = |id: &PreparationId| held.contains(id) || strays.keys().any(|name| name.serves(id));
         let going = self.files.expire(self.config.grace, now, is_held);
         work.extend(going.into_iter().map(Work::Delete));
     }
