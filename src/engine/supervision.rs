@@ -37,7 +37,7 @@ pub use config::SupervisionConfig;
 pub use metrics::Metrics;
 
 /// Beyond a shutdown's deadline: killing takes a moment, and something stuck in the kernel is reported.
-const OVERTIME: Duration = Duration::from_secs(30);
+const OVERTIME: Duration = Duration::from_secs(40);
 
 /// What there is to do around each start.
 pub trait Starter: Send + Sync + 'static {
@@ -112,7 +112,7 @@ pub struct Status {
     pub epoch: u64,
     /// When this state of this epoch began.
     pub since: SystemTime,
-    /// Starts that followed a crash.
+    /// Starts that followed a crash without an order.
     pub restarts: u64,
     /// Of the latest leader that has ended.
     pub last_exit: Option<Exit>,

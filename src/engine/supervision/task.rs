@@ -305,6 +305,9 @@ impl Owner {
                 leader: self.leader,
             };
             let changed = *status != next;
+            if (status.state, state) == (State::Warming, State::Backoff) {
+                self.metrics.started(Outcome::Failed);
+            }
             *status = next;
             if moved {
                 self.metrics.tell(status);
