@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::Options;
-use crate::harness::{Contestant, Killed, Report, Row, Sample, fresh, free_port, interleave, process_cpu};
+use crate::harness::{Contestant, Killed, Report, Row, Sample, free_port, fresh, interleave, process_cpu};
 use crate::warmd::Cluster;
 use load::{Ask, quantile};
 
@@ -59,7 +59,8 @@ fn judge_throughput(report: &mut Report, rows: &[Row]) -> String {
     let mut lines = String::new();
     if let (Some(nginx), Some(plain), Some(keyed)) = (per_core("nginx"), per_core(PLAIN), per_core(KEYED)) {
         lines += &(report.at_least("requests per core: warmd / nginx", plain / nginx, 1.0) + "\n");
-        lines += &(report.at_least("requests per core: warmd with rewriting and keys / nginx", keyed / nginx, 0.7) + "\n");
+        lines +=
+            &(report.at_least("requests per core: warmd with rewriting and keys / nginx", keyed / nginx, 0.7) + "\n");
     }
     lines
 }
@@ -72,7 +73,8 @@ fn judge_streams(report: &mut Report, rows: &[Row]) -> String {
         lines += &(report.at_most(format!("{name}: ms added to a token, p99"), added, 1.0) + "\n");
         // Where the client is late itself, two pieces of one read are nobody's doing: the direct row shows how often.
         let coalesced = get(name, "coalesced") - get(DIRECT, "coalesced");
-        lines += &(report.at_most(format!("{name}: tokens that came together, beyond the direct row"), coalesced, 0.0) + "\n");
+        lines += &(report.at_most(format!("{name}: tokens that came together, beyond the direct row"), coalesced, 0.0)
+            + "\n");
     }
     lines
 }
@@ -165,7 +167,9 @@ fn answered(ask: &Ask) -> Result<()> {
 /// None where the program is not installed.
 fn foreign(name: &'static str, mut command: Command, ask: Ask) -> Result<Option<Front>> {
     let process = match Killed::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())) {
-        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+        Err(error)
+            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) =>
+        {
             return Ok(None);
         }
         process => process.context(name)?,
@@ -224,7 +228,8 @@ fn throughput(fronts: &[Front], runs: usize, time: Duration) -> Result<Vec<Row>>
             Ok(sample)
         })
     };
-    let all = fronts.iter().map(|front| contestant(front.name, front.ask.clone(), front.process.as_ref().map(Killed::pid)));
+    let all =
+        fronts.iter().map(|front| contestant(front.name, front.ask.clone(), front.process.as_ref().map(Killed::pid)));
     interleave(runs, all.collect())
 }
 

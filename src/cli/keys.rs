@@ -103,34 +103,7 @@ impl Keys {
 }
 
 /// Makes `ca.key` and `ca.pem`.
-pub(super) /// Adds a key to the file, which is replaced in one step, and returns the secret.
-fn api(
-    file: &Path,
-    id: &str,
-    tenant: &Tenant,
-    scopes: &[Scope],
-    valid_for: Option<Duration>,
-) -> anyhow::Result<String> {
-    let NewKey { secret, hash } = NewKey::generate()?;
-    let mut text = match std::fs::read_to_string(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        read => read.with_context(|| format!("read {}", file.display()))?,
-    };
-    let mut key = toml::Table::new();
-    key.insert("id".to_owned(), id.into());
-    key.insert("hash".to_owned(), hash.into());
-    key.insert("tenant".to_owned(), tenant.as_str().into());
-    key.insert("scopes".to_owned(), scopes.iter().map(Scope::to_string).collect::<Vec<_>>().into());
-    if let Some(valid_for) = valid_for {
-        key.insert("expires".to_owned(), UnixTime::now().after(valid_for).to_string().into());
-    }
-    text += &format!("\n[[key]]\n{}", toml::to_string(&key)?);
-    ApiKeys::parse(&text).with_context(|| format!("{} with the new key", file.display()))?;
-    crate::durable::replace(file, text.as_bytes(), 0o600).with_context(|| format!("write {}", file.display()))?;
-    Ok(secret)
-}
-
-fn cluster(dir: &Path, name: &str) -> anyhow::Result<()> {
+pub(super) fn cluster(dir: &Path, name: &str) -> anyhow::Result<()> {
     make_dir(dir)?;
     let key = PrivateKey::generate()?;
     key.save_new(&dir.join("ca.key"))?;
@@ -169,4 +142,31 @@ fn make_dir(dir: &Path) -> anyhow::Result<()> {
 fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     anyhow::ensure!(!path.exists(), "{} exists already: remove it to make a new one", path.display());
     crate::durable::replace(path, text.as_bytes(), 0o644).with_context(|| format!("write {}", path.display()))
+}
+
+/// Adds a key to the file, which is replaced in one step, and returns the secret.
+fn api(
+    file: &Path,
+    id: &str,
+    tenant: &Tenant,
+    scopes: &[Scope],
+    valid_for: Option<Duration>,
+) -> anyhow::Result<String> {
+    let NewKey { secret, hash } = NewKey::generate()?;
+    let mut text = match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("read {}", file.display()))?,
+    };
+    let mut key = toml::Table::new();
+    key.insert("id".to_owned(), id.into());
+    key.insert("hash".to_owned(), hash.into());
+    key.insert("tenant".to_owned(), tenant.as_str().into());
+    key.insert("scopes".to_owned(), scopes.iter().map(Scope::to_string).collect::<Vec<_>>().into());
+    if let Some(valid_for) = valid_for {
+        key.insert("expires".to_owned(), UnixTime::now().after(valid_for).to_string().into());
+    }
+    text += &format!("\n[[key]]\n{}", toml::to_string(&key)?);
+    ApiKeys::parse(&text).with_context(|| format!("{} with the new key", file.display()))?;
+    crate::durable::replace(file, text.as_bytes(), 0o600).with_context(|| format!("write {}", file.display()))?;
+    Ok(secret)
 }

@@ -140,7 +140,14 @@ impl Serving {
                 (
                     known,
                     Running::Own {
-                        starts: Box::new(Starts::new(spec, arguments, socket, probe, say.clone())),
+                        starts: Box::new(Starts::new(
+                            spec,
+                            arguments,
+                            socket,
+                            probe,
+                            config.supervision.clone(),
+                            say.clone(),
+                        )),
                         address,
                     },
                 )

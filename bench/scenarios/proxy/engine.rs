@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// The answer's model, as the request names it.
@@ -32,12 +33,14 @@ pub(crate) fn serve(addr: SocketAddr) -> Result<()> {
     runtime.block_on(async move {
         let listener = TcpListener::bind(addr).await?;
         let adapters = Arc::new(Mutex::new(Vec::new()));
+        let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let adapters = adapters.clone();
             let service = service_fn(move |request| answer(request, adapters.clone()));
-            tokio::spawn(async move {
+            while connections.try_join_next().is_some() {}
+            connections.spawn(async move {
                 let mut builder = hyper::server::conn::http1::Builder::new();
                 // Clients that go away are no matter here.
                 let _ = builder.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;

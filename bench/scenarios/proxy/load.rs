@@ -49,17 +49,27 @@ pub(super) fn quantile(sorted: &[f64], part: f64) -> f64 {
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
+/// A connection, closed when this is dropped.
+struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    _driver: JoinSet<()>,
+}
+
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 impl Ask {
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
+    async fn connect(&self) -> Result<Client> {
         let stream = TcpStream::connect(self.addr).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(sender)
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            // Whoever asks over it hears of its end.
+            let _ = connection.await;
+        });
+        Ok(Client { sender, _driver: driver })
     }
 
     fn request(&self, stream: bool) -> Result<Request<Full<Bytes>>> {
@@ -67,7 +77,8 @@ impl Ask {
             r#"{{"model":"{}","messages":[{{"role":"user","content":"What are the capitals of France and Italy?"}}],"max_tokens":64,"stream":{stream}}}"#,
             self.model
         );
-        let mut request = Request::post("/v1/chat/completions").header("host", "bench").header("content-type", "application/json");
+        let mut request =
+            Request::post("/v1/chat/completions").header("host", "bench").header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -84,12 +95,12 @@ pub(super) fn requests(ask: &Ask, clients: usize, time: Duration) -> Result<Meas
         for _ in 0..clients {
             let (ask, over) = (ask.clone(), over.clone());
             running.spawn(async move {
-                let mut sender = ask.connect().await?;
+                let mut client = ask.connect().await?;
                 let mut latencies = Vec::new();
                 loop {
                     let asked = Instant::now();
-                    sender.ready().await?;
-                    let response = sender.send_request(ask.request(false)?).await?;
+                    client.sender.ready().await?;
+                    let response = client.sender.send_request(ask.request(false)?).await?;
                     let status = response.status();
                     let body = response.into_body().collect().await?.to_bytes();
                     ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
@@ -120,8 +131,8 @@ pub(super) fn streams(ask: &Ask, streams: usize) -> Result<Streamed> {
         for _ in 0..streams {
             let ask = ask.clone();
             running.spawn(async move {
-                let mut sender = ask.connect().await?;
-                let response = sender.send_request(ask.request(true)?).await?;
+                let mut client = ask.connect().await?;
+                let response = client.sender.send_request(ask.request(true)?).await?;
                 ensure!(response.status() == 200, "{}", response.status());
                 one_stream(response.into_body()).await
             });
@@ -161,13 +172,15 @@ pub(super) fn aborts(ask: &Ask, aborts: usize, at_once: usize) -> Result<()> {
     runtime()?.block_on(async {
         let mut running = JoinSet::new();
         for _ in 0..aborts {
-            if running.len() >= at_once && let Some(one) = running.join_next().await {
+            if running.len() >= at_once
+                && let Some(one) = running.join_next().await
+            {
                 one??;
             }
             let ask = ask.clone();
             running.spawn(async move {
-                let mut sender = ask.connect().await?;
-                let response = sender.send_request(ask.request(true)?).await?;
+                let mut client = ask.connect().await?;
+                let response = client.sender.send_request(ask.request(true)?).await?;
                 ensure!(response.status() == 200, "{}", response.status());
                 let mut body = response.into_body();
                 body.frame().await.context("the first token")??;

@@ -6,14 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::arguments::Arguments;
-use crate::engine::{End, Launch, Output, Probe, Starter, unhealthy};
+use crate::engine::{End, Launch, Output, Probe, Starter, SupervisionConfig, unhealthy};
 use crate::proxy::BoxFuture;
 use crate::serve::Say;
 use crate::serve::start::{Plan, Spec, Start};
-
-/// Between two questions whether the engine is alive, and how many have to fail.
-const ALIVE_EVERY: Duration = Duration::from_secs(5);
-const FAILURES: u32 = 6;
 
 pub(super) struct Starts {
     spec: Arc<Spec>,
@@ -21,6 +17,7 @@ pub(super) struct Starts {
     /// Where it listens; the file is in the way of the next one.
     socket: PathBuf,
     probe: Probe,
+    supervision: SupervisionConfig,
     say: Say,
     current: Mutex<BTreeMap<u64, Current>>,
 }
@@ -33,8 +30,15 @@ struct Current {
 }
 
 impl Starts {
-    pub(super) fn new(spec: Spec, arguments: Arguments, socket: PathBuf, probe: Probe, say: Say) -> Self {
-        Self { spec: Arc::new(spec), arguments, socket, probe, say, current: Mutex::default() }
+    pub(super) fn new(
+        spec: Spec,
+        arguments: Arguments,
+        socket: PathBuf,
+        probe: Probe,
+        supervision: SupervisionConfig,
+        say: Say,
+    ) -> Self {
+        Self { spec: Arc::new(spec), arguments, socket, probe, supervision, say, current: Mutex::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Current>> {
@@ -92,7 +96,7 @@ impl Starter for Starts {
     }
 
     fn dead(&self, _: u64) -> BoxFuture<'_, String> {
-        Box::pin(unhealthy(&self.probe, ALIVE_EVERY, FAILURES))
+        Box::pin(unhealthy(&self.probe, self.supervision.health_every, self.supervision.health_failures))
     }
 
     fn ended<'a>(&'a self, epoch: u64, end: &'a End) -> BoxFuture<'a, ()> {
