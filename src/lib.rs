@@ -90,11 +90,14 @@
 //!
 //! # A request is served
 //!
-//! 1. `proxy::Server` takes the connection; `proxy::Proxy` knows the route, the caller (`proxy::Admission`), and how much
-//!    there may be. The body is read whole and scanned, not parsed.
-//! 2. `proxy::Models` says where the model is: what the engine calls it, or that it is loading. For adapters that is
-//!    `serve::adapters`: it fetches, checks, prepares and registers what is asked for, and lets go of what is not.
-//! 3. The engine, wherever `proxy::Upstream` says that it is now, gets a request of our own making. Its answer goes on as it
+//! 1. `serve::serving` joins the parts: `engine::Supervisor` keeps an engine running and says where it is, with the same
+//!    `serve::start` around each of its starts as above; `serve::admin` is for operators.
+//! 2. `proxy::Server` takes the connection; `proxy::Proxy` knows the route, the caller (`proxy::Admission`, which is
+//!    `proxy::Access`), and how much there may be. The body is read whole and scanned, not parsed.
+//! 3. `proxy::Models` says where the model is. For an adapter that is `serve::adapters`: a pure table of versions, and loads
+//!    that bring one from the agent, have `adapters::Preparer` make of it what the engine can load, and register it by
+//!    `engine::lora`.
+//! 4. The engine, wherever `proxy::Upstream` says that it is now, gets a request of our own making. Its answer goes on as it
 //!    comes; only the model's name is put back. Dropping the request closes its connection, and the engine stops.
 
 pub mod digest;
