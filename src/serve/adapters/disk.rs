@@ -215,7 +215,7 @@ mod tests {
         drop(disk);
         let disk = Disk::open(&root).unwrap();
         assert!(!left.exists());
-        assert_eq!(disk.records().unwrap(), [record.clone()]);
+        assert_eq!(disk.records().unwrap(), std::slice::from_ref(&record));
         assert_eq!(record.envelope().as_deref(), Some(&b"signed"[..]));
         disk.forget(&record.alias).unwrap();
         disk.forget(&record.alias).unwrap();
