@@ -29,6 +29,13 @@ impl Files {
         }
     }
 
+    /// As [`Files::touch`] of every directory.
+    pub(super) fn touch_all(&mut self, now: Instant) {
+        for directory in self.0.values_mut() {
+            directory.idle_since = directory.idle_since.max(now);
+        }
+    }
+
     pub(super) fn bytes(&self, id: &PreparationId) -> u64 {
         self.0.get(id).map_or(0, |directory| directory.bytes)
     }

@@ -44,6 +44,8 @@ impl Table {
             }
             Err(error) => {
                 version.not_before = now + RETRY;
+                // A call before this one may have done more than it said.
+                self.doubt(now);
                 self.not_registered(name, artifact, error, now);
             }
         }
@@ -51,8 +53,7 @@ impl Table {
 
     fn not_registered(&mut self, name: &ServedName, artifact: ArtifactId, error: RegistryError, now: Instant) {
         let (kind, outcome) = match error {
-            RegistryError::Unavailable => return,
-            RegistryError::Unknown => return self.doubt(now),
+            RegistryError::Unavailable | RegistryError::Unknown => return,
             RegistryError::Refused { .. } => (Kind::Refused, Outcome::Refused),
             RegistryError::MissingFiles => (Kind::Failed, Outcome::Failed),
         };
@@ -117,11 +118,12 @@ impl Table {
         for version in self.versions.values_mut() {
             if !matches!(version.place, Place::Disk { .. }) {
                 version.place = Place::Disk { since: turn };
-                self.files.touch(&version.prepared, now);
             }
             version.not_before = now;
             version.lost.clear();
         }
+        // The last one may have had more than was known, and may still be ending.
+        self.files.touch_all(now);
         self.strays.clear();
         self.is_listing = false;
         self.doubt(now);
@@ -169,23 +171,27 @@ impl Table {
         let turn = self.next_turn();
         let ours = lines.into_iter().filter_map(|line| Some((line.name.parse().ok()?, line.directory)));
         let mut ours: BTreeMap<ServedName, PathBuf> = ours.collect();
-        let mut lost = Vec::new();
+        let (mut lost, mut is_clear) = (Vec::new(), true);
         for (name, version) in &mut self.versions {
             let directory = ours.remove(name);
             match (version.place, directory) {
                 (Place::Ready { since, .. }, None) if since < begun => lost.push(name.clone()),
-                (Place::Disk { since }, Some(directory)) if since < begun => {
-                    if directory == version.directory {
-                        version.place = Place::Ready { epoch, since: turn };
-                    } else {
-                        self.strays.entry(name.clone()).or_insert(Stray::Known { not_before: now });
-                    }
+                (Place::Disk { since }, Some(_)) if since >= begun => is_clear = false,
+                (Place::Disk { .. }, Some(_)) if self.strays.contains_key(name) => {}
+                (Place::Disk { .. }, Some(directory)) if directory == version.directory => {
+                    version.place = Place::Ready { epoch, since: turn };
+                }
+                (Place::Disk { .. }, Some(_)) => {
+                    self.strays.insert(name.clone(), Stray::Known { not_before: now });
                 }
                 _ => {}
             }
         }
         for name in ours.into_keys() {
             self.strays.entry(name).or_insert(Stray::Known { not_before: now });
+        }
+        if !is_clear {
+            self.doubt(now);
         }
         lost.iter().for_each(|name| self.lost(name, epoch, now));
         let aliases: Vec<Alias> = self.versions.keys().map(|name| name.alias().clone()).collect();
