@@ -12,6 +12,7 @@ mod failures;
 mod harness;
 mod hooks;
 mod layers;
+mod origin;
 mod proxy;
 mod push;
 mod transfer;
