@@ -218,9 +218,9 @@ impl Fetching {
             return Ok(Coming { admitted, flight: watch::channel(Flight::Landed(all)).1 });
         }
         let sources = self.sources(&offer.holders, offer.artifact.chunks);
-        let admitted = match here {
-            Some(artifact) => self.readmit(&artifact)?,
-            None => self.manifest(id, &sources).await?,
+        let (admitted, sources) = match here {
+            Some(artifact) => (self.readmit(&artifact)?, sources),
+            None => self.manifest(id, sources).await?,
         };
         if admitted.manifest().identity.id() != offer.artifact.identity {
             return Err(Failed::new(
@@ -256,15 +256,18 @@ impl Fetching {
         })
     }
 
-    /// From a holder, or else from the origin.
-    async fn manifest(&self, id: ArtifactId, sources: &[Source]) -> Result<Admitted, Failed> {
-        let failed = match self.manifest_from_holders(id, sources).await {
-            Ok(admitted) => return Ok(admitted),
+    /// From a holder, or else from the origin; and whom to ask for chunks: holders that did not answer this are not.
+    async fn manifest(&self, id: ArtifactId, sources: Vec<Source>) -> Result<(Admitted, Vec<Source>), Failed> {
+        let failed = match self.manifest_from_holders(id, &sources).await {
+            Ok(admitted) => return Ok((admitted, sources)),
             Err(failed) => failed,
         };
-        match &self.cold {
-            Some(cold) if failed.class != "untrusted" => self.admit_as(id, cold.envelope(&id).await?),
-            _ => Err(failed),
+        let Some(cold) = self.cold.as_ref().filter(|_| failed.class != "untrusted") else { return Err(failed) };
+        match cold.envelope(&id).await {
+            Ok(envelope) => Ok((self.admit_as(id, envelope)?, Vec::new())),
+            // That there were holders says more.
+            Err(missing) if missing.class == "none-found" && !sources.is_empty() => Err(failed),
+            Err(failed) => Err(failed),
         }
     }
 

@@ -178,6 +178,55 @@ async fn an_adapter_that_only_the_origin_has_is_found_without_a_metadata_server(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn holders_that_are_gone_are_replaced_by_the_origin() {
+    let cluster = Cluster::start().await;
+    let url = format!("file://{}", cluster.path("origin").display());
+    let a = cluster.agent_with(with_origin(&cluster, "a", &url, &[])).await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("n", "1")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    warmd(&a, &["origin", "push", "--all"]).await.unwrap();
+    // A newer generation that went with its holder: the one in the origin is next best.
+    tree::write(&cluster.path("source"), &[("later".to_owned(), (false, tree::noise(9, 1000)))].into());
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    // Without a word to the server: its lease still runs.
+    drop(a);
+    let b = cluster.agent_with(with_origin(&cluster, "b", &url, &[])).await;
+    let report = b.warm(cluster.job(identity, "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    assert_eq!(report.artifacts[0].generation, 1);
+    tree::assert_same(&tree::read(&cluster.path("cache")), &tree::sample());
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_chunk_in_the_origin_makes_a_cold_start_and_says_which() {
+    let cluster = Cluster::start().await;
+    let origin = cluster.path("origin");
+    let url = format!("file://{}", origin.display());
+    let a = cluster.agent_with(with_origin(&cluster, "a", &url, &[])).await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("n", "1")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    warmd(&a, &["origin", "push", "--all"]).await.unwrap();
+    a.stop().await;
+    let chunks = tree::read(&origin.join("chunks"));
+    let (name, (_, bytes)) = chunks.iter().next().unwrap();
+    let mut damaged = bytes.clone();
+    damaged[0] ^= 1;
+    std::fs::write(origin.join("chunks").join(name), damaged).unwrap();
+
+    let b = cluster.agent_with(with_origin(&cluster, "b", &url, &[])).await;
+    let cold = reason(&b.warm(cluster.job(identity.clone(), "cache")).await);
+    assert!(cold.starts_with("transient") && cold.contains(name.as_str()), "{cold}");
+    assert!(tree::read(&cluster.path("cache")).is_empty());
+    std::fs::write(origin.join("chunks").join(name), bytes).unwrap();
+    let report = b.warm(cluster.job(identity, "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_an_origin_the_way_out_is_told() {
     let cluster = Cluster::start().await;
     let a = cluster.agent("a").await;

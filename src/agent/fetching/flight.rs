@@ -86,16 +86,19 @@ impl Fetching {
             let fetched = self.fetch_from_holders(admitted, sources, deadline, traceparent, tell).await;
             return fetched.map_err(|error| failed(&error));
         };
-        if !sources.is_empty() {
-            match self.fetch_from_holders(admitted.clone(), sources, deadline, traceparent, tell).await {
-                Err(FetchError::NoHolder(_)) => {}
+        let gone = match sources.is_empty() {
+            true => None,
+            false => match self.fetch_from_holders(admitted.clone(), sources, deadline, traceparent, tell).await {
+                Err(error @ FetchError::NoHolder(_)) => Some(failed(&error)),
                 fetched => return fetched.map_err(|error| failed(&error)),
-            }
-        }
-        cold.fetch(&self.store, admitted, deadline, &|progress| {
+            },
+        };
+        let tell = |progress| {
             tell.send_replace(Flight::Running(progress));
-        })
-        .await
+        };
+        let fetched = cold.fetch(&self.store, admitted, deadline, &tell).await;
+        // That there were holders says more.
+        fetched.map_err(|failed| gone.filter(|_| failed.class == "none-found").unwrap_or(failed))
     }
 
     async fn fetch_from_holders(
