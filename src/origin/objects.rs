@@ -71,11 +71,7 @@ impl Objects {
             }
             Ok(names)
         };
-        match self.request(Operation::List, prefix, names).await {
-            // A directory that nobody has made yet.
-            Err(OriginError::Missing(_)) => Ok(Vec::new()),
-            listed => listed,
-        }
+        self.request(Operation::List, prefix, names).await
     }
 
     async fn request<T>(
@@ -88,7 +84,10 @@ impl Objects {
         let path = path.to_string();
         let (outcome, result) = match timeout(self.deadline, work).await {
             Ok(Ok(value)) => (Outcome::Ok, Ok(value)),
-            Ok(Err(Error::NotFound { .. })) => (Outcome::Missing, Err(OriginError::Missing(path))),
+            // Of a write or listing it means that there is no bucket.
+            Ok(Err(Error::NotFound { .. })) if matches!(operation, Operation::Read | Operation::Look) => {
+                (Outcome::Missing, Err(OriginError::Missing(path)))
+            }
             Ok(Err(error)) => (Outcome::Failed, Err(OriginError::Failed { path, reason: words(&error) })),
             Err(_) => (Outcome::Late, Err(OriginError::Deadline { path, seconds: self.deadline.as_secs() })),
         };
