@@ -67,7 +67,8 @@ async fn a_node_that_finds_no_holder_warms_from_the_origin_and_serves_others() {
     two_that_never_meet(&format!("file://{}", dir.path().display())).await;
 }
 
-/// `WARMD_TEST_S3=s3://bucket/prefix`, with `AWS_ENDPOINT`, `AWS_ALLOW_HTTP` and credentials beside it.
+/// With any server that speaks S3, such as Moto's: make a bucket there, set `WARMD_TEST_S3=s3://bucket`, `AWS_ENDPOINT`,
+/// `AWS_ALLOW_HTTP` and credentials, and run this test alone.
 #[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::print_stderr, reason = "why nothing was tested is worth reading")]
 async fn an_s3_server_holds_the_same() {
