@@ -9,6 +9,7 @@ mod holdings;
 mod publish;
 mod starts;
 mod trust;
+mod uploads;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -19,17 +20,19 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
 use self::control::{Control, Parts};
-use self::fetching::Fetching;
+use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 use self::publish::Publisher;
 use self::starts::StartMetrics;
 use self::trust::Trust;
+use self::uploads::Uploads;
 use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
 use crate::metadata::{
     AnnounceConfig, AnnouncedNode, Announcer, Client, ClientConfig, ClientError, ClientMetrics, ServerAddr,
 };
+use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
@@ -59,6 +62,7 @@ pub struct AgentConfig {
     pub provide: ProvideConfig,
     pub metadata: ClientConfig,
     pub locality: Locality,
+    pub origin: OriginConfig,
     pub local: SocketConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
@@ -91,6 +95,7 @@ impl Default for AgentConfig {
             provide: ProvideConfig::default(),
             metadata: ClientConfig::default(),
             locality: Locality::default(),
+            origin: OriginConfig::default(),
             local: SocketConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
@@ -129,13 +134,15 @@ pub enum AgentError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Metadata(#[from] ClientError),
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     #[error("no address to announce: set `advertise` to the addresses under which peers reach this node")]
     NoAddress,
     #[error("serve metrics on {addr}")]
     Metrics { addr: SocketAddr, source: std::io::Error },
     #[error("remember the agent's epoch in {path}", path = path.display())]
     Epoch { path: PathBuf, source: std::io::Error },
-    #[error("the thread that opens the store panicked")]
+    #[error("the thread that opens the store or the origin panicked")]
     Thread,
 }
 
@@ -195,7 +202,14 @@ impl Agent {
         working.spawn("reload policy", trust.clone().watch());
         verify_after_reboot(&working, &store);
 
-        let fetching = Fetching::new(fetcher, store.clone(), client, trust.clone(), node, &config, working.clone());
+        let origin = open_origin(&config.origin, &mut registry).await?;
+        if let Some(origin) = &origin {
+            let uploads = Uploads::new(origin.clone(), store.clone(), &trust, &config.origin.push, &mut registry);
+            working.spawn("upload to origin", uploads.run());
+        }
+        let cold = origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline));
+        let fetching =
+            Fetching::new(fetcher, store.clone(), client, cold, trust.clone(), node, &config, working.clone());
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -209,6 +223,7 @@ impl Agent {
             provider: provider.clone(),
             holdings,
             fetching,
+            origin,
             publisher,
             starts: StartMetrics::register(&mut registry),
             tasks: working.clone(),
@@ -308,6 +323,12 @@ fn route_to(server: &ServerAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
     socket.connect((server.host(), server.port())).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
+}
+
+async fn open_origin(config: &OriginConfig, registry: &mut Registry) -> Result<Option<Origin>, AgentError> {
+    let (config, metrics) = (config.clone(), crate::origin::Metrics::register(registry));
+    let opened = tokio::task::spawn_blocking(move || Origin::open(&config, metrics)).await;
+    Ok(opened.map_err(|_| AgentError::Thread)??)
 }
 
 /// Without this socket chunks go by gRPC, which takes longer.

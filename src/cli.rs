@@ -11,6 +11,7 @@ mod facts;
 mod keys;
 mod maintain;
 mod metadata;
+mod origin;
 mod output;
 mod pod;
 mod policy;
@@ -84,6 +85,9 @@ enum Command {
     Export(maintain::Export),
     /// Read an artifact from a tar archive, verified like a transfer from a peer
     Import(maintain::Import),
+    /// The object store behind all nodes: write artifacts to it, read them from it, list what it has
+    #[command(subcommand)]
+    Origin(origin::Origin),
     /// What this node is and runs, as far as it decides which caches fit it
     Facts(facts::Facts),
     /// Keys and certificates of the cluster, nodes and signers
@@ -168,6 +172,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Evict(command) => command.run().await,
         Command::Export(command) => command.run().await,
         Command::Import(command) => command.run().await,
+        Command::Origin(command) => command.run().await,
         Command::Facts(command) => command.run().await,
         Command::Quarantine(command) => command.run(),
         Command::Keys(command) => command.run(),

@@ -16,6 +16,7 @@
 //! | entry | what is installed by one rename |
 //! | chunk | up to 4 MiB of an artifact's content stream, named by the BLAKE3 of its encoded bytes |
 //! | holder | a node that has chunks of an artifact and serves them, whoever signed it |
+//! | origin | an object store with the same artifacts, asked when no node has one |
 //! | signer | a key whose manifests the trust policy accepts, within a scope |
 //! | cache root | the directory that entries are installed into, by the pod that owns it |
 //!
@@ -30,7 +31,7 @@
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |
-//! | `transfer`, `metadata`, `install`, `local` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket |
+//! | `transfer`, `metadata`, `install`, `local`, `origin` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket; the object store behind all nodes |
 //! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC (the only place that names quinn); the engine: processes, output, log, readiness, supervision, how it is started behind a proxy, and what it is told of adapters |
 //! | `adapters` | LoRA adapters: formats, checks, what is made of one before an engine sees it |
 //! | `caches` | the kinds of caches, what decides whether an entry can be used elsewhere, which files make an artifact, captured consistently |
@@ -69,6 +70,7 @@
 //! 2. `agent::fetching` looks the identity up (`metadata::Client`), gets a manifest from a holder, and admits it.
 //! 3. `transfer::Fetcher` does what `transfer::plan` says: requests over `transport`, chunks verified and put into the
 //!    `store`, where `transfer::Provider` serves them onward at once.
+//!    Where no holder is left, `origin` brings them.
 //! 4. Meanwhile `serve::warm` has admitted the same manifest by its own policy and reads chunks from the agent as they
 //!    arrive; `install::Installation` checks and writes them, then commits entry by entry.
 //!
@@ -123,6 +125,7 @@ pub mod transport;
 pub mod install;
 pub mod local;
 pub mod metadata;
+pub mod origin;
 pub mod transfer;
 
 pub mod proxy;

@@ -14,9 +14,9 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use super::fetching::{Failed, Fetching, Flight, Wanted};
+use super::fetching::Fetching;
 use super::holdings::Holdings;
-use super::publish::{PublishError, Publisher, PushError};
+use super::publish::Publisher;
 use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
@@ -25,14 +25,21 @@ use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::local::{self, Publication};
 use crate::metadata::{Announcer, ServerAddr};
+use crate::origin::Origin;
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::transfer::Provider;
 
 mod archive;
 pub(super) mod chunks;
+mod origin;
 mod push;
+mod status;
+mod warm;
+
+use self::status::{no_artifact, publish_status, store_status};
+use self::warm::warm_all;
 
 /// Messages between a handler and its caller's connection.
 const QUEUE: usize = 16;
@@ -44,9 +51,6 @@ const MAX_IDENTITIES: usize = 64;
 
 /// Bytes between two reports of a publication's progress: a report for each of many small files would cost more than reading it.
 const PROGRESS_STEP: u64 = 8 * 1024 * 1024;
-
-/// Between two reports of a fetch's progress: one for each chunk would cost more than many a chunk.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a publish waits for a metadata server to know of it.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -70,6 +74,7 @@ pub(super) struct Parts {
     pub(super) provider: Arc<Provider>,
     pub(super) holdings: Arc<Holdings>,
     pub(super) fetching: Arc<Fetching>,
+    pub(super) origin: Option<Origin>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) starts: StartMetrics,
     pub(super) tasks: Arc<Tasks>,
@@ -103,6 +108,8 @@ impl Agent for Control {
     type ReadChunksStream = Events<pb::ChunkData>;
     type VerifyStream = Events<pb::VerifyEvent>;
     type ExportStream = Events<pb::ArchiveBytes>;
+    type OriginPushStream = Events<pb::OriginPushEvent>;
+    type OriginPullStream = Events<pb::WarmEvent>;
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
         may_read(&request)?;
@@ -161,7 +168,7 @@ impl Agent for Control {
         let subject = (!request.any_subject).then_some(request.subject);
         Ok(self.stream("warm", QUEUE, move |parts, events| async move {
             let told = match parts.fetching.look(identity, subject.as_deref()).await {
-                Ok(wanted) => warm_all(&parts, wanted, &events).await,
+                Ok(wanted) => warm_all(&parts, wanted, "no node has published this identity", &events).await,
                 Err(failed) => events.send(Ok(convert::failed(None, failed))).await.map_err(drop),
             };
             if told.is_err() {
@@ -179,8 +186,7 @@ impl Agent for Control {
         let identities = identities
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Status::invalid_argument("an identity is not 32 bytes"))?;
-        let (offers, unreachable) = self.0.fetching.offers(identities).await;
-        Ok(Response::new(convert::found(offers, unreachable)))
+        Ok(Response::new(convert::found(self.0.fetching.offers(identities).await)))
     }
 
     async fn nearby(&self, request: Request<pb::NearbyRequest>) -> Result<Response<pb::NearbyReply>, Status> {
@@ -324,6 +330,32 @@ impl Agent for Control {
         let artifact = self.0.store.get(&id).ok_or_else(|| no_artifact(&id))?;
         Ok(Response::new(pb::ImportReply { info: Some(convert::info(&artifact)) }))
     }
+
+    async fn origin_push(
+        &self,
+        request: Request<pb::OriginPushRequest>,
+    ) -> Result<Response<Self::OriginPushStream>, Status> {
+        let id = convert::artifact_id(&request.into_inner().artifact_id)?;
+        let origin = origin::configured(&self.0)?;
+        Ok(self.stream("push to origin", QUEUE, move |parts, events| origin::push(parts, origin, id, events)))
+    }
+
+    async fn origin_pull(
+        &self,
+        request: Request<pb::OriginPullRequest>,
+    ) -> Result<Response<Self::OriginPullStream>, Status> {
+        let id = convert::artifact_id(&request.into_inner().id)?;
+        origin::configured(&self.0)?;
+        Ok(self.stream("pull from origin", QUEUE, move |parts, events| origin::pull(parts, id, events)))
+    }
+
+    async fn origin_list(
+        &self,
+        request: Request<pb::OriginListRequest>,
+    ) -> Result<Response<pb::OriginListReply>, Status> {
+        let origin = origin::configured(&self.0)?;
+        Ok(Response::new(origin::list(&self.0, &origin, &request.into_inner().family).await?))
+    }
 }
 
 /// The directory must be the one that the caller means, and, because the agent may read more than its callers, one of its
@@ -344,86 +376,5 @@ fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
     match may_read_all || seen.st_uid == caller {
         true => Ok(()),
         false => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
-    }
-}
-
-/// Brings every subject, side by side, and tells how each goes. Fails when the caller has gone.
-async fn warm_all(
-    parts: &Arc<Parts>,
-    wanted: Vec<Wanted>,
-    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
-) -> Result<(), ()> {
-    events.send(Ok(convert::offer(&wanted))).await.map_err(drop)?;
-    if wanted.is_empty() {
-        let none = Failed { class: "none-found", detail: "no node has published this identity".to_owned() };
-        return events.send(Ok(convert::failed(None, none))).await.map_err(drop);
-    }
-    let each = wanted.into_iter().map(|wanted| warm_one(parts, wanted, events));
-    futures_util::future::try_join_all(each).await.map(drop)
-}
-
-async fn warm_one(
-    parts: &Arc<Parts>,
-    wanted: Wanted,
-    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
-) -> Result<(), ()> {
-    let tell = |event| async { events.send(Ok(event)).await.map_err(drop) };
-    let coming = match parts.fetching.bring(wanted).await {
-        Ok(coming) => coming,
-        Err(failed) => return tell(convert::failed(None, failed)).await,
-    };
-    let id = coming.admitted.id();
-    let mut flight = coming.flight;
-    parts.fetching.wait_until_begun(&id, &mut flight).await;
-    tell(convert::manifest(&coming.admitted)).await?;
-    loop {
-        let now = flight.borrow_and_update().clone();
-        match now {
-            Flight::Running(progress) => tell(convert::progress(progress)).await?,
-            Flight::Landed(fetched) => return tell(convert::landed(id, fetched)).await,
-            Flight::Failed(failed) => return tell(convert::failed(Some(id), failed)).await,
-        }
-        // How it ends is told at once.
-        let end = flight.wait_for(|flight| !matches!(flight, Flight::Running(_)));
-        let known = match tokio::time::timeout(PROGRESS_EVERY, end).await.map(|end| end.is_ok()) {
-            Ok(known) => known,
-            Err(_) => flight.changed().await.is_ok(),
-        };
-        if !known {
-            let ended = Failed { class: "transient", detail: "the agent is ending".to_owned() };
-            return tell(convert::failed(Some(id), ended)).await;
-        }
-    }
-}
-
-fn no_artifact(id: &crate::digest::ArtifactId) -> Status {
-    Status::not_found(format!("artifact {id} is not on this node (see `warmd ls`)"))
-}
-
-fn publish_status(error: &PublishError) -> Status {
-    let message = local::chain(error);
-    match error {
-        PublishError::NoSigner => Status::failed_precondition(message),
-        PublishError::Snapshot(_) | PublishError::Manifest(_) => Status::invalid_argument(message),
-        PublishError::Store(error) => store_status(error),
-        PublishError::Push(error) => match error {
-            PushError::Busy => Status::resource_exhausted(message),
-            PushError::Stalled | PushError::Deadline => Status::deadline_exceeded(message),
-            PushError::Thread => Status::internal(message),
-            _ => Status::invalid_argument(message),
-        },
-    }
-}
-
-fn store_status(error: &StoreError) -> Status {
-    let message = local::chain(error);
-    match error {
-        StoreError::NoSpace { .. } | StoreError::OverLimit { .. } => Status::resource_exhausted(message),
-        StoreError::NoArtifact(_) | StoreError::Missing(_) => Status::not_found(message),
-        StoreError::Pinned(_) | StoreError::InUse(_) | StoreError::Incomplete { .. } => {
-            Status::failed_precondition(message)
-        }
-        StoreError::Damaged(_) => Status::data_loss(message),
-        StoreError::Directory { .. } | StoreError::Locked { .. } | StoreError::Io { .. } => Status::internal(message),
     }
 }

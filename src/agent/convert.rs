@@ -3,11 +3,13 @@
 use bytes::Bytes;
 use tonic::Status;
 
-use super::fetching::{Failed, Near, Wanted, Wish};
+use super::fetching::{Failed, Near, Offers, Wanted, Wish};
+use super::holdings::summary;
 use super::publish::Published;
 use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
-use crate::protocol::metadata::Offer;
+use crate::origin::Pushed;
+use crate::protocol::metadata::Summary;
 use crate::protocol::pb;
 use crate::store::{Artifact, Report, Swept};
 use crate::transfer::{Fetched, Progress};
@@ -41,26 +43,33 @@ pub(super) fn reading(bytes: u64, bytes_total: u64) -> pb::PublishEvent {
     pb::PublishEvent { event: Some(pb::publish_event::Event::Progress(progress)) }
 }
 
-pub(super) fn found(offers: Vec<Offer>, unreachable: Option<String>) -> pb::FindReply {
-    let found = offers.into_iter().map(|offer| {
-        let artifact = offer.artifact;
-        pb::FoundArtifact {
-            artifact_id: id_bytes(&artifact.artifact),
-            identity: Bytes::copy_from_slice(artifact.identity.as_bytes()),
-            subject: artifact.subject.to_string(),
-            generation: artifact.generation,
-            created_s: artifact.created.seconds(),
-            size: artifact.size,
-            wire_size: artifact.wire_size,
-            files: artifact.files,
-            signer: Bytes::copy_from_slice(artifact.signer.as_bytes()),
-            holders: offer.holder_count,
-            here: offer.holders.is_empty(),
-            compile_ms: artifact.compile_ms,
-            content_id: Bytes::copy_from_slice(artifact.content.as_bytes()),
-        }
+pub(super) fn found(offers: Offers) -> pb::FindReply {
+    let held = offers.held.into_iter().map(|offer| pb::FoundArtifact {
+        holders: offer.holder_count,
+        here: offer.holders.is_empty(),
+        ..found_artifact(&offer.artifact)
     });
-    pb::FindReply { found: found.collect(), metadata_failure: unreachable.unwrap_or_default() }
+    let in_origin =
+        offers.in_origin.iter().map(|offer| pb::FoundArtifact { origin: true, ..found_artifact(&offer.artifact) });
+    pb::FindReply { found: held.chain(in_origin).collect(), metadata_failure: offers.failure.unwrap_or_default() }
+}
+
+/// Without where it is.
+fn found_artifact(artifact: &Summary) -> pb::FoundArtifact {
+    pb::FoundArtifact {
+        artifact_id: id_bytes(&artifact.artifact),
+        identity: Bytes::copy_from_slice(artifact.identity.as_bytes()),
+        subject: artifact.subject.to_string(),
+        generation: artifact.generation,
+        created_s: artifact.created.seconds(),
+        size: artifact.size,
+        wire_size: artifact.wire_size,
+        files: artifact.files,
+        signer: Bytes::copy_from_slice(artifact.signer.as_bytes()),
+        compile_ms: artifact.compile_ms,
+        content_id: Bytes::copy_from_slice(artifact.content.as_bytes()),
+        ..Default::default()
+    }
 }
 
 pub(super) fn wish(asked: pb::FamilyIdentity) -> Result<Wish, Status> {
@@ -143,23 +152,38 @@ fn warm(event: pb::warm_event::Event) -> pb::WarmEvent {
 }
 
 pub(super) fn info(artifact: &Artifact) -> pb::ArtifactInfo {
-    let manifest = artifact.manifest();
+    info_of(&summary(artifact), Some(artifact))
+}
+
+/// Of an artifact that may be elsewhere; `here` is what this node has of it.
+pub(super) fn info_of(summary: &Summary, here: Option<&Artifact>) -> pb::ArtifactInfo {
     pb::ArtifactInfo {
-        artifact_id: id_bytes(&artifact.id()),
-        content_id: Bytes::copy_from_slice(artifact.content_id().as_bytes()),
-        identity: Bytes::copy_from_slice(artifact.identity().as_bytes()),
-        family: manifest.identity.family().to_string(),
-        subject: manifest.subject.clone(),
-        generation: manifest.generation,
-        created_s: manifest.created.seconds(),
-        size: manifest.size(),
-        wire_size: manifest.wire_size(),
-        files: count(manifest.files.len()),
-        chunks_held: count(artifact.progress().chunks),
-        chunks: count(manifest.chunks.len()),
-        signer: Bytes::copy_from_slice(artifact.signed().signer().as_bytes()),
-        pinned: artifact.is_pinned(),
+        artifact_id: id_bytes(&summary.artifact),
+        content_id: Bytes::copy_from_slice(summary.content.as_bytes()),
+        identity: Bytes::copy_from_slice(summary.identity.as_bytes()),
+        family: summary.family.to_string(),
+        subject: summary.subject.to_string(),
+        generation: summary.generation,
+        created_s: summary.created.seconds(),
+        size: summary.size,
+        wire_size: summary.wire_size,
+        files: summary.files,
+        chunks_held: here.map_or(0, |artifact| count(artifact.progress().chunks)),
+        chunks: summary.chunks,
+        signer: Bytes::copy_from_slice(summary.signer.as_bytes()),
+        pinned: here.is_some_and(Artifact::is_pinned),
     }
+}
+
+pub(super) fn pushing(bytes: u64, bytes_total: u64) -> pb::OriginPushEvent {
+    let progress = pb::Progress { phase: "push".to_owned(), bytes, bytes_total, files: 0, holders: 0 };
+    pb::OriginPushEvent { event: Some(pb::origin_push_event::Event::Progress(progress)) }
+}
+
+pub(super) fn pushed(pushed: Pushed) -> pb::OriginPushEvent {
+    let Pushed { written_bytes, skipped_bytes } = pushed;
+    let pushed = pb::OriginPushed { written_bytes, skipped_bytes };
+    pb::OriginPushEvent { event: Some(pb::origin_push_event::Event::Pushed(pushed)) }
 }
 
 pub(super) fn report(report: &Report) -> pb::VerifyEvent {

@@ -1,16 +1,19 @@
 //! Finds and fetches the artifacts of an identity. A fetch belongs to the node, not to who asked: several pods that want
 //! the same artifact share one, and it goes on in the background when a pod's budget is over.
 
+mod cold;
+mod flight;
 mod nearby;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::watch;
-use tracing::Instrument;
 
+pub(super) use self::cold::Cold;
+pub(super) use self::flight::Flight;
+use self::flight::{Flights, failed};
 pub(super) use self::nearby::{Near, Wish};
 use super::AgentConfig;
 use super::trust::Trust;
@@ -19,9 +22,9 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::{NodeId, Policy, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::metadata::{Client, ClientError};
-use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer};
+use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
 use crate::store::{Artifact, State, Store};
-use crate::transfer::{self, Fetched, Fetcher, Find, Progress, Source};
+use crate::transfer::{self, Fetched, Fetcher, Source};
 
 /// Holders asked for, of each artifact.
 const WANT: u32 = 16;
@@ -29,14 +32,6 @@ const WANT: u32 = 16;
 /// Subjects of one identity that are fetched, and candidates of each that are tried.
 const MAX_SUBJECTS: usize = 64;
 const MAX_CANDIDATES: usize = 8;
-
-/// How an artifact's fetch stands.
-#[derive(Debug, Clone)]
-pub(super) enum Flight {
-    Running(Progress),
-    Landed(Fetched),
-    Failed(Failed),
-}
 
 /// Why nothing came, and how long the one who asked should remember it.
 #[derive(Debug, Clone)]
@@ -71,79 +66,105 @@ pub(super) struct Fetching {
     node: NodeId,
     locality: Locality,
     deadline: Duration,
-    flights: Arc<Mutex<HashMap<ArtifactId, watch::Receiver<Flight>>>>,
+    cold: Option<Cold>,
+    flights: Flights,
     tasks: Arc<Tasks>,
 }
 
+/// What there is of some identities, each artifact once.
+pub(super) struct Offers {
+    /// Here or with other nodes.
+    pub(super) held: Vec<Offer>,
+    /// Of identities of which nobody holds anything.
+    pub(super) in_origin: Vec<Offer>,
+    /// Why the directory could not be asked.
+    pub(super) failure: Option<String>,
+}
+
 impl Fetching {
+    #[expect(clippy::too_many_arguments, reason = "the wiring of the agent, called once")]
     pub(super) fn new(
         fetcher: Fetcher,
         store: Store,
         client: Client,
+        cold: Option<Cold>,
         trust: Arc<Trust>,
         node: NodeId,
         config: &AgentConfig,
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
-        Arc::new(Self { fetcher, store, client, trust, node, locality, deadline, flights: Arc::default(), tasks })
+        let flights = Flights::default();
+        Arc::new(Self { fetcher, store, client, trust, node, locality, deadline, cold, flights, tasks })
     }
 
-    /// Fetches in progress: what, and how far.
-    pub(super) fn flights(&self) -> Vec<(ArtifactId, Progress)> {
-        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = flights.iter().filter_map(|(id, flight)| match &*flight.borrow() {
-            Flight::Running(progress) => Some((*id, *progress)),
-            Flight::Landed(_) | Flight::Failed(_) => None,
-        });
-        running.collect()
-    }
-
-    /// What the directory and this node's own store have of an identity, by subject.
+    /// What the directory and this node's own store have of an identity, by subject; if nothing, what the origin has.
     pub(super) async fn look(&self, identity: IdentityId, subject: Option<&str>) -> Result<Vec<Wanted>, Failed> {
-        let lookup = Lookup {
-            identities: vec![identity],
-            want: Some(WANT),
-            near: self.locality.clone(),
-            exclude: vec![self.node],
+        let lookup = self.lookup(vec![identity]);
+        let (offers, failure) = match self.client.lookup(&lookup).await {
+            Ok(found) => (found.offers, None),
+            Err(error) => (Vec::new(), Some(error)),
         };
-        let local = self.local_offers(identity);
-        let offers = match self.client.lookup(&lookup).await {
-            Ok(found) => found.offers,
-            // What is here can be installed without anybody's help.
-            Err(error) if local.is_empty() => return Err(unreachable(&error)),
-            Err(error) => {
-                tracing::warn!(%error, "metadata server not reached: going on with what this node has");
-                Vec::new()
-            }
-        };
-        let mut by_subject: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
-        for offer in local.into_iter().chain(offers) {
-            if offer.artifact.identity == identity && subject.is_none_or(|subject| *offer.artifact.subject == *subject)
-            {
-                by_subject.entry(offer.artifact.subject.to_string()).or_default().push(offer);
-            }
+        let held = self.local_offers(identity).into_iter().chain(offers);
+        let mut wanted = by_subject(held, identity, subject);
+        if wanted.is_empty() {
+            wanted = by_subject(self.in_origin([identity]).await, identity, subject);
         }
-        Ok(by_subject.into_values().take(MAX_SUBJECTS).map(Wanted::new).collect())
+        match failure {
+            Some(error) if wanted.is_empty() => return Err(unreachable(&error)),
+            // What is here can be installed without anybody's help.
+            Some(error) => tracing::warn!(%error, "metadata server not reached: going on with what this node can have"),
+            None => {}
+        }
+        Ok(wanted)
     }
 
-    /// What there is of many identities, each artifact once, and why the directory could not be asked.
-    pub(super) async fn offers(&self, identities: Vec<IdentityId>) -> (Vec<Offer>, Option<String>) {
+    pub(super) async fn offers(&self, identities: Vec<IdentityId>) -> Offers {
         let local = identities.iter().flat_map(|identity| self.local_offers(*identity));
-        let mut offers: HashMap<ArtifactId, Offer> = local.map(|offer| (offer.artifact.artifact, offer)).collect();
-        let lookup = Lookup { identities, want: Some(WANT), near: self.locality.clone(), exclude: vec![self.node] };
-        let failure = match self.client.lookup(&lookup).await {
+        let mut held: HashMap<ArtifactId, Offer> = local.map(|offer| (offer.artifact.artifact, offer)).collect();
+        let failure = match self.client.lookup(&self.lookup(identities.clone())).await {
             Ok(found) => {
                 for offer in found.offers {
                     let count = offer.holder_count;
-                    let one = offers.entry(offer.artifact.artifact).or_insert(offer);
+                    let one = held.entry(offer.artifact.artifact).or_insert(offer);
                     one.holder_count = one.holder_count.max(count);
                 }
                 None
             }
             Err(error) => Some(unreachable(&error).detail),
         };
-        (offers.into_values().collect(), failure)
+        let offered: HashSet<IdentityId> = held.values().map(|offer| offer.artifact.identity).collect();
+        let unoffered = identities.into_iter().filter(|identity| !offered.contains(identity));
+        let in_origin = self.in_origin(unoffered.collect::<HashSet<_>>()).await;
+        Offers { held: held.into_values().collect(), in_origin, failure }
+    }
+
+    fn lookup(&self, identities: Vec<IdentityId>) -> Lookup {
+        Lookup { identities, want: Some(WANT), near: self.locality.clone(), exclude: vec![self.node] }
+    }
+
+    async fn in_origin(&self, identities: impl IntoIterator<Item = IdentityId>) -> Vec<Offer> {
+        match &self.cold {
+            Some(cold) => cold.find(identities).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// What the origin has under an id: that artifact, or the newest of an identity, by subject.
+    pub(super) async fn look_in_origin(&self, id: ArtifactId) -> Result<Vec<Wanted>, Failed> {
+        let Some(cold) = &self.cold else { return Err(Failed::new("none-found", "this agent has no origin")) };
+        match cold.envelope(&id).await {
+            Ok(envelope) => {
+                let admitted = self.admit_as(id, envelope)?;
+                let summary = Summary::of(&admitted, admitted.manifest().content_id());
+                Ok(vec![Wanted::new(vec![cold::offer(summary)])])
+            }
+            Err(failed) if failed.class == "none-found" => {
+                let identity = IdentityId::from_array(*id.as_bytes());
+                Ok(by_subject(cold.ask(identity).await?, identity, None))
+            }
+            Err(failed) => Err(failed),
+        }
     }
 
     fn local_offers(&self, identity: IdentityId) -> Vec<Offer> {
@@ -157,10 +178,25 @@ impl Fetching {
             .collect()
     }
 
-    /// Takes the first candidate that the policy admits, and fetches it unless it is here or already on its way.
+    /// Takes the first candidate that the policy admits, and fetches it unless it is here or already on its way. When none
+    /// of them can be had, the origin may know another one.
     pub(super) async fn bring(self: &Arc<Self>, wanted: Wanted) -> Result<Coming, Failed> {
+        let first = wanted.candidates.first().map(|offer| offer.artifact.clone());
+        let tried: HashSet<ArtifactId> = wanted.candidates.iter().map(|offer| offer.artifact.artifact).collect();
+        let failed = match self.bring_any(wanted.candidates).await {
+            Err(failed) if failed.class != "no-space" => failed,
+            brought => return brought,
+        };
+        let Some(first) = first else { return Err(failed) };
+        let others = by_subject(self.in_origin([first.identity]).await, first.identity, Some(&first.subject));
+        let mut others = others.into_iter().flat_map(|wanted| wanted.candidates).collect::<Vec<_>>();
+        others.retain(|offer| !tried.contains(&offer.artifact.artifact));
+        if others.is_empty() { Err(failed) } else { self.bring_any(others).await }
+    }
+
+    async fn bring_any(self: &Arc<Self>, candidates: Vec<Offer>) -> Result<Coming, Failed> {
         let mut failed = Failed::new("none-found", "nobody has it");
-        for offer in wanted.candidates.into_iter().take(MAX_CANDIDATES) {
+        for offer in candidates.into_iter().take(MAX_CANDIDATES) {
             match self.bring_one(&offer).await {
                 Ok(coming) => return Ok(coming),
                 Err(reason) => {
@@ -184,9 +220,9 @@ impl Fetching {
             return Ok(Coming { admitted, flight: watch::channel(Flight::Landed(all)).1 });
         }
         let sources = self.sources(&offer.holders, offer.artifact.chunks);
-        let admitted = match here {
-            Some(artifact) => self.readmit(&artifact)?,
-            None => self.manifest(id, &sources).await?,
+        let (admitted, sources) = match here {
+            Some(artifact) => (self.readmit(&artifact)?, sources),
+            None => self.manifest(id, sources).await?,
         };
         if admitted.manifest().identity.id() != offer.artifact.identity {
             return Err(Failed::new(
@@ -198,8 +234,13 @@ impl Fetching {
         Ok(Coming { admitted, flight })
     }
 
-    fn admit(&self, envelope: bytes::Bytes) -> Result<Admitted, Failed> {
-        self.judge(|policy| SignedManifest::admit(envelope, policy, UnixTime::now()))
+    /// Whoever sent it: it must be what was asked for.
+    fn admit_as(&self, id: ArtifactId, envelope: bytes::Bytes) -> Result<Admitted, Failed> {
+        let admitted = self.judge(|policy| SignedManifest::admit(envelope, policy, UnixTime::now()))?;
+        match admitted.id() == id {
+            true => Ok(admitted),
+            false => Err(Failed::new("transient", "another manifest came than the one asked for")),
+        }
     }
 
     /// What is in the store was trusted when it came; the policy may have changed since.
@@ -217,13 +258,25 @@ impl Fetching {
         })
     }
 
-    async fn manifest(&self, id: ArtifactId, sources: &[Source]) -> Result<Admitted, Failed> {
+    /// From a holder, or else from the origin; and whom to ask for chunks: holders that did not answer this are not.
+    async fn manifest(&self, id: ArtifactId, sources: Vec<Source>) -> Result<(Admitted, Vec<Source>), Failed> {
+        let failed = match self.manifest_from_holders(id, &sources).await {
+            Ok(admitted) => return Ok((admitted, sources)),
+            Err(failed) => failed,
+        };
+        let Some(cold) = self.cold.as_ref().filter(|_| failed.class != "untrusted") else { return Err(failed) };
+        match cold.envelope(&id).await {
+            Ok(envelope) => Ok((self.admit_as(id, envelope)?, Vec::new())),
+            // That there were holders says more.
+            Err(missing) if missing.class == "none-found" && !sources.is_empty() => Err(failed),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    async fn manifest_from_holders(&self, id: ArtifactId, sources: &[Source]) -> Result<Admitted, Failed> {
         let verdict = Mutex::new(None);
         let accept = |envelope| {
-            let admitted = self.admit(envelope).and_then(|admitted| match admitted.id() == id {
-                true => Ok(admitted),
-                false => Err(Failed::new("transient", "a holder sent another manifest than the one asked for")),
-            });
+            let admitted = self.admit_as(id, envelope);
             let good = admitted.is_ok();
             *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(admitted);
             good
@@ -234,90 +287,6 @@ impl Fetching {
             (None, Err(error)) => Err(failed(&error)),
             (None, Ok(())) => Err(Failed::new("transient", "no manifest came")),
         }
-    }
-
-    /// Waits until the store knows the artifact, so that its chunks can be asked for, or until its fetch has failed.
-    pub(super) async fn wait_until_begun(&self, id: &ArtifactId, flight: &mut watch::Receiver<Flight>) {
-        let begun = |flight: &Flight| self.store.get(id).is_some() || !matches!(flight, Flight::Running(_));
-        // The fetch tells of its progress as soon as the store has begun; if it has ended, there is nothing to wait for.
-        let _ = flight.wait_for(begun).await;
-    }
-
-    /// Joins the fetch that runs, or starts one.
-    fn fly(self: &Arc<Self>, admitted: &Admitted, sources: Vec<Source>) -> watch::Receiver<Flight> {
-        let id = admitted.id();
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&id) {
-            return flight.clone();
-        }
-        let (tell, flight) = watch::channel(Flight::Running(Progress::default()));
-        flights.insert(id, flight.clone());
-        drop(flights);
-        let (fetching, admitted) = (self.clone(), admitted.clone());
-        let traceparent = traceparent();
-        let span = tracing::info_span!("fetch", artifact = %id.short(), traceparent);
-        let work = async move {
-            let _landed = Landing { flights: fetching.flights.clone(), id };
-            let result = fetching.fetch(admitted, sources, &traceparent, &tell).await;
-            tell.send_replace(match result {
-                Ok(fetched) => Flight::Landed(fetched),
-                Err(error) => Flight::Failed(failed(&error)),
-            });
-        };
-        self.tasks.spawn("fetch", work.instrument(span));
-        flight
-    }
-
-    async fn fetch(
-        &self,
-        admitted: Admitted,
-        sources: Vec<Source>,
-        traceparent: &str,
-        tell: &watch::Sender<Flight>,
-    ) -> Result<Fetched, transfer::FetchError> {
-        let id = admitted.id();
-        let (progress, mut changes) = watch::channel(Progress::default());
-        let find = self.find(id, admitted.manifest().identity.id(), admitted.manifest().chunks.len());
-        let deadline = Instant::now() + self.deadline;
-        let fetch = self.fetcher.fetch(admitted, sources, find, deadline, traceparent, &progress);
-        let mut fetch = std::pin::pin!(fetch);
-        let result = loop {
-            tokio::select! {
-                result = &mut fetch => break result,
-                _ = changes.changed() => {
-                    let now = *changes.borrow_and_update();
-                    tell.send_replace(Flight::Running(now));
-                }
-            }
-        };
-        match &result {
-            Ok(fetched) => tracing::info!(
-                artifact = %id,
-                wire_bytes = fetched.wire_bytes,
-                reused_bytes = fetched.reused_bytes,
-                holders = fetched.holders,
-                "fetched"
-            ),
-            Err(error) => tracing::warn!(artifact = %id, %error, "fetch failed"),
-        }
-        result
-    }
-
-    /// For a fetch that looks for more holders.
-    fn find(&self, id: ArtifactId, identity: IdentityId, chunks: usize) -> Find {
-        let (client, near, node) = (self.client.clone(), self.locality.clone(), self.node);
-        let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
-        Arc::new(move || {
-            let (client, near) = (client.clone(), near.clone());
-            async move {
-                let lookup =
-                    Lookup { identities: vec![identity], want: Some(WANT), near: near.clone(), exclude: vec![node] };
-                let offers = client.lookup(&lookup).await.map(|found| found.offers).unwrap_or_default();
-                let holders = offers.into_iter().filter(|offer| offer.artifact.artifact == id).flat_map(|o| o.holders);
-                holders.map(|holder| source(&holder, &near, chunks)).collect()
-            }
-            .boxed()
-        })
     }
 
     fn sources(&self, holders: &[HolderInfo], chunks: u32) -> Vec<Source> {
@@ -349,16 +318,15 @@ impl Wanted {
     }
 }
 
-/// Takes a fetch off the list however it ends.
-struct Landing {
-    flights: Arc<Mutex<HashMap<ArtifactId, watch::Receiver<Flight>>>>,
-    id: ArtifactId,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+/// Candidates of each subject of an identity, whatever else was told.
+fn by_subject(offers: impl IntoIterator<Item = Offer>, identity: IdentityId, subject: Option<&str>) -> Vec<Wanted> {
+    let mut by_subject: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
+    for offer in offers {
+        if offer.artifact.identity == identity && subject.is_none_or(|subject| *offer.artifact.subject == *subject) {
+            by_subject.entry(offer.artifact.subject.to_string()).or_default().push(offer);
+        }
     }
+    by_subject.into_values().take(MAX_SUBJECTS).map(Wanted::new).collect()
 }
 
 fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
@@ -376,17 +344,6 @@ fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
 
 fn unreachable(error: &ClientError) -> Failed {
     Failed::new("transient", format!("metadata server: {error}"))
-}
-
-fn failed(error: &transfer::FetchError) -> Failed {
-    let class = match error {
-        transfer::FetchError::NoHolder(_) => "none-found",
-        transfer::FetchError::Store(error) if error.is_no_space() => "no-space",
-        transfer::FetchError::Store(_) | transfer::FetchError::Thread(_) | transfer::FetchError::Deadline { .. } => {
-            "transient"
-        }
-    };
-    Failed::new(class, error.to_string())
 }
 
 /// A W3C trace context of its own, so that the logs of all nodes that took part can be found by it.

@@ -80,21 +80,5 @@ impl Holdings {
 }
 
 pub(super) fn summary(artifact: &Artifact) -> Summary {
-    let manifest = artifact.manifest();
-    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    Summary {
-        artifact: artifact.id(),
-        identity: artifact.identity(),
-        content: artifact.content_id(),
-        family: manifest.identity.family().clone(),
-        subject: manifest.subject.as_str().into(),
-        generation: manifest.generation,
-        created: manifest.created,
-        size: manifest.size(),
-        wire_size: manifest.wire_size(),
-        files: count(manifest.files.len()),
-        chunks: count(manifest.chunks.len()),
-        signer: artifact.signed().signer(),
-        compile_ms: manifest.compile_time().map_or(0, |spent| u32::try_from(spent.as_millis()).unwrap_or(u32::MAX)),
-    }
+    Summary::of(artifact.signed(), artifact.content_id())
 }

@@ -119,15 +119,15 @@ impl StatusReport {
 #[derive(Serialize)]
 pub(super) struct Info {
     pub(super) artifact: ArtifactId,
-    family: String,
+    pub(super) family: String,
     subject: String,
     generation: u64,
     created: UnixTime,
     pub(super) files: u32,
     pub(super) bytes: u64,
     wire_bytes: u64,
-    chunks_held: u32,
-    chunks: u32,
+    pub(super) chunks_held: u32,
+    pub(super) chunks: u32,
     identity: String,
     content: String,
     signer: String,
@@ -172,31 +172,36 @@ impl Ls {
             output::json(&all)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let head = ["ARTIFACT", "FAMILY", "SUBJECT", "GEN", "CREATED", "FILES", "SIZE", "WIRE", "HAVE"];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for info in &all {
-            let have = match info.chunks_held == info.chunks {
-                true => "all".to_owned(),
-                false => format!("{}/{}", info.chunks_held, info.chunks),
-            };
-            rows.push(vec![
-                info.artifact.to_string(),
-                info.family.clone(),
-                if info.subject.is_empty() { "-".to_owned() } else { info.subject.clone() },
-                info.generation.to_string(),
-                info.created.to_string(),
-                info.files.to_string(),
-                output::bytes(info.bytes),
-                output::bytes(info.wire_bytes),
-                have,
-            ]);
-        }
-        output::table(&rows)?;
+        show(&all)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-async fn list(client: &Client) -> anyhow::Result<Vec<Info>> {
+/// One line for each.
+pub(super) fn show(all: &[Info]) -> anyhow::Result<()> {
+    let head = ["ARTIFACT", "FAMILY", "SUBJECT", "GEN", "CREATED", "FILES", "SIZE", "WIRE", "HAVE"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for info in all {
+        let have = match info.chunks_held == info.chunks {
+            true => "all".to_owned(),
+            false => format!("{}/{}", info.chunks_held, info.chunks),
+        };
+        rows.push(vec![
+            info.artifact.to_string(),
+            info.family.clone(),
+            if info.subject.is_empty() { "-".to_owned() } else { info.subject.clone() },
+            info.generation.to_string(),
+            info.created.to_string(),
+            info.files.to_string(),
+            output::bytes(info.bytes),
+            output::bytes(info.wire_bytes),
+            have,
+        ]);
+    }
+    output::table(&rows)
+}
+
+pub(super) async fn list(client: &Client) -> anyhow::Result<Vec<Info>> {
     let mut all = Vec::new();
     let mut page_token = bytes::Bytes::new();
     loop {

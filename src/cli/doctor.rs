@@ -84,7 +84,7 @@ fn told(diagnosis: &Diagnosis, now: UnixTime) -> (String, Vec<String>) {
                 "hit: {}, {} ({}, newest {})",
                 output::count(*artifacts as u64, "artifact"),
                 output::bytes(*bytes),
-                output::count(*holders, "holder"),
+                output::holders(*holders),
                 age(*newest, now)
             );
             let exact = variants.iter().any(|one| one.differences.as_ref().is_some_and(Vec::is_empty));

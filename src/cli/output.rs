@@ -42,6 +42,11 @@ pub(super) fn count(number: impl Into<u64>, noun: &str) -> String {
     }
 }
 
+/// Who has it: without holders, only the origin.
+pub(super) fn holders(number: u32) -> String {
+    if number == 0 { "the origin".to_owned() } else { count(number, "holder") }
+}
+
 /// Bytes a second, in words; `-` for no time at all.
 pub(super) fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 {

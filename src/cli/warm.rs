@@ -169,7 +169,10 @@ pub(super) fn show(report: &Report) -> anyhow::Result<()> {
                     output::count(artifact.files, "file"),
                     output::bytes(artifact.bytes),
                     output::bytes(artifact.wire_bytes),
-                    output::count(artifact.holders, "holder"),
+                    match artifact.wire_bytes {
+                        0 => output::count(artifact.holders, "holder"),
+                        _ => output::holders(artifact.holders),
+                    },
                     artifact.signers.join(", "),
                 ))?;
             }

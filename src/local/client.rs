@@ -15,9 +15,10 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply, InspectReply,
-    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, PublishEvent, PublishRequest,
-    PushReply, PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest,
-    WarmEvent, WarmRequest,
+    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginListReply,
+    OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply,
+    PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent,
+    WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -138,5 +139,22 @@ impl Client {
         archive: impl futures_util::Stream<Item = ArchiveBytes> + Send + 'static,
     ) -> Result<ImportReply, ClientError> {
         Ok(self.agent.clone().import(archive).await?.into_inner())
+    }
+
+    /// Writes an artifact of this node to the origin.
+    pub async fn origin_push(&self, id: ArtifactId) -> Result<Streaming<OriginPushEvent>, ClientError> {
+        let request = OriginPushRequest { artifact_id: bytes::Bytes::copy_from_slice(id.as_bytes()) };
+        Ok(self.agent.clone().origin_push(request).await?.into_inner())
+    }
+
+    /// Brings an artifact from the origin to this node, or the newest of each subject of an identity.
+    pub async fn origin_pull(&self, id: &[u8; 32]) -> Result<Streaming<WarmEvent>, ClientError> {
+        let request = OriginPullRequest { id: bytes::Bytes::copy_from_slice(id) };
+        Ok(self.agent.clone().origin_pull(request).await?.into_inner())
+    }
+
+    /// What the origin has of a family; empty: of all.
+    pub async fn origin_list(&self, family: &str) -> Result<OriginListReply, ClientError> {
+        Ok(self.agent.clone().origin_list(OriginListRequest { family: family.to_owned() }).await?.into_inner())
     }
 }

@@ -5,6 +5,7 @@
 
 mod codec;
 mod convert;
+mod summary;
 mod types;
 
 pub(crate) use codec::BoundedCodec;

@@ -10,7 +10,7 @@ const ROWS: [&[&str]; 13] = [
     &["config"],
     &["agent", "serve"],
     &["proxy"],
-    &["transfer", "metadata", "install", "local"],
+    &["transfer", "metadata", "install", "local", "origin"],
     &["store", "transport", "engine"],
     &["adapters"],
     &["caches"],
@@ -22,7 +22,7 @@ const ROWS: [&[&str]; 13] = [
 ];
 
 /// Crates that only one module may name.
-const OWNED: [(&str, &str); 8] = [
+const OWNED: [(&str, &str); 9] = [
     ("quinn", "transport"),
     ("libp2p", "discovery"),
     ("redb", "metadata"),
@@ -30,6 +30,7 @@ const OWNED: [(&str, &str); 8] = [
     ("tar", "store"),
     ("rcgen", "identity"),
     ("k256", "proxy"),
+    ("object_store", "origin"),
     ("anyhow", "cli"),
 ];
 

@@ -13,6 +13,7 @@ mod harness;
 mod hooks;
 mod layers;
 mod lora;
+mod origin;
 mod proxy;
 mod push;
 mod supervision;

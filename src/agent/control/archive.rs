@@ -7,7 +7,8 @@ use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::{Parts, store_status};
+use super::Parts;
+use super::status::store_status;
 use crate::artifact::{Admitted, ManifestError};
 use crate::digest::ArtifactId;
 use crate::local;

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::super::convert;
-use super::{Parts, no_artifact, store_status};
+use super::Parts;
+use super::status::{no_artifact, store_status};
 use crate::local::chunks::{receive_request, refuse, send_chunk};
 use crate::protocol::pb;
 use crate::store::{Held, Store};

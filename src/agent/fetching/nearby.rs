@@ -108,7 +108,7 @@ impl Fetching {
         let id = offer.artifact.artifact;
         let admitted = match self.store.get(&id) {
             Some(artifact) => self.readmit(&artifact)?,
-            None => self.manifest(id, &self.sources(&offer.holders, offer.artifact.chunks)).await?,
+            None => self.manifest(id, self.sources(&offer.holders, offer.artifact.chunks)).await?.0,
         };
         let manifest = admitted.manifest();
         if manifest.identity.id() != offer.artifact.identity || *manifest.identity.family() != offer.artifact.family {

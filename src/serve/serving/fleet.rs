@@ -162,7 +162,7 @@ impl Source for Fleet {
             let Some((_, identity)) = seen else { return false };
             let found = self.found(&[identity.id()]).await.unwrap_or_default();
             let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
-            found.iter().find(is_it).is_some_and(|one| one.holders > u32::from(one.here))
+            found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here))
         })
     }
 

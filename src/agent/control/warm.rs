@@ -1,0 +1,66 @@
+//! Fetches, as whoever waits for them is told of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::super::convert;
+use super::super::fetching::{Failed, Flight, Wanted};
+use super::Parts;
+use crate::protocol::pb;
+
+/// Between two reports of a fetch's progress: one for each chunk would cost more than many a chunk.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+/// Brings every subject, side by side, and tells how each goes; `none` if there is nothing to bring. Fails when the caller
+/// has gone.
+pub(super) async fn warm_all(
+    parts: &Arc<Parts>,
+    wanted: Vec<Wanted>,
+    none: &str,
+    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
+) -> Result<(), ()> {
+    events.send(Ok(convert::offer(&wanted))).await.map_err(drop)?;
+    if wanted.is_empty() {
+        let none = Failed { class: "none-found", detail: none.to_owned() };
+        return events.send(Ok(convert::failed(None, none))).await.map_err(drop);
+    }
+    let each = wanted.into_iter().map(|wanted| warm_one(parts, wanted, events));
+    futures_util::future::try_join_all(each).await.map(drop)
+}
+
+async fn warm_one(
+    parts: &Arc<Parts>,
+    wanted: Wanted,
+    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
+) -> Result<(), ()> {
+    let tell = |event| async { events.send(Ok(event)).await.map_err(drop) };
+    let coming = match parts.fetching.bring(wanted).await {
+        Ok(coming) => coming,
+        Err(failed) => return tell(convert::failed(None, failed)).await,
+    };
+    let id = coming.admitted.id();
+    let mut flight = coming.flight;
+    parts.fetching.wait_until_begun(&id, &mut flight).await;
+    tell(convert::manifest(&coming.admitted)).await?;
+    loop {
+        let now = flight.borrow_and_update().clone();
+        match now {
+            Flight::Running(progress) => tell(convert::progress(progress)).await?,
+            Flight::Landed(fetched) => return tell(convert::landed(id, fetched)).await,
+            Flight::Failed(failed) => return tell(convert::failed(Some(id), failed)).await,
+        }
+        // How it ends is told at once.
+        let end = flight.wait_for(|flight| !matches!(flight, Flight::Running(_)));
+        let known = match tokio::time::timeout(PROGRESS_EVERY, end).await.map(|end| end.is_ok()) {
+            Ok(known) => known,
+            Err(_) => flight.changed().await.is_ok(),
+        };
+        if !known {
+            let ended = Failed { class: "transient", detail: "the agent is ending".to_owned() };
+            return tell(convert::failed(Some(id), ended)).await;
+        }
+    }
+}
