@@ -23,12 +23,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
+use hyper::StatusCode;
 use prometheus_client::encoding::EncodeLabelValue;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::health::Probe;
+use super::health::{Probe, ProbeFailure};
 use super::output::Output;
 use super::process::{Command, Exit, Stopped};
 use crate::lifecycle::Tasks;
@@ -219,15 +220,18 @@ impl Supervisor {
     }
 }
 
-/// Completes when `failures` questions in a row, one `every` so often, had no good answer: `health_failures` and
-/// `health_every` of a [`SupervisionConfig`]. An engine that is merely busy answers late:
-/// each question has the time of [`Probe::ask`].
+/// Completes at the first 503, by which vLLM says that its core is dead, or when `failures` questions in a row, one `every`
+/// so often, had no good answer: `health_failures` and `health_every` of a [`SupervisionConfig`]. An engine that is merely
+/// busy answers late: each question has the time of [`Probe::ask`].
 pub async fn unhealthy(probe: &Probe, every: Duration, failures: u32) -> String {
     let mut in_a_row = 0;
     loop {
         sleep(every).await;
         match probe.ask().await {
             Ok(()) => in_a_row = 0,
+            Err(failure @ ProbeFailure::Status(StatusCode::SERVICE_UNAVAILABLE)) => {
+                return format!("{probe}: {failure}");
+            }
             Err(failure) => {
                 in_a_row += 1;
                 tracing::debug!(%probe, %failure, in_a_row, "the engine is not healthy");

@@ -4,7 +4,7 @@
 //! Models::resolve --> Table (pure: what is, what is wanted) --take--> Work --> Source, Preparer, Registry --> Table
 //! ```
 //!
-//! A [`Table`] behind a lock says what there is and what is to be done; one task does it, and tells the table
+//! A `Table` behind a lock says what there is and what is to be done; one task does it, and tells the table
 //! how it went. Every change is told by a channel whose value is read again after subscribing, so no waiter misses one.
 //! Who waits owns nothing: a load goes on when its waiters have left.
 //!

@@ -13,6 +13,7 @@
 #[path = "../integration/harness/cluster.rs"]
 #[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod cluster;
+mod serving;
 mod vllm;
 
 use std::fs::Permissions;

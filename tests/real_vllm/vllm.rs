@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -16,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(400);
 
 /// A virtual environment with vLLM, and a `vllm` in it that forks instead of importing everything three times.
 pub struct Vllm {
+    python: PathBuf,
     program: PathBuf,
     model: PathBuf,
     dir: tempfile::TempDir,
@@ -42,7 +44,7 @@ impl Vllm {
         let models = dir.path().join("models");
         let made = std::process::Command::new(&python).arg(here.join("tiny_model.py")).arg(&models).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Some(Self { program, model: models.join("base"), dir, _turn: TURN.lock().await })
+        Some(Self { python, program, model: models.join("base"), dir, _turn: TURN.lock().await })
     }
 
     /// One start in a pod of its own: HOME, TMPDIR and caches below `pod`. Ended once `until` has come.
@@ -91,6 +93,41 @@ impl Vllm {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// `warmd serve` in a pod of its own, once it is ready.
+    pub async fn serve(&self, cluster: &Cluster, agent: &str, pod: &str, more: &[&str]) -> Serving {
+        let root = self.pod(pod);
+        let log = root.join("serve.log");
+        let output = std::fs::File::create(&log).unwrap();
+        let mut warmd = self.warmd("serve", cluster, agent, &root);
+        warmd.args(["--reserve-bytes", "0", "--no-publish"]).stdout(output.try_clone().unwrap()).stderr(output);
+        let addr = self.add_command(&mut warmd, more);
+        let process = warmd.kill_on_drop(true).spawn().unwrap();
+        let admin = root.join("vllm/serve/admin.sock");
+        let serving = Serving { process, addr, admin, log };
+        let ready = serving.until(|serving| async move { serving.get("/health").await.0 == 200 });
+        tokio::time::timeout(DEADLINE, ready).await.unwrap_or_else(|_| panic!("{}", serving.log()));
+        serving
+    }
+
+    /// A directory that tiny_model.py made.
+    pub fn adapter(&self, name: &str) -> PathBuf {
+        self.model.with_file_name("adapters").join(name)
+    }
+
+    /// Offers an adapter by way of `agent`.
+    pub async fn publish(&self, cluster: &Cluster, agent: &str, adapter: &Path, alias: &str) {
+        let mut warmd = Command::new(env!("CARGO_BIN_EXE_warmd"));
+        warmd.args(["adapter", "publish"]).arg(adapter).args(["--alias", alias]);
+        let output = warmd.arg("--socket").arg(cluster.config(agent).local.socket).output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Runs a script beside this file with the engine's Python.
+    pub async fn script(&self, name: &str, arguments: &[&str]) -> std::process::Output {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_vllm").join(name);
+        Command::new(&self.python).arg(here).args(arguments).output().await.unwrap()
+    }
+
     fn pod(&self, name: &str) -> PathBuf {
         let root = self.dir.path().join(name);
         for name in ["home", "tmp"] {
@@ -115,11 +152,73 @@ impl Vllm {
         warmd
     }
 
-    fn add_command(&self, warmd: &mut Command, more: &[&str]) {
+    /// Returns where it listens.
+    fn add_command(&self, warmd: &mut Command, more: &[&str]) -> String {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         warmd.arg("--").arg(&self.program).arg("serve").arg(&self.model);
         warmd.args(["--host", "127.0.0.1", "--port", &port, "--kv-cache-memory-bytes", "67108864"]).args(more);
+        format!("127.0.0.1:{port}")
     }
+}
+
+/// A running `warmd serve`.
+pub struct Serving {
+    process: tokio::process::Child,
+    pub addr: String,
+    admin: PathBuf,
+    log: PathBuf,
+}
+
+impl Serving {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let stream = TcpStream::connect(&self.addr).await;
+        let Ok(stream) = stream else { return (0, String::new()) };
+        ask(stream, "GET", path, "").await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        ask(TcpStream::connect(&self.addr).await.unwrap(), "POST", path, &body.to_string()).await
+    }
+
+    pub async fn admin(&self, path: &str) -> Value {
+        let (status, body) = ask(UnixStream::connect(&self.admin).await.unwrap(), "GET", path, "").await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Looks now and then; whoever calls has a deadline.
+    pub async fn until<'a, F: Future<Output = bool>>(&'a self, holds: impl Fn(&'a Self) -> F) {
+        while !holds(self).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// SIGTERM, and the exit code.
+    pub async fn stop(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_raw(self.process.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        tokio::time::timeout(DEADLINE, self.process.wait()).await.unwrap().unwrap().code()
+    }
+}
+
+/// Status and body.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, method: &str, path: &str, body: &str) -> (u16, String) {
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A connection that is cut off is an answer, too.
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
 }
 
 /// So many lines with all of these parts.

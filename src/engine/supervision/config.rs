@@ -14,10 +14,10 @@ pub struct SupervisionConfig {
     /// From the start of the process until it serves; one that takes longer has crashed. 1 h.
     #[serde(with = "humantime_serde")]
     pub ready_timeout: Duration,
-    /// Between two questions about a ready engine's health. 5 s.
+    /// Between two questions about a ready engine's health. 1 s.
     #[serde(with = "humantime_serde")]
     pub health_every: Duration,
-    /// An engine that so many questions in a row found unhealthy is started again. 6.
+    /// An engine that so many questions in a row found unhealthy is started again. 30.
     pub health_failures: u32,
     /// How long requests that are under way may take when the engine is to be stopped. 60 s.
     #[serde(with = "humantime_serde")]
@@ -46,8 +46,8 @@ impl Default for SupervisionConfig {
         Self {
             prepare_timeout: Duration::from_secs(600),
             ready_timeout: Duration::from_secs(3600),
-            health_every: Duration::from_secs(5),
-            health_failures: 6,
+            health_every: Duration::from_secs(1),
+            health_failures: 30,
             drain: Duration::from_secs(60),
             grace: Duration::from_secs(30),
             backoff_first: Duration::from_secs(1),
