@@ -101,7 +101,7 @@ async fn survives(serving: &Serving, answers: &[String]) {
     let cut_off = serving.post("/v1/completions", &body);
     let kill = async {
         serving.until(|serving| async { serving.admin("/admin/v1/health").await["requests"]["in_flight"] == 1 }).await;
-        let core = before.iter().find(|(_, name)| name.contains("EngineCore")).expect("a core").0;
+        let core = before.iter().find(|(_, name)| name.contains("EngineCor")).expect("a core").0;
         let core = rustix::process::Pid::from_raw(core).unwrap();
         rustix::process::kill_process(core, rustix::process::Signal::KILL).unwrap();
     };
