@@ -42,7 +42,7 @@ pub use answer::Answer;
 pub use auth::Caller;
 pub use config::{Config, Loading};
 pub use metrics::Metrics;
-pub use models::{BoxFuture, Lease, ModelCard, Models, Resolution, Route};
+pub use models::{AdapterSlots, BoxFuture, Capabilities, Lease, ModelCard, Models, Resolution, Route};
 pub use request::MAX_MODEL_NAME;
 pub use route::Endpoint;
 pub use server::Server;

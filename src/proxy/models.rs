@@ -79,6 +79,25 @@ pub struct ModelCard {
     pub state: Option<String>,
 }
 
+/// What this server can do, for those who choose among servers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Capabilities {
+    /// Names of the base model.
+    pub base: Vec<String>,
+    /// Where its chat template comes from: a directory or a name on a hub.
+    pub template_model_id: Option<String>,
+    /// Absent where there are no adapters.
+    pub adapters: Option<AdapterSlots>,
+}
+
+/// Adapters that the engine keeps in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct AdapterSlots {
+    pub slots: usize,
+    pub used: usize,
+    pub free: usize,
+}
+
 /// Whoever knows the models. A name is whatever a client sent, up to [`MAX_MODEL_NAME`](super::MAX_MODEL_NAME) bytes
 /// without control characters: look it up, and never make a path of it. A future that is dropped was not wanted any more.
 pub trait Models: Send + Sync {
@@ -93,6 +112,8 @@ pub trait Models: Send + Sync {
 
     /// What `caller` may see.
     fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>>;
+
+    fn capabilities(&self) -> Capabilities;
 
     /// The engine of `epoch` says that it does not know `upstream_name`, for which a route was given. A
     /// [`Models::wait`] follows.

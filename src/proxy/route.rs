@@ -19,11 +19,12 @@ pub enum Endpoint {
     Tokenize,
     Detokenize,
     Models,
+    Capabilities,
     Health,
     Other,
 }
 
-const ENDPOINTS: [(&str, Endpoint); 13] = [
+const ENDPOINTS: [(&str, Endpoint); 14] = [
     ("/v1/chat/completions", Endpoint::ChatCompletions),
     ("/v1/completions", Endpoint::Completions),
     ("/v1/embeddings", Endpoint::Embeddings),
@@ -35,6 +36,7 @@ const ENDPOINTS: [(&str, Endpoint); 13] = [
     ("/tokenize", Endpoint::Tokenize),
     ("/detokenize", Endpoint::Detokenize),
     ("/v1/models", Endpoint::Models),
+    ("/v1/warmd/capabilities", Endpoint::Capabilities),
     ("/health", Endpoint::Health),
     ("/ping", Endpoint::Health),
 ];
@@ -53,8 +55,8 @@ impl Endpoint {
     pub(super) fn check(self, method: &Method) -> Result<(), Answer> {
         match (self, method) {
             (Self::Other, _) => Err(Answer::NoRoute),
-            (Self::Models | Self::Health, &Method::GET | &Method::HEAD) => Ok(()),
-            (Self::Models | Self::Health, _) => Err(Answer::WrongMethod { allow: "GET, HEAD" }),
+            (Self::Models | Self::Capabilities | Self::Health, &Method::GET | &Method::HEAD) => Ok(()),
+            (Self::Models | Self::Capabilities | Self::Health, _) => Err(Answer::WrongMethod { allow: "GET, HEAD" }),
             (_, &Method::POST) => Ok(()),
             _ => Err(Answer::WrongMethod { allow: "POST" }),
         }

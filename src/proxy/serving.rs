@@ -128,9 +128,12 @@ impl Proxy {
         }
         let mut slot = Some(self.slot()?);
         let caller = self.caller(&received.head, None)?;
-        if received.endpoint == Endpoint::Models {
+        if let Endpoint::Models | Endpoint::Capabilities = received.endpoint {
             let caller = caller.map_or_else(|| self.known(&received.head, &[]), Ok)?;
-            return self.list(&caller).await;
+            return match received.endpoint {
+                Endpoint::Models => Ok(self.list(&caller).await),
+                _ => Ok(self.capabilities(&caller).await),
+            };
         }
         self.engine()?;
         let stage = self.metrics.enter(State::Reading);
@@ -199,7 +202,7 @@ impl Proxy {
         self.engine().map(|_| Response::new(Body::from(Bytes::new())))
     }
 
-    async fn list(&self, caller: &Caller) -> Result<Response<Body>, Answer> {
+    async fn list(&self, caller: &Caller) -> Response<Body> {
         let cards = self.models.list(caller).await;
         let data: Vec<_> = cards
             .into_iter()
@@ -209,10 +212,19 @@ impl Proxy {
                 card
             })
             .collect();
-        let list = json!({"object": "list", "data": data}).to_string();
-        let mut response = Response::new(Body::from(Bytes::from(list)));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(response)
+        whole(&json!({"object": "list", "data": data}))
+    }
+
+    async fn capabilities(&self, caller: &Caller) -> Response<Body> {
+        let mut capabilities = json!(self.models.capabilities());
+        let visible = self.models.list(caller).await;
+        capabilities["models"] = visible.into_iter().map(|card| card.id).collect::<Vec<_>>().into();
+        capabilities["limits"] = json!({
+            "max_body_bytes": self.config.max_body_bytes,
+            "max_requests": self.config.max_requests,
+            "wait_for_model_seconds": self.config.wait_for_model.as_secs(),
+        });
+        whole(&capabilities)
     }
 
     /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
@@ -322,6 +334,12 @@ impl Proxy {
         let relay = Relay::new(answered.exchange, rewriter, self.config.idle, begun, self.metrics.clone());
         reply(answered.status, headers, Body::Relay(Box::new(relay.holding(held, aborted, account))))
     }
+}
+
+fn whole(body: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(Bytes::from(body.to_string())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 fn reply(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {

@@ -10,7 +10,7 @@ use super::source::Signed;
 use super::table::{Found, Granted};
 use super::{Adapters, Shared};
 use crate::adapters::{Alias, Release, ServedName};
-use crate::proxy::{BoxFuture, Caller, ModelCard, Models, Resolution, Route};
+use crate::proxy::{AdapterSlots, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
 
 /// Why a caller may not use an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,6 +199,12 @@ impl Models for Adapters {
 
     fn list<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, Vec<ModelCard>> {
         Box::pin(std::future::ready(self.shared.cards(caller)))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let super::Capacity { slots, used, free, .. } = self.capacity();
+        let base = self.shared.base.iter().map(|card| card.id.clone()).collect();
+        Capabilities { base, template_model_id: None, adapters: Some(AdapterSlots { slots, used, free }) }
     }
 
     fn not_found(&self, upstream_name: &str, epoch: u64) {

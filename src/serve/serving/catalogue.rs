@@ -13,7 +13,7 @@ use crate::engine::arguments::{Limits, Model};
 use crate::engine::lora::Card;
 use crate::engine::quirks::Quirks;
 use crate::identity::UnixTime;
-use crate::proxy::{Access, BoxFuture, Caller, ModelCard, Models, Resolution, Route};
+use crate::proxy::{Access, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
 use crate::serve::Say;
 use crate::serve::adapters::{Adapters, AdaptersConfig, Disk, DiskError, Metrics, Parts, Registry, Source, StartError};
 
@@ -36,13 +36,15 @@ pub(super) enum BeginError {
 pub(in crate::serve) struct Catalogue {
     base: RwLock<Vec<ModelCard>>,
     adapters: RwLock<Option<Arc<Adapters>>>,
+    /// The base model as the engine was given it.
+    template: Option<String>,
 }
 
 impl Catalogue {
     pub(super) fn new(model: Option<&Model>) -> Self {
         let names = model.map(|model| model.names.clone()).unwrap_or_default();
         let base = names.into_iter().map(|name| card(name, None)).collect();
-        Self { base: RwLock::new(base), adapters: RwLock::default() }
+        Self { base: RwLock::new(base), adapters: RwLock::default(), template: model.map(|model| model.path.clone()) }
     }
 
     /// The engine's own list.
@@ -115,6 +117,12 @@ impl Models for Catalogue {
                 None => self.names(),
             }
         })
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let base = self.names().into_iter().map(|card| card.id).collect();
+        let adapters = self.adapters().and_then(|adapters| adapters.capabilities().adapters);
+        Capabilities { base, template_model_id: self.template.clone(), adapters }
     }
 
     fn not_found(&self, upstream_name: &str, epoch: u64) {

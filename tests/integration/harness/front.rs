@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warmd::proxy::auth::AnonymousConfig;
 use warmd::proxy::{
-    Admission, Answer, Asking, BoxFuture, Caller, Config, Lease, Metrics, ModelCard, Models, Permit, Proxy, Resolution,
-    Route, Server,
+    Admission, Answer, Asking, BoxFuture, Caller, Capabilities, Config, Lease, Metrics, ModelCard, Models, Permit,
+    Proxy, Resolution, Route, Server,
 };
 
 use super::cluster::DEADLINE;
@@ -103,6 +103,10 @@ impl Models for Fleet {
         let (parent, state) = (Some("base".to_owned()), Some("ready".to_owned()));
         let card = ModelCard { id: "sql".to_owned(), owned_by, created: 1, parent, max_model_len: None, state };
         Box::pin(std::future::ready(vec![card]))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { base: vec!["base".to_owned()], ..Capabilities::default() }
     }
 
     fn not_found(&self, upstream_name: &str, epoch: u64) {

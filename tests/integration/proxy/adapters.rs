@@ -126,3 +126,15 @@ async fn any_other_404_is_the_clients_and_is_not_tried_again() {
     }
     assert!(front.nothing_asked() && front.fleet.lost.lock().unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn what_this_server_can_do_is_told_to_those_who_may_ask() {
+    let mut front = Front::start(|config| config.max_requests = 7).await;
+    let mut client = front.client().await;
+    let (head, body) = client.get("/v1/warmd/capabilities").await;
+    assert_eq!((head.status, &body["base"][0], &body["limits"]["max_requests"]), (200, &json!("base"), &json!(7)));
+    assert_eq!(body["models"], json!(["sql"]));
+    client.send("GET /v1/warmd/capabilities HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(client.refusal().await.0, 401);
+    assert!(front.nothing_asked());
+}
