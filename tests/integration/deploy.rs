@@ -11,6 +11,7 @@ use warmd::agent::AgentConfig;
 use warmd::caches::{Directories, Environment};
 use warmd::cli::Cli;
 use warmd::config::{self, ConfigError, MetadataConfig};
+use warmd::serve::serving::ServeConfig;
 
 fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
@@ -51,6 +52,11 @@ fn the_example_of_a_metadata_server_is_loaded_and_a_misspelt_key_in_it_is_refuse
     loads_whole::<MetadataConfig>("metadata.toml");
 }
 
+#[test]
+fn the_example_of_a_server_is_loaded_and_a_misspelt_key_in_it_is_refused() {
+    loads_whole::<ServeConfig>("serve.toml");
+}
+
 /// What of `warmd` an example runs, word by word: commands stand on one line.
 fn commands(name: &str) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(example(name)).unwrap();
@@ -68,9 +74,12 @@ fn commands(name: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn the_examples_of_pods_and_units_run_commands_that_there_are() {
-    for (name, expected) in
-        [("pod-exec.yaml", &["exec"][..]), ("pod-hooks.yaml", &["warm", "publish"]), ("vllm.service", &["exec"])]
-    {
+    for (name, expected) in [
+        ("pod-exec.yaml", &["exec"][..]),
+        ("pod-serve.yaml", &["serve"]),
+        ("pod-hooks.yaml", &["warm", "publish"]),
+        ("vllm.service", &["exec"]),
+    ] {
         let commands = commands(name);
         let subcommands: Vec<&str> = commands.iter().map(|words| words[1].as_str()).collect();
         assert_eq!(subcommands, expected, "{name}");
