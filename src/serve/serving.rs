@@ -9,16 +9,17 @@
 //! engine that serves, because its version decides what may be made of them.
 
 mod attach;
+mod begin;
 mod catalogue;
 mod config;
+mod entrance;
 mod fleet;
 mod ownership;
 mod registry;
 mod starts;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::DirBuilderExt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,22 +29,18 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::attach::Attached;
-use self::fleet::Fleet;
-use self::registry::EngineRegistry;
+use self::begin::Begin;
 use self::starts::Starts;
-use super::adapters::Adapters;
 use super::admin::{Admin, Control};
 use super::start::Spec;
 use super::target::{Say, Site};
-use crate::caches::{Directories, Environment, Launch};
+use crate::caches::{Environment, Launch};
 use crate::engine::arguments::{Arguments, ArgumentsError, Given, Limits as Slots, Model, Wish};
-use crate::engine::lora::{self, Deadlines};
-use crate::engine::quirks::Quirks;
 use crate::engine::{self, Address, Probe, ProbeError, Secret, StartError, State, Status, Supervisor};
 use crate::identity::Policy;
 use crate::lifecycle::Tasks;
-use crate::local::{SocketError, chain};
-use crate::proxy::auth::{AnonymousConfig, AuthError, Authenticator};
+use crate::local::SocketError;
+use crate::proxy::auth::{AuthConfig, AuthError, Authenticator};
 use crate::proxy::limits::Limits;
 use crate::proxy::pause::Gates;
 use crate::proxy::{Access, Proxy, Server, Upstream, access};
@@ -51,9 +48,6 @@ use crate::telemetry::MetricsServer;
 
 pub(super) use self::catalogue::Catalogue;
 pub use config::{Preparation, ServeConfig};
-
-/// Where vLLM listens unless it is told.
-const PORT: u16 = 8000;
 
 /// For what is left when requests and engine are gone.
 const LAST: Duration = Duration::from_secs(2);
@@ -69,6 +63,8 @@ pub enum ServeError {
     NoState,
     #[error("{path}: {source}", path = .path.display())]
     Directory { path: PathBuf, source: io::Error },
+    #[error("{path}: others may enter it, and with it the engine: chmod 700 it, or say another --state-dir", path = .0.display())]
+    NotPrivate(PathBuf),
     #[error("`{0}` names no address to listen on")]
     Host(String),
     #[error("listen on {addr}: {source}")]
@@ -120,16 +116,17 @@ struct Known {
 impl Serving {
     /// Starts the engine and returns at once.
     pub async fn start(
-        mut config: ServeConfig,
+        config: ServeConfig,
         backend: Backend,
         anonymous: bool,
         say: Say,
     ) -> Result<Self, ServeError> {
         let mut registry = Registry::default();
-        let state = state_directory(&config, &backend)?;
-        if anonymous && config.auth.anonymous.is_none() {
-            config.auth.anonymous = Some(AnonymousConfig::default());
-        }
+        let root = match &backend {
+            Backend::Own(spec) => spec.target.root.as_deref(),
+            Backend::Attached { .. } => None,
+        };
+        let state = entrance::state_directory(config.state_dir.as_deref(), root, &Environment::of_this_process())?;
         let (upstream_sender, upstream) = watch::channel(None);
         let tasks = Tasks::new();
         let (known, backend) = match backend {
@@ -158,9 +155,10 @@ impl Serving {
                 (known, Running::Attached(Attached::new(address, key)))
             }
         };
-        let addr = listen(&config, &known.listen)?;
-        let access = access(&config, addr, &state, &mut registry)?;
-        let catalogue = Arc::new(Catalogue::new(known.model.as_ref()));
+        let addr = entrance::listen(config.listen, &known.listen)?;
+        let auth = entrance::auth(&config.auth, addr, anonymous)?;
+        let access = access(&config, auth, &state, &mut registry)?;
+        let catalogue = Arc::new(Catalogue::new(known.model.as_ref(), config.adapters.retry_after));
         let proxy = Proxy::new(
             config.proxy.clone(),
             upstream.clone(),
@@ -301,49 +299,12 @@ fn attached_limits(config: &ServeConfig) -> Option<Slots> {
     })
 }
 
-fn state_directory(config: &ServeConfig, backend: &Backend) -> Result<PathBuf, ServeError> {
-    let beside = || -> Option<PathBuf> {
-        let root = match backend {
-            Backend::Own(spec) => spec.target.root.clone(),
-            Backend::Attached { .. } => None,
-        };
-        let directories = Directories::choose(root.as_deref(), &Environment::of_this_process()).ok()?;
-        Some(directories.root().join("serve"))
-    };
-    let path = config.state_dir.clone().or_else(beside).ok_or(ServeError::NoState)?;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-    made.and_then(|()| std::path::absolute(&path)).map_err(|source| ServeError::Directory { path, source })
-}
-
-/// As vLLM reads `--host` and `--port`, but for a name that is resolved here.
-fn listen(config: &ServeConfig, wish: &Wish) -> Result<SocketAddr, ServeError> {
-    if let Some(addr) = config.listen {
-        return Ok(addr);
-    }
-    let port = wish.port.unwrap_or(PORT);
-    let Some(host) = &wish.host else { return Ok((Ipv4Addr::UNSPECIFIED, port).into()) };
-    if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok((ip, port).into());
-    }
-    let mut resolved = (host.as_str(), port).to_socket_addrs().map_err(|_| ServeError::Host(host.clone()))?;
-    resolved.next().ok_or_else(|| ServeError::Host(host.clone()))
-}
-
 fn access(
     config: &ServeConfig,
-    addr: SocketAddr,
+    auth: AuthConfig,
     state: &Path,
     registry: &mut Registry,
 ) -> Result<Arc<Access>, ServeError> {
-    let mut auth = config.auth.clone();
-    let nobody = auth.keys.is_none() && auth.wallet.is_none() && auth.jwt.is_none() && auth.anonymous.is_none();
-    if nobody {
-        if !addr.ip().is_loopback() {
-            return Err(ServeError::Open(addr));
-        }
-        // Whoever is on this machine reaches the engine of any other user's vLLM, too.
-        auth.anonymous = Some(AnonymousConfig::default());
-    }
     let authenticator = Authenticator::open(auth, state)?;
     let metrics = access::Metrics::register(registry);
     let limits = Limits::new(config.limits.clone());
@@ -384,66 +345,5 @@ async fn epochs(mut upstream: watch::Receiver<Option<Upstream>>, epoch: watch::S
         if upstream.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// What begins with the first engine that serves.
-struct Begin {
-    config: ServeConfig,
-    known: Known,
-    state: PathBuf,
-    upstream: watch::Receiver<Option<Upstream>>,
-    epoch: watch::Receiver<Option<u64>>,
-    metrics: super::adapters::Metrics,
-    access: Arc<Access>,
-    say: Say,
-}
-
-impl Begin {
-    async fn run(mut self, catalogue: Arc<Catalogue>) {
-        let Ok(first) = self.upstream.wait_for(Option::is_some).await.map(|first| (*first).clone()) else { return };
-        let Some(first) = first else { return };
-        let deadlines = Deadlines { load: self.config.adapters.register, ..Deadlines::default() };
-        let engine = lora::Client::open(first.address, first.key, deadlines).await;
-        let quirks = match engine {
-            Ok(engine) => {
-                match engine.list().await {
-                    Ok(cards) => catalogue.base(cards),
-                    Err(error) => tracing::warn!(%error, "the engine does not list its models"),
-                }
-                *engine.quirks()
-            }
-            Err(error) => return (self.say)(&format!("adapters are off: {error}")),
-        };
-        let Some(limits) = self.known.limits else { return };
-        let (base, say) = (catalogue.names(), self.say.clone());
-        match self.adapters(limits, quirks, base, deadlines).await {
-            Ok(adapters) => catalogue.begin(adapters),
-            Err(error) => say(&format!("adapters are off: {}", chain(&error))),
-        }
-    }
-
-    async fn adapters(
-        self,
-        limits: Slots,
-        quirks: Quirks,
-        base: Vec<crate::proxy::ModelCard>,
-        deadlines: Deadlines,
-    ) -> Result<Adapters, catalogue::BeginError> {
-        let Self { config, known, state, upstream, epoch, metrics, access, say } = self;
-        let prepare = catalogue::Prepare {
-            model: known.model,
-            preparation: config.preparation,
-            config: config.adapters,
-            limits,
-            quirks,
-            directory: state.join("adapters"),
-            base,
-            registry: Arc::new(EngineRegistry::new(upstream, deadlines)),
-            epoch,
-            metrics,
-            access,
-        };
-        catalogue::adapters(prepare, |base| Fleet::new(known.socket, known.policy, base), &say).await
     }
 }

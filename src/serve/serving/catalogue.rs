@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::config::Preparation;
 use super::ownership::Ownership;
 use crate::adapters::{self, AdapterRoot, BaseModel, BaseWeights, PrepareError, Preparer, Settings};
 use crate::engine::arguments::{Limits, Model};
-use crate::engine::lora::Card;
+use crate::engine::lora::{Card, LoraError};
 use crate::engine::quirks::Quirks;
 use crate::identity::UnixTime;
 use crate::proxy::{Access, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
@@ -28,23 +29,37 @@ pub(super) enum BeginError {
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Engine(#[from] LoraError),
     #[error("a thread panicked")]
     Thread,
+}
+
+/// Whether there are adapters.
+#[derive(Clone)]
+enum Phase {
+    /// Nobody knows yet: no engine has served.
+    Waiting,
+    Off,
+    On(Arc<Adapters>),
 }
 
 /// What clients can ask for.
 pub(in crate::serve) struct Catalogue {
     base: RwLock<Vec<ModelCard>>,
-    adapters: RwLock<Option<Arc<Adapters>>>,
+    phase: watch::Sender<Phase>,
+    /// When to come again while nobody knows.
+    retry_after: Duration,
     /// The base model as the engine was given it.
     template: Option<String>,
 }
 
 impl Catalogue {
-    pub(super) fn new(model: Option<&Model>) -> Self {
+    pub(super) fn new(model: Option<&Model>, retry_after: Duration) -> Self {
         let names = model.map(|model| model.names.clone()).unwrap_or_default();
         let base = names.into_iter().map(|name| card(name, None)).collect();
-        Self { base: RwLock::new(base), adapters: RwLock::default(), template: model.map(|model| model.path.clone()) }
+        let template = model.map(|model| model.path.clone());
+        Self { base: RwLock::new(base), phase: watch::Sender::new(Phase::Waiting), retry_after, template }
     }
 
     /// The engine's own list.
@@ -61,17 +76,26 @@ impl Catalogue {
     }
 
     pub(super) fn begin(&self, adapters: Adapters) {
-        *self.adapters.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(adapters));
+        self.phase.send_replace(Phase::On(Arc::new(adapters)));
+    }
+
+    pub(super) fn without_adapters(&self) {
+        self.phase.send_replace(Phase::Off);
     }
 
     pub(in crate::serve) fn adapters(&self) -> Option<Arc<Adapters>> {
-        self.adapters.read().unwrap_or_else(PoisonError::into_inner).clone()
+        match &*self.phase.borrow() {
+            Phase::On(adapters) => Some(adapters.clone()),
+            Phase::Waiting | Phase::Off => None,
+        }
     }
 
     /// Leaves nothing but the base models.
     pub(super) fn take(&self) -> Option<Adapters> {
-        let adapters = self.adapters.write().unwrap_or_else(PoisonError::into_inner).take();
-        adapters.and_then(Arc::into_inner)
+        match self.phase.send_replace(Phase::Off) {
+            Phase::On(adapters) => Arc::into_inner(adapters),
+            Phase::Waiting | Phase::Off => None,
+        }
     }
 
     fn own(&self, model: &str) -> bool {
@@ -86,7 +110,7 @@ fn card(id: String, max_model_len: Option<u64>) -> ModelCard {
 
 impl Models for Catalogue {
     fn knows(&self, model: &str) -> bool {
-        self.own(model) || self.adapters().is_some_and(|adapters| adapters.knows(model))
+        self.own(model) || self.adapters().is_none_or(|adapters| adapters.knows(model))
     }
 
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
@@ -94,15 +118,22 @@ impl Models for Catalogue {
             if self.own(model) {
                 return Resolution::Ready(Route::Base { upstream_name: model.to_owned() });
             }
-            match self.adapters() {
-                Some(adapters) => adapters.resolve(model, caller).await,
-                None => Resolution::Unknown,
+            let phase = self.phase.borrow().clone();
+            match phase {
+                Phase::On(adapters) => adapters.resolve(model, caller).await,
+                Phase::Off => Resolution::Unknown,
+                Phase::Waiting => {
+                    Resolution::Loading { state: "starting".to_owned(), retry_after: self.retry_after }
+                }
             }
         })
     }
 
     fn wait<'a>(&'a self, model: &'a str, caller: &'a Caller, deadline: Instant) -> BoxFuture<'a, Resolution> {
         Box::pin(async move {
+            let mut phase = self.phase.subscribe();
+            // Too late is told by `resolve`.
+            let _ = timeout_at(deadline, phase.wait_for(|phase| !matches!(phase, Phase::Waiting))).await;
             match self.adapters() {
                 Some(adapters) if !self.own(model) => adapters.wait(model, caller, deadline).await,
                 _ => self.resolve(model, caller).await,
