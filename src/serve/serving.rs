@@ -115,12 +115,7 @@ struct Known {
 
 impl Serving {
     /// Starts the engine and returns at once.
-    pub async fn start(
-        config: ServeConfig,
-        backend: Backend,
-        anonymous: bool,
-        say: Say,
-    ) -> Result<Self, ServeError> {
+    pub async fn start(config: ServeConfig, backend: Backend, anonymous: bool, say: Say) -> Result<Self, ServeError> {
         let mut registry = Registry::default();
         let root = match &backend {
             Backend::Own(spec) => spec.target.root.as_deref(),

@@ -24,6 +24,8 @@ pub struct Options {
     pub start: Duration,
     pub fail: Option<i32>,
     pub load: Duration,
+    /// Loads wait while this file is there.
+    pub hold: Option<PathBuf>,
     pub token: Duration,
     pub lifetime: Duration,
 }
@@ -73,6 +75,7 @@ impl Options {
             start: seconds("fake-start", 0.0)?,
             fail: launch.option("fake-fail").and_then(|code| code.parse().ok()),
             load: seconds("fake-load", 0.0)?,
+            hold: launch.option("fake-hold").map(Into::into),
             token: seconds("fake-token", 0.0)?,
             lifetime: seconds("fake-lifetime", 3600.0)?,
         })

@@ -73,7 +73,7 @@ async fn live(options: Options, mut ends: [Signal; 2], core: &mut Core) -> i32 {
         say("RuntimeError: Engine core initialization failed. See root cause above.");
         return code;
     }
-    let state = Arc::new(State::new(options));
+    let state = Arc::new(State::new(options, core.0.id()));
     if let Err(error) = listen(&state).await {
         say(&format!("OSError: [Errno {}] {error}", error.raw_os_error().unwrap_or(0)));
         return 1;

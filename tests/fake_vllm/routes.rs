@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -28,6 +29,9 @@ pub struct State {
     pub options: Options,
     pub adapters: Mutex<Adapters>,
     pub tasks: Tasks,
+    core: u32,
+    /// Names of all loads that were asked for.
+    loads: Mutex<Vec<String>>,
     running: watch::Sender<usize>,
     dead: watch::Sender<bool>,
     draining: AtomicBool,
@@ -37,11 +41,12 @@ pub struct State {
 pub struct Running(Arc<State>);
 
 impl State {
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: Options, core: u32) -> Self {
         let adapters = Adapters::new(options.max_cpu_loras, options.max_lora_rank, options.release);
         let (running, dead) = (watch::Sender::new(0), watch::Sender::new(false));
         let draining = AtomicBool::new(false);
-        Self { options, adapters: Mutex::new(adapters), tasks: Tasks::new(), running, dead, draining }
+        let (adapters, loads) = (Mutex::new(adapters), Mutex::default());
+        Self { options, adapters, tasks: Tasks::new(), core, loads, running, dead, draining }
     }
 
     pub fn die(&self) {
@@ -114,6 +119,7 @@ async fn routed(state: &Arc<State>, request: Request<Incoming>) -> Result<Respon
         (Method::POST, "/v1/unload_lora_adapter") if state.options.updating => unload(state, &read(request).await?),
         (Method::POST, "/v1/chat/completions") => completions::answer(state, Kind::Chat, &read(request).await?).await,
         (Method::POST, "/v1/completions") => completions::answer(state, Kind::Text, &read(request).await?).await,
+        (Method::GET, "/fake") => Ok(json(200, &json!({"core": state.core, "loads": *state.loads.lock().unwrap()}))),
         (Method::POST, "/fake/crash") => Ok(crash(state, &read(request).await?)),
         _ => Err(texts::no_route()),
     }
@@ -142,6 +148,7 @@ async fn load(state: &State, body: &Value) -> Result<Response<Body>, Refusal> {
         |name: &str| body[name].as_str().ok_or_else(|| texts::unreadable(&format!("body.{name}: Field required")));
     let (name, path) = (text("lora_name")?, text("lora_path")?);
     let in_place = body["load_inplace"] == true;
+    state.loads.lock().unwrap().push(name.to_owned());
     let Options { release, names, .. } = &state.options;
     if name.is_empty() || path.is_empty() {
         return Err(texts::empty());
@@ -156,6 +163,9 @@ async fn load(state: &State, body: &Value) -> Result<Response<Body>, Refusal> {
         return Err(texts::internal("Call to add_lora method failed: LoRA is not enabled"));
     }
     sleep(state.options.load).await;
+    while state.options.hold.as_ref().is_some_and(|hold| hold.exists()) {
+        sleep(Duration::from_millis(5)).await;
+    }
     let loaded = state.adapters.lock().unwrap().load(name, path, in_place);
     loaded.map_err(|failure| texts::not_read(*release, name, path, failure))?;
     Ok(plain(200, texts::loaded(name)))

@@ -20,6 +20,7 @@
 //! | `--fake-start 2` | seconds until it listens |
 //! | `--fake-fail 1` | exits with that code instead of listening |
 //! | `--fake-load 0.2` | seconds of a load |
+//! | `--fake-hold FILE` | loads wait while there is that file |
 //! | `--fake-token 0.05` | seconds of a token |
 //! | `--fake-lifetime 3600` | seconds after which nothing of it is left, whatever happened |
 //!
@@ -30,7 +31,8 @@
 //! there the engine dies, with exit code 0.
 //!
 //! The leader has a child, the engine core. `kill -9` of the core ends the engine as in vLLM, of the leader it leaves the
-//! core behind. `POST /fake/crash` with `{"who": "core"}` or `{"who": "leader"}` does the same.
+//! core behind. `POST /fake/crash` with `{"who": "core"}` or `{"who": "leader"}` does the same. `GET /fake` tells the
+//! core's process id and the names of all loads that were asked for.
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test program has no outside, and ends by panicking")]
 

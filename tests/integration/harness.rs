@@ -4,7 +4,9 @@
 pub mod cluster;
 pub mod engine;
 pub mod front;
+pub mod http;
 pub mod process;
+pub mod served;
 pub mod tree;
 pub mod upstream;
 pub mod vllm;

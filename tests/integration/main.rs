@@ -16,6 +16,7 @@ mod lora;
 mod origin;
 mod proxy;
 mod push;
+mod serve;
 mod supervision;
 mod transfer;
 mod trust;

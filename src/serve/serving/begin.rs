@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::Known;
 use super::catalogue::{self, BeginError, Catalogue};
 use super::config::ServeConfig;
 use super::fleet::Fleet;
 use super::registry::EngineRegistry;
-use super::Known;
 use crate::engine::lora::{Client, Deadlines, LoraError};
 use crate::engine::quirks::Quirks;
 use crate::local::chain;

@@ -122,9 +122,7 @@ impl Models for Catalogue {
             match phase {
                 Phase::On(adapters) => adapters.resolve(model, caller).await,
                 Phase::Off => Resolution::Unknown,
-                Phase::Waiting => {
-                    Resolution::Loading { state: "starting".to_owned(), retry_after: self.retry_after }
-                }
+                Phase::Waiting => Resolution::Loading { state: "starting".to_owned(), retry_after: self.retry_after },
             }
         })
     }

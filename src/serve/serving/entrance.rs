@@ -93,7 +93,10 @@ mod tests {
     fn everybody_comes_in_only_on_loopback_or_where_somebody_says_so() {
         let nothing = AuthConfig::default();
         for open in ["0.0.0.0:8000", "[::]:8000", "192.0.2.1:80"] {
-            assert!(matches!(auth(&nothing, addr(open), false), Err(ServeError::Open(at)) if at == addr(open)), "{open}");
+            assert!(
+                matches!(auth(&nothing, addr(open), false), Err(ServeError::Open(at)) if at == addr(open)),
+                "{open}"
+            );
             assert_eq!(auth(&nothing, addr(open), true).unwrap().anonymous, Some(AnonymousConfig::default()));
         }
         assert!(auth(&nothing, addr("127.0.0.1:1"), false).unwrap().anonymous.is_some());

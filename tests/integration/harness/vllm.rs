@@ -27,6 +27,16 @@ fn as_a_fake_vllm() {
     std::process::exit(program::main(arguments.lines().map(str::to_owned).collect(), own()));
 }
 
+/// A program `vllm` in that directory, which takes the real one's command line.
+pub fn program_in(dir: &Path) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "IFS='\n'\nexport {ARGUMENTS}=\"$*\"\nexec '{}' --exact {ENTRY} --ignored --nocapture --test-threads=1",
+        own.display()
+    );
+    crate::exec::program(&dir.join("vllm"), &script)
+}
+
 fn own() -> Command {
     let mut own = Command::new(std::env::current_exe().unwrap());
     own.args(["--exact", ENTRY, "--ignored", "--nocapture", "--test-threads=1"]);

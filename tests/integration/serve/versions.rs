@@ -1,0 +1,70 @@
+//! A new version takes an alias over while requests go on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::Method;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::harness::engine::own_proc;
+use crate::harness::http::{Connection, digests};
+use crate::harness::served::{Adapter, Fleet, registered, until};
+
+/// Asks until told to end; after an answer of other weights than `old`, of whomever, nothing is of `old` any more.
+async fn load(addr: std::net::SocketAddr, old: String, flipped: Arc<AtomicBool>, end: Arc<AtomicBool>, streams: bool) {
+    let body = json!({"model": "sql", "prompt": "p", "max_tokens": 6, "stream": streams}).to_string();
+    let mut connection = Connection::tcp(addr, None).await.unwrap();
+    while !end.load(Ordering::SeqCst) {
+        let was_flipped = flipped.load(Ordering::SeqCst);
+        let answer = connection.ask(Method::POST, "/v1/completions", &body).await.unwrap();
+        assert_eq!(answer.digests().len(), 6, "{answer:?}");
+        let is_old = answer.weights() == old;
+        assert!(!(is_old && was_flipped), "the old version answers after the new one");
+        if !is_old {
+            flipped.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_version_takes_over_under_load_and_no_answer_mixes_the_two() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let served = fleet.serve(fleet.config(), "--fake-token 0.002").await;
+    served.ready().await;
+    let old = served.complete("sql").await.weights();
+    let [(old_name, old_directory)] = &registered(&served.engine("/v1/models").await)[..] else { panic!() };
+    let mut long = served.stream("sql", 100_000).await;
+    let (flipped, end) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let mut requests = JoinSet::new();
+    for n in 0..4 {
+        requests.spawn(load(served.addr, old.clone(), flipped.clone(), end.clone(), n % 2 == 0));
+    }
+    fleet.publish(Adapter::new("sql", 2)).await;
+    until("the new version does not take over", async || flipped.load(Ordering::SeqCst) || requests.is_empty()).await;
+    let new = served.complete("sql").await.weights();
+    assert_ne!(new, old);
+    // Somebody still reads an answer of the old one.
+    assert!(old_directory.exists());
+    assert!(registered(&served.engine("/v1/models").await).iter().any(|(name, _)| name == old_name));
+    for _ in 0..20 {
+        let piece = long.piece().await.unwrap().unwrap();
+        assert!(digests(&piece).iter().all(|digest| *digest == old), "{piece}");
+    }
+    drop(long);
+    until("the old version stays in the engine", async || {
+        let registered = registered(&served.engine("/v1/models").await);
+        registered.len() == 1 && registered[0].0 != *old_name
+    })
+    .await;
+    until("the old version stays on the disk", async || !old_directory.exists()).await;
+    end.store(true, Ordering::SeqCst);
+    requests.join_all().await;
+    assert_eq!(served.complete("sql").await.weights(), new);
+    assert_eq!(served.leader().await.1, 1, "the engine has lived on");
+    served.shutdown().await;
+}
