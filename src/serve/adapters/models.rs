@@ -15,7 +15,7 @@ use crate::proxy::{AdapterSlots, BoxFuture, Caller, Capabilities, ModelCard, Mod
 /// Why a caller may not use an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
-    /// Of an error.
+    /// Of an error; 404 is answered as if there were no such adapter.
     pub status: StatusCode,
     /// For the client.
     pub reason: String,
@@ -77,7 +77,11 @@ impl Shared {
             let mut table = self.table();
             let release = table.signed(&alias).map(|signed| &signed.release);
             if let Err(Denied { status, reason }) = self.access.permits(caller, &alias, release) {
-                return Reply::Settled(Resolution::Refused { status, reason });
+                return Reply::Settled(match status {
+                    // The very answer to a name that nobody has.
+                    StatusCode::NOT_FOUND => Resolution::Unknown,
+                    _ => Resolution::Refused { status, reason },
+                });
             }
             let found = table.resolve(&alias, Instant::now());
             if is_first {

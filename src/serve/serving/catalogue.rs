@@ -226,3 +226,57 @@ fn base_models(prepare: &Prepare, say: &Say) -> Result<(Vec<BaseModel>, Option<P
 fn has_weights(path: &Path) -> bool {
     path.is_absolute() && BaseWeights::open(path).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::auth::AnonymousConfig;
+
+    const RETRY: Duration = Duration::from_secs(7);
+
+    fn catalogue() -> Catalogue {
+        let model = Model { path: "/models/tiny".to_owned(), names: vec!["tiny".to_owned()] };
+        Catalogue::new(Some(&model), RETRY)
+    }
+
+    fn caller() -> Caller {
+        Caller::anonymous(&AnonymousConfig::default())
+    }
+
+    fn is_unknown(resolution: &Resolution) -> bool {
+        matches!(resolution, Resolution::Unknown)
+    }
+
+    #[tokio::test]
+    async fn until_an_engine_has_served_nobody_knows_whether_there_is_an_adapter() {
+        let catalogue = catalogue();
+        let told = catalogue.resolve("sql", &caller()).await;
+        assert!(matches!(told, Resolution::Loading { retry_after: RETRY, .. }));
+        assert!(matches!(catalogue.resolve("tiny", &caller()).await, Resolution::Ready(Route::Base { .. })));
+        assert!(catalogue.knows("sql"), "it costs no look-up");
+        catalogue.without_adapters();
+        assert!(is_unknown(&catalogue.resolve("sql", &caller()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_an_adapter_waits_for_the_first_engine_too() {
+        let (catalogue, caller) = (catalogue(), caller());
+        let waiting = catalogue.wait("sql", &caller, Instant::now() + Duration::from_secs(60));
+        let (told, ()) = tokio::join!(waiting, async { catalogue.without_adapters() });
+        assert!(is_unknown(&told));
+        let catalogue = self::catalogue();
+        let told = catalogue.wait("sql", &caller, Instant::now() + Duration::from_secs(60)).await;
+        assert!(matches!(told, Resolution::Loading { .. }), "after the deadline");
+    }
+
+    #[test]
+    fn the_engines_own_list_counts_and_an_empty_one_does_not() {
+        let catalogue = catalogue();
+        let cards = |json: &str| -> Vec<Card> { serde_json::from_str(json).unwrap() };
+        catalogue.base(cards("[]"));
+        assert_eq!(catalogue.names()[0].id, "tiny");
+        catalogue.base(cards(r#"[{"id":"big","max_model_len":4096},{"id":"a@1","parent":"big"}]"#));
+        let names = catalogue.names();
+        assert_eq!((names.len(), names[0].id.as_str(), names[0].max_model_len), (1, "big", Some(4096)));
+    }
+}

@@ -259,8 +259,12 @@ impl Served {
 
     /// The engine's process id, and the life it is in.
     pub async fn leader(&self) -> (i32, u64) {
+        self.leader_if_any().await.unwrap()
+    }
+
+    pub async fn leader_if_any(&self) -> Option<(i32, u64)> {
         let engine = &self.health().await["engine"];
-        (engine["leader"].as_i64().unwrap() as i32, engine["epoch"].as_u64().unwrap())
+        Some((engine["leader"].as_i64()? as i32, engine["epoch"].as_u64()?))
     }
 
     /// The key of the engine, as its own process knows it.

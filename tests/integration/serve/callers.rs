@@ -10,7 +10,7 @@ use warmd::proxy::auth::AuthConfig;
 use super::wallet::{AUDIENCE, WALLETS, session};
 use crate::harness::engine::own_proc;
 use crate::harness::http::Connection;
-use crate::harness::served::{Adapter, Fleet, Served, paths, until, waiting};
+use crate::harness::served::{Adapter, Fleet, Served, paths, waiting};
 
 /// What `warmd keys api` prints.
 fn api_key(file: &Path, tenant: &str) -> String {
@@ -47,7 +47,7 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
     let served = fleet.serve(config.clone(), "").await;
     let ask =
         async |served: &Served, bearer: &str, model: &str| served.complete_as(Some(bearer), &waiting(model)).await;
-    until("the engine does not become ready", async || served.get(None, "/health").await.status == 200).await;
+    served.ready().await;
     assert_eq!(ask(&served, &stranger, "mine").await.status, 403, "also while nobody has asked for it before");
     let weights = ask(&served, &owner, "mine").await.weights();
     for other in [&stranger, &key] {
@@ -60,7 +60,7 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
 
     config.auth = auth(&keys, "others_adapters = \"not-found\"");
     let served = fleet.serve(config, "").await;
-    until("the engine does not become ready", async || served.get(None, "/health").await.status == 200).await;
+    served.ready().await;
     assert_eq!(ask(&served, &owner, "mine").await.weights(), weights);
     for other in [&stranger, &key] {
         let (hidden, missing) = (ask(&served, other, "mine").await, ask(&served, other, "none").await);
@@ -82,7 +82,7 @@ async fn only_who_has_a_key_comes_in_and_the_engine_is_behind_the_proxy_alone() 
     let mut config = fleet.config();
     config.auth = toml::from_str(&format!("[keys]\nfile = {keys:?}")).unwrap();
     let served = fleet.serve(config.clone(), "").await;
-    until("the engine does not become ready", async || served.get(None, "/health").await.status == 200).await;
+    served.ready().await;
     assert_eq!(served.complete_as(Some(&key), &waiting("base")).await.weights(), "base");
     for wrong in [None, Some("wrong"), Some(&key[1..])] {
         let refused = served.complete_as(wrong, &waiting("base")).await;
@@ -91,6 +91,8 @@ async fn only_who_has_a_key_comes_in_and_the_engine_is_behind_the_proxy_alone() 
     }
     let mode = served.state.metadata().unwrap().mode();
     assert_eq!(mode & 0o777, 0o700, "others do not reach the engine's socket");
+    let mode = served.state.join("admin.sock").metadata().unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
     let engine_key = served.engine_key().await;
     for (name, _) in std::env::vars() {
         assert_ne!(name, "VLLM_API_KEY");
@@ -112,7 +114,7 @@ async fn only_who_has_a_key_comes_in_and_the_engine_is_behind_the_proxy_alone() 
     assert_eq!(served.get(Some(&second), "/v1/models").await.status, 200);
     served.shutdown().await;
     let served = fleet.serve(config, "").await;
-    until("the engine does not become ready", async || served.get(None, "/health").await.status == 200).await;
+    served.ready().await;
     assert_ne!(served.engine_key().await, engine_key, "each launch has a key of its own");
     served.shutdown().await;
 }
@@ -129,7 +131,7 @@ async fn ten_thousand_unknown_names_of_one_tenant_are_slowed_and_another_tenant_
     let mut config = fleet.config();
     config.auth = toml::from_str(&format!("[keys]\nfile = {keys:?}")).unwrap();
     let served = fleet.serve(config, "").await;
-    until("the engine does not become ready", async || served.get(None, "/health").await.status == 200).await;
+    served.ready().await;
     let weights = served.complete_as(Some(&modest), &waiting("sql")).await.weights();
     let before = paths(&served.state);
     let mut connection = served.connect(Some(&greedy)).await;

@@ -78,6 +78,11 @@ async fn a_shutdown_fails_no_request_that_was_admitted_and_leaves_nothing_of_the
     let leader = served.leader().await.0;
     let (addr, socket) = (served.addr, served.state.join("admin.sock"));
     let requests = under_way(&served, 6, 60).await;
+    // Neither of them holds up the end.
+    let (idle, mut operator) = (served.connect(None).await, Connection::unix(&socket, None).await.unwrap());
+    served.admin(Method::POST, "/admin/v1/adapters/other/pause", "{\"lease_s\": 3600}").await;
+    let mut waits = JoinSet::new();
+    waits.spawn(async move { operator.ask(Method::GET, "/admin/v1/adapters/other/wait?timeout_s=3600", "").await });
     let (answers, ()) = tokio::join!(requests.join_all(), served.shutdown());
     for answer in answers {
         let answer = answer.expect("a request that was admitted is not answered");
@@ -85,6 +90,8 @@ async fn a_shutdown_fails_no_request_that_was_admitted_and_leaves_nothing_of_the
     }
     assert!(!is_alive(leader) && !is_alive(core));
     assert!(Connection::tcp(addr, None).await.is_none() && !socket.exists());
+    assert!(waits.join_all().await[0].is_none());
+    drop(idle);
 }
 
 #[tokio::test]
@@ -151,5 +158,63 @@ async fn before_the_first_engine_serves_an_adapter_is_loading_and_not_unknown() 
     .await;
     let refusals = &seen[..seen.len() - 1];
     assert!(refusals.iter().all(|(status, text)| *status == 503 && text.contains("engine_not_ready")), "{refusals:?}");
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let served = fleet.serve(fleet.config(), "--fake-token 0.02").await;
+    let weights = served.complete_once_ready("sql").await.weights();
+    let (leader, epoch) = served.leader().await;
+    let requests = under_way(&served, 4, 40).await;
+    assert_eq!(served.admin(Method::POST, "/admin/v1/engine/restart", "").await.status, 200);
+    for answer in requests.join_all().await {
+        assert_eq!(answer.unwrap().digests().len(), 40, "a request that was under way was not answered");
+    }
+    until("there is no other engine", async || served.leader_if_any().await.is_some_and(|(_, now)| now == epoch + 1))
+        .await;
+    assert!(!is_alive(leader));
+    assert_eq!(served.complete_once_ready("sql").await.weights(), weights);
+    let leader = served.leader().await.0;
+    served.admin(Method::POST, "/admin/v1/engine/stop", "").await;
+    until("it is not stopped", async || served.health().await["engine"]["state"] == "stopped").await;
+    assert!(!is_alive(leader));
+    let told = served.complete("sql").await;
+    assert_eq!(told.refusal(), (503, "engine_not_ready".to_owned()));
+    assert!(told.retry_after().is_some());
+    served.admin(Method::POST, "/admin/v1/engine/start", "").await;
+    assert_eq!(served.complete_once_ready("sql").await.weights(), weights);
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_operator_loads_and_unloads_an_adapter_and_requests_do_not_bring_it_back() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let served = fleet.serve(fleet.config(), "").await;
+    served.ready().await;
+    let order = async |order: &str| served.admin(Method::POST, &format!("/admin/v1/adapters/sql/{order}"), "").await;
+    let state = async || served.admin(Method::GET, "/admin/v1/adapters/sql", "").await;
+    until("there are no adapters yet", async || order("load").await.status == 200).await;
+    until("it is not loaded", async || state().await.json()["state"] == "ready").await;
+    let fake = served.engine("/fake").await;
+    assert_eq!(fake["loads"].as_array().unwrap().len(), 1, "before anybody has asked for it");
+    let weights = served.complete("sql").await.weights();
+    assert_eq!(order("unload").await.status, 200);
+    until("it stays in the engine", async || registered(&served.engine("/v1/models").await).is_empty()).await;
+    assert_eq!(served.complete("sql").await.status, 404);
+    assert_eq!(state().await.json()["stopped"], true);
+    order("load").await;
+    assert_eq!(served.complete("sql").await.weights(), weights);
+    assert_eq!(served.admin(Method::GET, "/admin/v1/capacity", "").await.json()["adapters"]["used"], 1);
+    assert_eq!(served.admin(Method::GET, "/admin/v1/adapters/nobodys", "").await.status, 404);
     served.shutdown().await;
 }

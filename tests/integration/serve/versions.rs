@@ -1,5 +1,6 @@
 //! A new version takes an alias over while requests go on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::harness::engine::own_proc;
-use crate::harness::http::{Connection, digests};
+use crate::harness::http::{Connection, Reply, digests};
 use crate::harness::served::{Adapter, Fleet, registered, until};
 
 /// Asks until told to end; after an answer of other weights than `old`, of whomever, nothing is of `old` any more.
@@ -45,7 +46,7 @@ async fn a_new_version_takes_over_under_load_and_no_answer_mixes_the_two() {
         requests.spawn(load(served.addr, old.clone(), flipped.clone(), end.clone(), n % 2 == 0));
     }
     fleet.publish(Adapter::new("sql", 2)).await;
-    until("the new version does not take over", async || flipped.load(Ordering::SeqCst) || requests.is_empty()).await;
+    until("the new version does not take over", async || flipped.load(Ordering::SeqCst)).await;
     let new = served.complete("sql").await.weights();
     assert_ne!(new, old);
     // Somebody still reads an answer of the old one.
@@ -66,5 +67,43 @@ async fn a_new_version_takes_over_under_load_and_no_answer_mixes_the_two() {
     requests.join_all().await;
     assert_eq!(served.complete("sql").await.weights(), new);
     assert_eq!(served.leader().await.1, 1, "the engine has lived on");
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn adapters_that_leave_the_engines_memory_are_read_again_while_versions_come_and_go() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let aliases = ["one", "two", "three", "four"];
+    for (fill, alias) in aliases.into_iter().enumerate() {
+        fleet.publish(Adapter::new(alias, fill as u8)).await;
+    }
+    // An engine that does not find the files of an adapter that it is asked for dies.
+    let served = fleet.serve(fleet.config(), "--max-loras 1 --max-cpu-loras 2 --fake-token 0.001").await;
+    served.ready().await;
+    let mut seen = BTreeSet::new();
+    for version in 0..3u8 {
+        let (addr, mut requests) = (served.addr, JoinSet::new());
+        for alias in aliases.into_iter().chain(aliases) {
+            let body = json!({"model": alias, "prompt": "p", "max_tokens": 20, "wait_for_model": true}).to_string();
+            requests.spawn(async move {
+                let mut connection = Connection::tcp(addr, None).await.unwrap();
+                connection.ask(Method::POST, "/v1/completions", &body).await.unwrap()
+            });
+        }
+        let next = Adapter::new(aliases[usize::from(version)], 100 + version);
+        let (answers, ()) = tokio::join!(requests.join_all(), fleet.publish(next));
+        seen.extend(answers.iter().map(Reply::weights));
+    }
+    until("a newest version is never served", async || {
+        for alias in aliases {
+            seen.insert(served.complete(alias).await.weights());
+        }
+        seen.len() == 7
+    })
+    .await;
+    assert_eq!(served.leader().await.1, 1, "the engine has found all that it needed");
     served.shutdown().await;
 }
