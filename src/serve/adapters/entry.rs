@@ -90,6 +90,8 @@ pub(super) struct Entry {
     pub(super) offer: Option<Offer>,
     /// Of the version that is served, or was served last.
     pub(super) signed: Option<Arc<Signed>>,
+    /// Of the version that was looked at last: says whose it is before anything is served.
+    pub(super) seen: Option<Arc<Signed>>,
     pub(super) attempt: Option<Attempt>,
     /// What requests get, once it is ready.
     pub(super) current: Option<ServedName>,
@@ -117,6 +119,7 @@ impl Entry {
         Self {
             offer: None,
             signed: None,
+            seen: None,
             attempt: None,
             current: None,
             next: None,

@@ -57,6 +57,7 @@ impl Shared {
                 (signed, Some(files))
             }
         };
+        self.update(|table, _| table.saw(alias, &signed));
         self.judge(alias, &job, &signed)?;
         if let Some(prepared) = self.find(alias, &signed).await? {
             return loaded(signed, prepared);

@@ -73,7 +73,7 @@ impl Shared {
             return Reply::Settled(Resolution::Ready(Route::Base { upstream_name: model.to_owned() }));
         }
         let Ok(alias) = model.parse::<Alias>() else { return Reply::Settled(Resolution::Unknown) };
-        let found = {
+        let (found, is_seen) = {
             let mut table = self.table();
             let release = table.signed(&alias).map(|signed| &signed.release);
             if let Err(Denied { status, reason }) = self.access.permits(caller, &alias, release) {
@@ -87,12 +87,16 @@ impl Shared {
             if is_first {
                 table.count(&alias, &found);
             }
-            found
+            (found, table.signed(&alias).is_some())
         };
         if !matches!(found, Found::Ready(_) | Found::Unknown) {
             self.stir.notify_one();
         }
-        self.answer(alias, found)
+        match self.answer(alias, found) {
+            // Whose it is will be known in a moment, and with it what this caller may hear.
+            Reply::Loading(resolution) if !is_seen => Reply::Looking(resolution),
+            reply => reply,
+        }
     }
 
     fn answer(self: &Arc<Self>, alias: Alias, found: Found) -> Reply {
@@ -156,12 +160,12 @@ impl Shared {
         }
     }
 
-    fn card(&self, alias: &Alias, signed: Option<&Arc<Signed>>, created: u64, state: &str) -> ModelCard {
-        let owner = signed.and_then(|signed| signed.release.owner.as_ref()).map(ToString::to_string);
+    fn card(&self, alias: &Alias, signed: &Signed, state: &str) -> ModelCard {
+        let owner = signed.release.owner.as_ref().map(ToString::to_string);
         ModelCard {
             id: alias.to_string(),
             owned_by: owner.unwrap_or_else(|| "warmd".to_owned()),
-            created,
+            created: signed.created.seconds(),
             parent: self.base.first().map(|card| card.id.clone()),
             max_model_len: None,
             state: Some(state.to_owned()),
@@ -172,12 +176,11 @@ impl Shared {
         let mut cards = self.base.clone();
         let (table, now) = (self.table(), Instant::now());
         for (alias, entry) in table.entries().filter(|(_, entry)| entry.is_known()) {
-            let signed = table.signed(alias);
-            let release = signed.map(|signed| &signed.release);
+            // Nobody knows yet whose it is.
+            let Some(signed) = table.signed(alias) else { continue };
+            let release = Some(&signed.release);
             if self.access.permits(caller, alias, release).is_ok() {
-                let offered = entry.offer.as_ref().map(|offer| offer.created);
-                let created = signed.map(|signed| signed.created).or(offered).map_or(0, |time| time.seconds());
-                cards.push(self.card(alias, signed, created, table.state(entry, now).as_str()));
+                cards.push(self.card(alias, signed, table.state(entry, now).as_str()));
             }
         }
         cards

@@ -118,10 +118,17 @@ impl Table {
         self.entries.iter()
     }
 
-    /// What decides who may use it: the version that requests get, or else what was served last.
+    /// What decides who may use it: the version that requests get, or else what was served last, or else is being loaded.
     pub(super) fn signed(&self, alias: &Alias) -> Option<&Arc<Signed>> {
         let entry = self.entries.get(alias)?;
-        self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref())
+        self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref()).or(entry.seen.as_ref())
+    }
+
+    /// A load has got that far.
+    pub(super) fn saw(&mut self, alias: &Alias, signed: &Arc<Signed>) {
+        if let Some(entry) = self.entries.get_mut(alias) {
+            entry.seen = Some(signed.clone());
+        }
     }
 
     /// Whether [`Table::resolve`] needs nobody else's answer.

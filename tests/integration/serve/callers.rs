@@ -58,10 +58,15 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
     assert_eq!(listed(&served, &owner).await, ["base", "everybodys", "mine"]);
     served.shutdown().await;
 
+    fleet.publish(Adapter::new("cold", 3).owned_by(WALLETS[0].1)).await;
     config.auth = auth(&keys, "others_adapters = \"not-found\"");
     let served = fleet.serve(config, "").await;
     served.ready().await;
     assert_eq!(ask(&served, &owner, "mine").await.weights(), weights);
+    // Nobody has asked for it before, and this one does not wait.
+    let cold = served.complete_as(Some(&stranger), &json!({"model": "cold", "prompt": "p"})).await;
+    assert_eq!(cold.refusal(), (404, "model_not_found".to_owned()));
+    assert_eq!(listed(&served, &stranger).await, ["base", "everybodys"]);
     for other in [&stranger, &key] {
         let (hidden, missing) = (ask(&served, other, "mine").await, ask(&served, other, "none").await);
         assert_eq!((hidden.status, missing.status), (404, 404));
