@@ -12,6 +12,7 @@ mod wallet;
 use hyper::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
+use warmd::identity::{Policy, PrivateKey};
 
 use crate::harness::engine::own_proc;
 use crate::harness::http::Connection;
@@ -49,6 +50,30 @@ async fn an_adapter_of_another_node_answers_who_waits_for_it_and_tells_the_other
     assert_eq!(again.weights(), weights);
     assert_eq!(served.engine("/fake").await["loads"].as_array().unwrap().len(), 1, "one load for all who wait");
     served.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_adapter_of_a_signer_whom_this_server_does_not_trust_is_not_served() {
+    if !own_proc() {
+        return;
+    }
+    let mut fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let stranger = PrivateKey::generate().unwrap().public().to_string();
+    let text = std::fs::read_to_string(fleet.cluster.policy_path()).unwrap();
+    let theirs = text.replace(&fleet.cluster.signer.to_string(), &stranger);
+    assert_ne!(theirs, text);
+    let theirs = Policy::parse(&theirs).unwrap();
+    for policy in [Ok(std::sync::Arc::new(theirs)), Err("no trust policy".to_owned())] {
+        fleet.policy = policy;
+        let served = fleet.serve(fleet.config(), "").await;
+        served.ready().await;
+        let refused = served.complete("sql").await;
+        assert_eq!(refused.status, 422, "{refused:?}");
+        assert_eq!(served.engine("/fake").await["loads"], json!([]));
+        assert_eq!(served.complete("base").await.weights(), "base");
+        served.shutdown().await;
+    }
 }
 
 #[tokio::test]

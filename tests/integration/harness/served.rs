@@ -16,7 +16,7 @@ use warmd::caches::CacheFamily;
 use warmd::digest::{ArtifactId, ContentId};
 use warmd::engine::arguments::Adapters;
 use warmd::engine::{self, Secret};
-use warmd::identity::TrustClass;
+use warmd::identity::{Policy, TrustClass};
 use warmd::install::Limits;
 use warmd::local::{Content, Publication, builder};
 use warmd::serve::Target;
@@ -74,6 +74,8 @@ pub struct Fleet {
     pub cluster: Cluster,
     pub trainer: Option<Node>,
     pub agent: Option<Node>,
+    /// Of the server.
+    pub policy: Result<Arc<Policy>, String>,
     program: PathBuf,
 }
 
@@ -82,7 +84,8 @@ impl Fleet {
         let cluster = Cluster::start().await;
         let (trainer, agent) = (Some(cluster.agent("trainer").await), Some(cluster.agent("pod").await));
         let program = program_in(cluster.dir.path());
-        Self { cluster, trainer, agent, program }
+        let policy = Ok(cluster.policy());
+        Self { cluster, trainer, agent, policy, program }
     }
 
     /// Returns once the node that serves hears of it.
@@ -167,7 +170,7 @@ impl Fleet {
         let grace = config.supervision.grace;
         let spec = Spec {
             target,
-            policy: Ok(self.cluster.policy()),
+            policy: self.policy.clone(),
             budget: DEADLINE,
             limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
             ready_url: None,
@@ -182,7 +185,7 @@ impl Fleet {
     /// In front of an engine at `address`, whose key is `engine-key`.
     pub async fn attach(&self, mut config: ServeConfig, address: engine::Address) -> Served {
         config.engine.adapters = Some(Adapters::default());
-        let (key, policy) = (Some(Secret::new("engine-key").unwrap()), Ok(self.cluster.policy()));
+        let (key, policy) = (Some(Secret::new("engine-key").unwrap()), self.policy.clone());
         Served::start(config, Backend::Attached { address, key, socket: self.socket(), policy }, None).await
     }
 }

@@ -66,6 +66,34 @@ async fn requests_of_an_engine_that_is_killed_fail_honestly_and_the_next_one_has
 }
 
 #[tokio::test]
+async fn who_waits_for_an_adapter_is_answered_though_the_engine_dies_meanwhile() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let hold = fleet.cluster.path("hold");
+    std::fs::write(&hold, "").unwrap();
+    let served = fleet.serve(fleet.config(), &format!("--fake-hold {}", hold.display())).await;
+    served.ready().await;
+    let (addr, mut requests) = (served.addr, JoinSet::new());
+    requests.spawn(async move {
+        let mut connection = Connection::tcp(addr, None).await.unwrap();
+        connection.ask(Method::POST, "/v1/completions", &waiting("sql").to_string()).await.unwrap()
+    });
+    until("the engine is not asked to load it", async || {
+        served.engine("/fake").await["loads"].as_array().unwrap().len() == 1
+    })
+    .await;
+    kill(served.leader().await.0);
+    std::fs::remove_file(&hold).unwrap();
+    let answers = requests.join_all().await;
+    assert!(answers[0].weights() != "base");
+    assert_eq!(served.leader().await.1, 2);
+    served.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_shutdown_fails_no_request_that_was_admitted_and_leaves_nothing_of_the_engine() {
     if !own_proc() {
         return;
