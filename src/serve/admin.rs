@@ -42,13 +42,18 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    pub(super) async fn listen(socket: PathBuf, control: Control, say: &Say) -> Result<Self, SocketError> {
-        say(&format!("admin API: curl --unix-socket {} http://admin/admin/v1/health", socket.display()));
-        let mut listener = Listener::bind(&SocketConfig { socket, allow_uids: Vec::new() }).await?;
+    /// For this user and root.
+    pub(super) async fn bind(socket: PathBuf) -> Result<Listener, SocketError> {
+        Listener::bind(&SocketConfig { socket, allow_uids: Vec::new() }).await
+    }
+
+    pub(super) fn serve(mut listener: Listener, control: Control, say: &Say) -> Self {
+        let socket = listener.path().display();
+        say(&format!("admin API: curl --unix-socket {socket} http://admin/admin/v1/health"));
         let tasks = Tasks::new();
         let connections = tasks.child();
         tasks.spawn("admin", http::serve(Box::pin(listener.incoming()), Arc::new(control), connections));
-        Ok(Self { tasks, _listener: listener })
+        Self { tasks, _listener: listener }
     }
 
     pub(super) async fn shutdown(self, deadline: Duration) {

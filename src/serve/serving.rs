@@ -165,6 +165,10 @@ impl Serving {
         say(&format!("clients connect to http://{}", server.addr()));
         let supervision = engine::Metrics::register(&mut registry);
         let adapters_metrics = super::adapters::Metrics::register(&mut registry);
+        // What can fail has failed before an engine takes a GPU.
+        let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
+        let admin = Admin::bind(socket).await?;
+        let metrics = metrics_server(&config, registry).await?;
         let supervisor = match backend {
             Running::Own { starts, address } => {
                 let record = Some(state.join("engine.json"));
@@ -192,10 +196,7 @@ impl Serving {
             say: say.clone(),
         };
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
-        let control = Control::new(access, catalogue.clone(), supervisor.clone());
-        let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
-        let admin = Admin::listen(socket, control, &say).await?;
-        let metrics = metrics_server(&config, registry).await?;
+        let admin = Admin::serve(admin, Control::new(access, catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
         Ok(Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline })
     }

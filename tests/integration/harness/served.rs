@@ -155,6 +155,18 @@ impl Fleet {
 
     /// `vllm serve base --enable-lora` and `more`, separated by spaces.
     pub async fn serve(&self, config: ServeConfig, more: &str) -> Served {
+        let alone = alone().await;
+        let spec = self.spec(more, config.supervision.grace);
+        Served::start(config, Backend::Own(spec), Some(alone)).await
+    }
+
+    /// Why it does not start.
+    pub async fn refused(&self, config: ServeConfig) -> String {
+        let backend = Backend::Own(self.spec("", config.supervision.grace));
+        Serving::start(config, backend, false, Arc::new(|_| ())).await.err().unwrap().to_string()
+    }
+
+    fn spec(&self, more: &str, grace: Duration) -> Spec {
         let line = format!("serve base --enable-lora --fake-lifetime 120 {more}");
         let mut command = vec![self.program.display().to_string()];
         command.extend(line.split_whitespace().map(str::to_owned));
@@ -167,8 +179,7 @@ impl Fleet {
             image: None,
             changes: Vec::new(),
         };
-        let grace = config.supervision.grace;
-        let spec = Spec {
+        Spec {
             target,
             policy: self.policy.clone(),
             budget: DEADLINE,
@@ -177,9 +188,7 @@ impl Fleet {
             ready_timeout: DEADLINE,
             publish_after: None,
             grace,
-        };
-        let alone = alone().await;
-        Served::start(config, Backend::Own(spec), Some(alone)).await
+        }
     }
 
     /// In front of an engine at `address`, whose key is `engine-key`.

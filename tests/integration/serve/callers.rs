@@ -157,3 +157,28 @@ async fn ten_thousand_unknown_names_of_one_tenant_are_slowed_and_another_tenant_
     assert_eq!(paths(&served.state), before, "nothing is left of them on the disk");
     served.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_place_that_is_taken_is_named_and_nothing_is_started() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = taken.local_addr().unwrap();
+    let mut clients = fleet.config();
+    clients.listen = Some(addr);
+    let mut metrics = fleet.config();
+    metrics.metrics.listen = Some(addr);
+    let mut admin = fleet.config();
+    let file = fleet.cluster.path("file");
+    std::fs::write(&file, "").unwrap();
+    admin.admin = Some(file.clone());
+    for (config, place) in
+        [(clients, addr.to_string()), (metrics, addr.to_string()), (admin, file.display().to_string())]
+    {
+        let error = fleet.refused(config).await;
+        assert!(error.contains(&place), "{error}");
+    }
+    assert!(!fleet.cluster.path("serve/engine.json").exists());
+}
