@@ -5,10 +5,10 @@
 //!               ^                      a crash -> Stopping -> Backoff -> Warming
 //! ```
 //!
-//! [`machine`] decides, [`task`] does it; `task` is the only owner of the [`Engine`](super::Engine). Any end that nobody
+//! `machine` decides, `task` does it; `task` is the only owner of the [`Engine`](super::Engine). Any end that nobody
 //! asked for is a crash: vLLM's exit code says nothing. Each start has an *epoch*, from 1 on: what an engine of another
 //! epoch was told is not known to this one. No engine is started while anything of the one before lives, also where warmd
-//! itself was killed in between ([`leftovers`]).
+//! itself was killed in between (`leftovers`).
 
 mod cgroup;
 mod config;
