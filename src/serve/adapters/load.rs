@@ -11,7 +11,7 @@ use super::Shared;
 use super::disk::{self, Disk};
 use super::entry::{Job, Kind, Loaded};
 use super::metrics::Stage;
-use super::source::{Delivery, FetchError, Files, Progress, Signed, Source};
+use super::source::{Delivery, FetchError, Files, Offer, Progress, Signed, Source};
 use super::state::State;
 use crate::adapters::{self, Alias, PrepareError, Prepared, Preparer, SourceError};
 
@@ -23,15 +23,17 @@ const OPEN: Duration = Duration::from_secs(30);
 pub(super) struct Ended {
     pub(super) kind: Kind,
     pub(super) reason: String,
+    /// A version that was published meanwhile: that one is wanted, and nothing is wrong.
+    pub(super) instead: Option<Box<Offer>>,
 }
 
 impl Ended {
     pub(super) fn failed(reason: impl Into<String>) -> Self {
-        Self { kind: Kind::Failed, reason: reason.into() }
+        Self { kind: Kind::Failed, reason: reason.into(), instead: None }
     }
 
     fn refused(reason: String) -> Self {
-        Self { kind: Kind::Refused, reason }
+        Self { kind: Kind::Refused, reason, instead: None }
     }
 }
 
@@ -53,7 +55,7 @@ impl Shared {
         let (signed, mut delivery) = match job.signed.clone() {
             Some(signed) => (signed, None),
             None => {
-                let Delivery { signed, files } = self.open(&job).await?;
+                let Delivery { signed, files } = self.open(alias, &job).await?;
                 (signed, Some(files))
             }
         };
@@ -63,7 +65,7 @@ impl Shared {
             return loaded(signed, prepared);
         }
         if delivery.is_none() {
-            delivery = Some(self.open(&job).await?.files);
+            delivery = Some(self.open(alias, &job).await?.files);
         }
         let Some(files) = delivery else { return Err(Ended::failed("nothing was delivered")) };
         let incoming = self.fetch(alias, &signed, files).await?;
@@ -71,12 +73,26 @@ impl Shared {
         loaded(signed, prepared)
     }
 
-    async fn open(&self, job: &Job) -> Result<Delivery, Ended> {
+    async fn open(&self, alias: &Alias, job: &Job) -> Result<Delivery, Ended> {
         let delivery = timeout(OPEN, self.loader.source.open(&job.artifact)).await.map_err(late)??;
-        if delivery.signed.artifact == job.artifact {
+        let signed = &delivery.signed;
+        if signed.artifact == job.artifact {
             return Ok(delivery);
         }
-        Err(Ended::failed(format!("artifact {} came instead", delivery.signed.artifact)))
+        let ended = Ended::failed(format!("artifact {} came instead", signed.artifact));
+        let newer = self
+            .table()
+            .offer(alias)
+            .is_some_and(|offer| (offer.created, offer.generation) < (signed.created, signed.generation));
+        let offer = Offer {
+            artifact: signed.artifact,
+            content: Some(signed.release.content),
+            generation: signed.generation,
+            created: signed.created,
+            size: signed.size,
+            holders: 1,
+        };
+        Err(Ended { instead: newer.then(|| Box::new(offer)), ..ended })
     }
 
     /// Before anything is fetched.
@@ -195,7 +211,7 @@ fn interrupted(error: impl std::fmt::Display) -> Ended {
 impl From<FetchError> for Ended {
     fn from(error: FetchError) -> Self {
         let kind = if matches!(error, FetchError::NotAdmitted(_)) { Kind::Refused } else { Kind::Failed };
-        Self { kind, reason: error.to_string() }
+        Self { kind, reason: error.to_string(), instead: None }
     }
 }
 
@@ -207,7 +223,8 @@ impl From<PrepareError> for Ended {
             PrepareError::Source(source) => is_final(source),
             _ => false,
         };
-        Self { kind: if is_final { Kind::Refused } else { Kind::Failed }, reason: error.to_string() }
+        let kind = if is_final { Kind::Refused } else { Kind::Failed };
+        Self { kind, reason: error.to_string(), instead: None }
     }
 }
 

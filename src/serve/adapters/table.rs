@@ -29,7 +29,7 @@ use super::entry::{Entry, Failure, Kind, Version, Want};
 use super::files::Files;
 use super::metrics::{Metrics, Tier};
 use super::names::{Hearsay, Names};
-use super::source::Signed;
+use super::source::{Offer, Signed};
 use super::state::{Eviction, Place, State};
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
@@ -137,6 +137,11 @@ impl Table {
             Some(entry) => entry.is_known() || entry.looked || entry.want == Want::Stopped,
             None => self.names.knows(alias, now),
         }
+    }
+
+    /// The newest version that somebody has, as far as is known.
+    pub(super) fn offer(&self, alias: &Alias) -> Option<&Offer> {
+        self.entries.get(alias)?.offer.as_ref()
     }
 
     pub(super) fn current(&self, entry: &Entry) -> Option<&Version> {

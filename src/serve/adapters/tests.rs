@@ -333,3 +333,14 @@ async fn who_may_not_use_an_adapter_neither_sees_nor_loads_it() {
     let seen: Vec<_> = cards.iter().map(|card| (&*card.id, card.state.as_deref(), card.parent.as_deref())).collect();
     assert_eq!(seen, [("tiny", None, None), ("sql", Some("ready"), Some("tiny"))]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_is_published_between_the_look_and_the_load_is_served_and_nothing_failed() {
+    let node = Node::new();
+    let old = node.fleet.publish("sql", 1, 0);
+    let new = node.fleet.publish("sql", 2, 1);
+    node.fleet.last_comes_late();
+    let (_name, _lease) = node.ready("sql").await;
+    let status = node.status("sql");
+    assert_eq!((status.artifact, status.failure), (Some(new.artifact), None), "not {}", old.artifact);
+}

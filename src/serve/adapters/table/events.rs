@@ -98,6 +98,14 @@ impl Table {
         }
     }
 
+    /// A newer version was published while the one before was asked for.
+    pub(in crate::serve::adapters) fn superseded(&mut self, alias: &Alias, offer: Offer, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(alias) {
+            entry.attempt = None;
+        }
+        self.heard(alias, Some(offer), now);
+    }
+
     pub(in crate::serve::adapters) fn elsewhere(
         &mut self,
         alias: &Alias,

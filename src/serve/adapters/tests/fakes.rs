@@ -30,6 +30,8 @@ struct World {
     opened: usize,
     fetched: usize,
     is_down: bool,
+    /// One look does not find what was published last, and then it is all that there is.
+    is_late: bool,
     fails: Option<String>,
     is_elsewhere: bool,
 }
@@ -97,6 +99,11 @@ impl Fleet {
         self.world().fails = why.map(str::to_owned);
     }
 
+    /// What was published last is published between the next look and what follows from it.
+    pub(super) fn last_comes_late(&self) {
+        self.world().is_late = true;
+    }
+
     pub(super) fn is_elsewhere(&self, is_elsewhere: bool) {
         self.world().is_elsewhere = is_elsewhere;
     }
@@ -150,8 +157,8 @@ impl Source for Fleet {
         world.looks += 1;
         world.looked_at += aliases.len();
         let newest = |alias: &Alias| {
-            let of_alias = world.published.iter().filter(|one| one.signed.release.alias == *alias);
-            let Signed { artifact, generation, created, size, .. } = of_alias.last()?.signed;
+            let mut of_alias = world.published.iter().rev().filter(|one| one.signed.release.alias == *alias);
+            let Signed { artifact, generation, created, size, .. } = of_alias.nth(usize::from(world.is_late))?.signed;
             Some(Offer { artifact, content: None, generation, created, size, holders: 1 })
         };
         let found = if world.is_down {
@@ -165,7 +172,9 @@ impl Source for Fleet {
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
         let mut world = self.world();
         world.opened += 1;
-        let one = world.published.iter().find(|one| one.signed.artifact == *artifact).filter(|_| !world.is_down);
+        let late = std::mem::take(&mut world.is_late);
+        let is_it = |one: &&Published| late || one.signed.artifact == *artifact;
+        let one = world.published.iter().rev().find(is_it).filter(|_| !world.is_down);
         let delivery = one.ok_or_else(|| FetchError::Unavailable("nobody is there".to_owned())).map(|one| Delivery {
             signed: Arc::new(one.signed.clone()),
             files: Box::new(Parcel {
