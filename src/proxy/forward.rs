@@ -81,6 +81,8 @@ pub(super) struct Forward {
     connect: Duration,
     first_byte: Duration,
     idle: Duration,
+    /// When to come again, if there is no engine.
+    retry_after: Duration,
     metrics: Metrics,
 }
 
@@ -94,7 +96,8 @@ pub(super) struct Answered {
 impl Forward {
     pub(super) fn new(config: &Config, metrics: Metrics) -> Self {
         let pool = Arc::new(Pool::new(config.keep_alive, config.max_kept));
-        Self { pool, connect: config.connect, first_byte: config.first_byte, idle: config.idle, metrics }
+        let Config { connect, first_byte, idle, retry_after, .. } = *config;
+        Self { pool, connect, first_byte, idle, retry_after, metrics }
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -152,8 +155,9 @@ impl Forward {
         match connecting {
             Ok(Ok(link)) => Ok(link),
             Ok(Err(error)) => {
+                // It has just gone: nothing was sent, so whoever comes again loses nothing.
                 tracing::warn!(%error, "connect to the engine");
-                Err(failed(Answer::Engine("it takes no connections")))
+                Err(failed(Answer::NotReady { retry_after: self.retry_after }))
             }
             Err(_) => Err(failed(Answer::EngineTimeout("no connection"))),
         }

@@ -80,10 +80,10 @@ impl Shared {
             return Ok(delivery);
         }
         let ended = Ended::failed(format!("artifact {} came instead", signed.artifact));
-        let newer = self
+        let is_newest = self
             .table()
             .offer(alias)
-            .is_some_and(|offer| (offer.created, offer.generation) < (signed.created, signed.generation));
+            .is_some_and(|offer| (offer.created, offer.generation) <= (signed.created, signed.generation));
         let offer = Offer {
             artifact: signed.artifact,
             content: Some(signed.release.content),
@@ -92,7 +92,7 @@ impl Shared {
             size: signed.size,
             holders: 1,
         };
-        Err(Ended { instead: newer.then(|| Box::new(offer)), ..ended })
+        Err(Ended { instead: is_newest.then(|| Box::new(offer)), ..ended })
     }
 
     /// Before anything is fetched.
