@@ -1,6 +1,6 @@
 //! `warmd adapter`: LoRA adapters, from whoever trained them to the fleet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,10 +93,18 @@ impl Adapter {
     }
 }
 
+/// A wrong directory is told before a missing agent.
+fn existing(directory: &Path) -> anyhow::Result<PathBuf> {
+    let directory = std::path::absolute(directory)?;
+    let meta = directory.metadata().with_context(|| format!("read {}", directory.display()))?;
+    anyhow::ensure!(meta.is_dir(), "{} is no directory", directory.display());
+    Ok(directory)
+}
+
 impl Publish {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let begun = std::time::Instant::now();
-        let directory = std::path::absolute(&self.directory)?;
+        let directory = existing(&self.directory)?;
         let client = self.socket.connect().await?;
         let progress = output::Progress::new("reading");
         let reading = move |bytes| progress.bytes("reading", bytes, 0);
@@ -117,7 +125,7 @@ impl Publish {
 
 impl Watch {
     async fn run(self) -> anyhow::Result<ExitCode> {
-        let directory = std::path::absolute(&self.directory)?;
+        let directory = existing(&self.directory)?;
         let client = self.socket.connect().await?;
         let say: Say = Arc::new(|line| output::note(output::plain(line)));
         say(&format!("adapters that appear in {} are published; ^C ends it", directory.display()));

@@ -1,6 +1,6 @@
 //! `warmd serve`: an engine that is kept warm and running, behind a proxy that brings adapters on demand.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub(super) struct Serve {
     /// Time for everything before the engine
     #[arg(long, env = "WARMD_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
     budget: Duration,
-    /// Bytes of the caches' file system that stay free
+    /// Bytes that stay free on the file systems of caches and adapters
     #[arg(long, default_value_t = 1 << 30)]
     reserve_bytes: u64,
     /// An engine that is not ready by then is started again [default: 1h]
@@ -92,10 +92,11 @@ impl Serve {
 
     fn backend(self, config: &ServeConfig) -> anyhow::Result<Backend> {
         let (policy, socket) = (self.pod.policy(), self.pod.socket().to_owned());
+        let limits = Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX };
         if let Some(url) = &self.attach {
             let key = std::env::var(ENGINE_KEY).ok().filter(|key| !key.is_empty());
             let key = key.map(|key| Secret::new(&key)).transpose().context(ENGINE_KEY)?;
-            return Ok(Backend::Attached { address: address(url)?, key, socket, policy });
+            return Ok(Backend::Attached { address: address(url)?, key, socket, policy, limits });
         }
         let publishes = !self.no_publish && !self.pod.caches.is_off();
         let ready_timeout = aliases::READY_TIMEOUT.or(self.ready_timeout).unwrap_or(READY_TIMEOUT);
@@ -103,7 +104,7 @@ impl Serve {
             target: self.pod.target(self.command),
             policy,
             budget: self.budget,
-            limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },
+            limits,
             ready_url: None,
             ready_timeout: ready_timeout.min(config.supervision.ready_timeout),
             publish_after: publishes.then_some(self.quiet),
@@ -117,7 +118,6 @@ fn address(url: &str) -> anyhow::Result<Address> {
         return Ok(Address::Uds(PathBuf::from(path)));
     }
     let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-    use std::net::ToSocketAddrs;
     let resolved = rest.to_socket_addrs().ok().and_then(|mut all| all.next());
     resolved.map(Address::Tcp).with_context(|| format!("--attach {url}: expected http://HOST:PORT or unix:PATH"))
 }

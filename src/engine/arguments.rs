@@ -108,7 +108,7 @@ pub enum ArgumentsError {
     #[error("--api-key: {0}")]
     Key(#[from] InvalidHeaderValue),
     #[error(
-        "`{0}` is not vLLM, so it cannot be told where to listen: say in the configuration where it does (`address`)"
+        "`{0}` is not vLLM, so it cannot be told where to listen: say where it does in `engine.address` of the configuration"
     )]
     Address(String),
 }

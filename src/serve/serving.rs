@@ -38,6 +38,7 @@ use crate::caches::{Environment, Launch};
 use crate::engine::arguments::{Arguments, ArgumentsError, Given, Limits as Slots, Model, Wish};
 use crate::engine::{self, Address, Probe, ProbeError, Secret, StartError, State, Status, Supervisor};
 use crate::identity::Policy;
+use crate::install;
 use crate::lifecycle::Tasks;
 use crate::local::SocketError;
 use crate::proxy::auth::{AuthConfig, AuthError, Authenticator};
@@ -88,7 +89,14 @@ pub enum ServeError {
 /// What is served: an engine of ours, or one that somebody else runs.
 pub enum Backend {
     Own(Spec),
-    Attached { address: Address, key: Option<Secret>, socket: PathBuf, policy: Result<Arc<Policy>, String> },
+    Attached {
+        address: Address,
+        key: Option<Secret>,
+        socket: PathBuf,
+        policy: Result<Arc<Policy>, String>,
+        /// For adapters.
+        limits: install::Limits,
+    },
 }
 
 /// Everything that runs.
@@ -111,6 +119,8 @@ struct Known {
     /// The agent's socket, and what is admitted from it.
     socket: PathBuf,
     policy: Result<Arc<Policy>, String>,
+    /// What a transfer may take of the disk.
+    room: install::Limits,
 }
 
 impl Serving {
@@ -124,32 +134,7 @@ impl Serving {
         let state = entrance::state_directory(config.state_dir.as_deref(), root, &Environment::of_this_process())?;
         let (upstream_sender, upstream) = watch::channel(None);
         let tasks = Tasks::new();
-        let (known, backend) = match backend {
-            Backend::Own(spec) => {
-                let (known, arguments, spec, probe) = own(&config, spec, &state, &say)?;
-                let address = (arguments.address.clone(), arguments.key.clone());
-                let socket = state.join(SOCKET);
-                (
-                    known,
-                    Running::Own {
-                        starts: Box::new(Starts::new(
-                            spec,
-                            arguments,
-                            socket,
-                            probe,
-                            config.supervision.clone(),
-                            say.clone(),
-                        )),
-                        address,
-                    },
-                )
-            }
-            Backend::Attached { address, key, socket, policy } => {
-                let known =
-                    Known { model: None, limits: attached_limits(&config), listen: Default::default(), socket, policy };
-                (known, Running::Attached(Attached::new(address, key)))
-            }
-        };
+        let (known, engine) = known(&config, backend, &state, &say)?;
         let addr = entrance::listen(config.listen, &known.listen)?;
         let auth = entrance::auth(&config.auth, addr, anonymous)?;
         let access = access(&config, auth, &state, &mut registry)?;
@@ -169,20 +154,7 @@ impl Serving {
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;
         let metrics = metrics_server(&config, registry).await?;
-        let supervisor = match backend {
-            Running::Own { starts, address } => {
-                let record = Some(state.join("engine.json"));
-                let starter: Arc<dyn engine::Starter> = Arc::from(starts as Box<dyn engine::Starter>);
-                let supervisor =
-                    Supervisor::start(config.supervision.clone(), starter, proxy.in_flight(), record, supervision);
-                tasks.spawn("upstream", follow(supervisor.status(), address, upstream_sender));
-                Some(Arc::new(supervisor))
-            }
-            Running::Attached(attached) => {
-                tasks.spawn("attached engine", attached.follow(upstream_sender, say.clone()));
-                None
-            }
-        };
+        let supervisor = engine.run(&config, &state, &proxy, supervision, &tasks, upstream_sender);
         let (epoch_sender, epoch) = watch::channel(None);
         tasks.spawn("engine epoch", epochs(upstream.clone(), epoch_sender));
         let begin = Begin {
@@ -244,6 +216,54 @@ enum Running {
     Attached(Attached),
 }
 
+impl Running {
+    /// From now on `upstream` says where the engine is.
+    fn run(
+        self,
+        config: &ServeConfig,
+        state: &Path,
+        proxy: &Proxy,
+        metrics: engine::Metrics,
+        tasks: &Tasks,
+        upstream: watch::Sender<Option<Upstream>>,
+    ) -> Option<Arc<Supervisor>> {
+        match self {
+            Self::Own { starts, address } => {
+                let starter: Arc<dyn engine::Starter> = Arc::from(starts as Box<dyn engine::Starter>);
+                let record = Some(state.join("engine.json"));
+                let supervisor =
+                    Supervisor::start(config.supervision.clone(), starter, proxy.in_flight(), record, metrics);
+                tasks.spawn("upstream", follow(supervisor.status(), address, upstream));
+                Some(Arc::new(supervisor))
+            }
+            Self::Attached(attached) => {
+                tasks.spawn("attached engine", attached.follow(upstream));
+                None
+            }
+        }
+    }
+}
+
+/// What can be said before anything runs.
+fn known(config: &ServeConfig, backend: Backend, state: &Path, say: &Say) -> Result<(Known, Running), ServeError> {
+    match backend {
+        Backend::Own(spec) => {
+            let (known, arguments, spec, probe) = own(config, spec, state, say)?;
+            let address = (arguments.address.clone(), arguments.key.clone());
+            let supervision = config.supervision.clone();
+            let starts = Starts::new(spec, arguments, state.join(SOCKET), probe, supervision, say.clone());
+            Ok((known, Running::Own { starts: Box::new(starts), address }))
+        }
+        Backend::Attached { address, key, socket, policy, limits: room } => {
+            let (limits, listen) = (attached_limits(config), Wish::default());
+            Ok((
+                Known { model: None, limits, listen, socket, policy, room },
+                Running::Attached(Attached::new(address, key, say.clone())),
+            ))
+        }
+    }
+}
+
 /// What the engine is run with, and what its hook is told.
 fn own(
     config: &ServeConfig,
@@ -282,6 +302,7 @@ fn own(
         listen: arguments.listen.clone(),
         socket: spec.target.socket.clone(),
         policy: spec.policy.clone(),
+        room: spec.limits,
     };
     Ok((known, arguments, spec, probe))
 }

@@ -79,8 +79,8 @@ fn what_a_proxy_cannot_stand_in_front_of_is_refused_with_the_way_out() {
         ("vllm serve m --grpc", "warmd exec"),
         ("vllm serve m --ssl-certfile c", "without TLS"),
         ("vllm serve m -dpm", "warmd exec"),
-        ("trtllm-serve m", "`address`"),
-        ("sglang serve --model-path m", "`address`"),
+        ("trtllm-serve m", "`engine.address`"),
+        ("sglang serve --model-path m", "`engine.address`"),
     ];
     for (line, way_out) in table {
         let error = plain(line).unwrap_err().to_string();

@@ -45,8 +45,6 @@ pub struct LimitsConfig {
     pub max_requests: usize,
     /// Requests that wait for an adapter or a gate, of all tenants.
     pub max_waiters: usize,
-    /// Adapters that are loaded or being loaded, of all tenants.
-    pub max_adapters: usize,
     /// For tenants that have no table of their own.
     pub default: Allowance,
     /// By name.
@@ -56,7 +54,7 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         let (default, tenants) = (Allowance::default(), BTreeMap::new());
-        Self { max_requests: 1024, max_waiters: 1024, max_adapters: 4096, default, tenants }
+        Self { max_requests: 1024, max_waiters: 1024, default, tenants }
     }
 }
 
@@ -76,8 +74,6 @@ pub struct Allowance {
     pub max_requests: usize,
     /// Requests that wait for an adapter or a gate.
     pub max_waiters: usize,
-    /// Adapters that are loaded or being loaded.
-    pub max_adapters: usize,
 }
 
 impl Default for Allowance {
@@ -89,7 +85,6 @@ impl Default for Allowance {
             unknown_adapters_per_minute: Some(Rate(60.0)),
             max_requests: 512,
             max_waiters: 64,
-            max_adapters: 1024,
         }
     }
 }
@@ -104,7 +99,6 @@ impl Allowance {
         match place {
             Place::Request => self.max_requests,
             Place::Waiter => self.max_waiters,
-            Place::Adapter => self.max_adapters,
         }
     }
 }
@@ -118,7 +112,6 @@ impl LimitsConfig {
         match place {
             Place::Request => self.max_requests,
             Place::Waiter => self.max_waiters,
-            Place::Adapter => self.max_adapters,
         }
     }
 }

@@ -19,8 +19,6 @@ pub enum Place {
     Request,
     /// Waiting for an adapter or a gate.
     Waiter,
-    /// Of a loaded adapter.
-    Adapter,
 }
 
 /// Entries exist only while a place is taken, so there are no more of them than places.

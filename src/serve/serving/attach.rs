@@ -19,22 +19,23 @@ const FAILURES: u32 = 3;
 pub(super) struct Attached {
     address: Address,
     key: Option<Secret>,
+    say: Say,
 }
 
 impl Attached {
-    pub(super) fn new(address: Address, key: Option<Secret>) -> Self {
-        Self { address, key }
+    pub(super) fn new(address: Address, key: Option<Secret>, say: Say) -> Self {
+        Self { address, key, say }
     }
 
     /// Each time that it is there again counts as another engine: nobody knows whether it remembers anything.
-    pub(super) async fn follow(self, upstream: watch::Sender<Option<Upstream>>, say: Say) {
+    pub(super) async fn follow(self, upstream: watch::Sender<Option<Upstream>>) {
         let (mut epoch, mut failures) = (0, FAILURES);
-        say(&format!("waiting for the engine at {}", self.address));
+        (self.say)(&format!("waiting for the engine at {}", self.address));
         loop {
             match self.healthy().await {
                 Ok(()) if failures >= FAILURES => {
                     (epoch, failures) = (epoch + 1, 0);
-                    say(&format!("the engine at {} is there", self.address));
+                    (self.say)(&format!("the engine at {} is there", self.address));
                     let (address, key) = (self.address.clone(), self.key.clone());
                     upstream.send_replace(Some(Upstream { address, key, epoch }));
                 }
@@ -42,7 +43,7 @@ impl Attached {
                 Err(reason) => {
                     failures = failures.saturating_add(1);
                     if failures == FAILURES {
-                        say(&format!("the engine at {} is gone: {reason}", self.address));
+                        (self.say)(&format!("the engine at {} is gone: {reason}", self.address));
                         upstream.send_replace(None);
                     }
                 }

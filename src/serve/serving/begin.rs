@@ -92,7 +92,9 @@ impl Begin {
             metrics,
             access,
         };
-        catalogue::adapters(prepare, |base| Fleet::new(known.socket, known.policy, base), &say).await.map(Some)
+        catalogue::adapters(prepare, |base| Fleet::new(known.socket, known.policy, known.room, base), &say)
+            .await
+            .map(Some)
     }
 }
 

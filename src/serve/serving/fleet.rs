@@ -12,6 +12,7 @@ use crate::adapters::{Alias, BaseModel, Release, release};
 use crate::artifact::{Admitted, SignedManifest, SourceIdentity, SourceIdentityError};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{Policy, UnixTime};
+use crate::install::Limits;
 use crate::local::{Client, chain};
 use crate::protocol::pb::FoundArtifact;
 use crate::proxy::BoxFuture;
@@ -32,14 +33,15 @@ pub(super) struct Fleet {
     client: OnceCell<Client>,
     /// Why nothing is admitted, if there is no policy.
     policy: Result<Arc<Policy>, String>,
+    limits: Limits,
     /// As it is looked up.
     base: BaseModel,
     seen: Mutex<HashMap<ArtifactId, (Alias, SourceIdentity)>>,
 }
 
 impl Fleet {
-    pub(super) fn new(socket: PathBuf, policy: Result<Arc<Policy>, String>, base: BaseModel) -> Self {
-        Self { socket, client: OnceCell::new(), policy, base, seen: Mutex::default() }
+    pub(super) fn new(socket: PathBuf, policy: Result<Arc<Policy>, String>, limits: Limits, base: BaseModel) -> Self {
+        Self { socket, client: OnceCell::new(), policy, limits, base, seen: Mutex::default() }
     }
 
     async fn client(&self) -> Result<&Client, String> {
@@ -90,7 +92,7 @@ impl Fleet {
         let client = self.client().await.map_err(FetchError::Unavailable)?;
         let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
         let signed = Arc::new(signed(delivery.admitted())?);
-        Ok(Delivery { signed, files: Box::new(Incoming(delivery)) })
+        Ok(Delivery { signed, files: Box::new(Incoming { delivery, limits: self.limits }) })
     }
 }
 
@@ -129,7 +131,10 @@ impl From<warm::DeliveryError> for FetchError {
 }
 
 /// Files on their way from the agent.
-struct Incoming(warm::Delivery);
+struct Incoming {
+    delivery: warm::Delivery,
+    limits: Limits,
+}
 
 impl Files for Incoming {
     fn write<'a>(
@@ -142,7 +147,7 @@ impl Files for Incoming {
     {
         Box::pin(async move {
             let tell = |bytes, bytes_total| _ = progress.send_replace(Progress { bytes, bytes_total });
-            Ok(self.0.write(into, tell).await?)
+            Ok(self.delivery.write(into, self.limits, tell).await?)
         })
     }
 }

@@ -83,7 +83,7 @@ impl Delivery {
     }
 
     /// Writes the verified files into a directory that exists and is empty. `progress` is told bytes and all bytes.
-    pub async fn write(self, into: &Path, progress: impl Fn(u64, u64)) -> Result<(), DeliveryError> {
+    pub async fn write(self, into: &Path, limits: Limits, progress: impl Fn(u64, u64)) -> Result<(), DeliveryError> {
         let Self { admitted, client, mut events } = self;
         let path = into.to_owned();
         let opened = tokio::task::spawn_blocking(move || {
@@ -93,13 +93,7 @@ impl Delivery {
         });
         let (root, lock) = opened.await.map_err(panicked)?.map_err(Failure::from)?;
         let lock = Arc::new(lock.map_err(|error| DeliveryError::Unavailable(error.to_string()))?);
-        let work = InstallWork {
-            root,
-            lock,
-            limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
-            witness: Arc::new(()),
-            admitted: admitted.clone(),
-        };
+        let work = InstallWork { root, lock, limits, witness: Arc::new(()), admitted: admitted.clone() };
         let installing = install::run(work, Feed::new(client, admitted.id()));
         let mut installing = std::pin::pin!(installing);
         let mut is_fetched = false;

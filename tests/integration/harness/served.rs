@@ -195,7 +195,8 @@ impl Fleet {
     pub async fn attach(&self, mut config: ServeConfig, address: engine::Address) -> Served {
         config.engine.adapters = Some(Adapters::default());
         let (key, policy) = (Some(Secret::new("engine-key").unwrap()), self.policy.clone());
-        Served::start(config, Backend::Attached { address, key, socket: self.socket(), policy }, None).await
+        let limits = Limits { reserve_bytes: 0, max_bytes: u64::MAX };
+        Served::start(config, Backend::Attached { address, key, socket: self.socket(), policy, limits }, None).await
     }
 }
 
