@@ -92,6 +92,8 @@ impl Fleet {
         let client = self.client().await.map_err(FetchError::Unavailable)?;
         let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
         let signed = Arc::new(signed(delivery.admitted())?);
+        // Published since the look, it may be another one than was asked for: that one is asked for next.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, (alias, identity));
         Ok(Delivery { signed, files: Box::new(Incoming { delivery, limits: self.limits }) })
     }
 }
