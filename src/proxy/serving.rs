@@ -9,7 +9,6 @@ use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderVa
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::Proxy;
@@ -25,6 +24,7 @@ use super::models::{Lease, Resolution, Route};
 use super::request::{Asked, Waiting};
 use super::rewrite::{Framing, Rewriter};
 use super::route::Endpoint;
+use super::slots::Slot;
 use super::trace::Trace;
 use super::upstream::Upstream;
 
@@ -38,18 +38,6 @@ struct Received {
     head: Parts,
     trace: Trace,
     class: Class,
-}
-
-/// One of the places for requests.
-pub(super) struct Slot {
-    busy: watch::Sender<usize>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.busy.send_modify(|busy| *busy -= 1);
-    }
 }
 
 /// A [`Route`], taken apart.
@@ -185,9 +173,7 @@ impl Proxy {
     }
 
     fn slot(&self) -> Result<Slot, Answer> {
-        let permit = self.requests.clone().try_acquire_owned().map_err(|_| Answer::Overloaded { what: "requests" })?;
-        self.busy.send_modify(|busy| *busy += 1);
-        Ok(Slot { busy: self.busy.clone(), _permit: permit })
+        self.requests.take().ok_or(Answer::Overloaded { what: "requests" })
     }
 
     fn engine(&self) -> Result<Upstream, Answer> {
