@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use clap::{Subcommand, ValueEnum};
 
 use super::output;
-use crate::agent::AgentConfig;
-use crate::config::{self, MetadataConfig};
+use crate::config::{self, AgentFile, MetadataConfig};
 use crate::serve::serving::ServeConfig;
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +49,7 @@ impl Config {
 fn render(role: Role, file: Option<PathBuf>) -> anyhow::Result<String> {
     let file = file.as_deref();
     Ok(match role {
-        Role::Agent => config::render(&config::load::<AgentConfig>(file, std::env::vars())?),
+        Role::Agent => config::render(&config::load::<AgentFile>(file, std::env::vars())?),
         Role::Metadata => config::render(&config::load::<MetadataConfig>(file, std::env::vars())?),
         Role::Serve => config::render(&config::load::<ServeConfig>(file, std::env::vars())?),
     })

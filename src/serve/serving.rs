@@ -71,7 +71,7 @@ pub enum ServeError {
     #[error("listen on {addr}: {source}")]
     Listen { addr: SocketAddr, source: io::Error },
     #[error(
-        "everybody who reaches {0} could use the engine: say who may in [auth] of a configuration file (--config), or let everybody in with --anonymous"
+        "everybody who reaches {0} could use the engine: say who may in [auth] of a configuration file (--config; [serve.auth] in an agent's), or let everybody in: --anonymous, or [auth.anonymous] there"
     )]
     Open(SocketAddr),
     #[error(transparent)]
