@@ -43,7 +43,7 @@ impl Process {
         std::fs::write(&path, config::render(file)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
         command.args(["agent", "--config"]).arg(path).env("WARMD_LOG_LEVEL", "info");
-        command.stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Self { child, lines, said: Vec::new() }
