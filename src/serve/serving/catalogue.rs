@@ -143,12 +143,9 @@ impl Models for Catalogue {
         Box::pin(async move {
             let mut phase = self.phase.subscribe();
             loop {
+                // Too late is told by `resolve`.
                 let known = timeout_at(deadline, phase.wait_for(|phase| !matches!(phase, Phase::Waiting))).await;
-                let adapters = match known {
-                    Ok(Ok(known)) if !self.own(model) => known.adapters(),
-                    // Too late is told by `resolve`.
-                    _ => None,
-                };
+                let adapters = known.ok().and_then(|known| known.ok()?.adapters()).filter(|_| !self.own(model));
                 let Some(adapters) = adapters else { return self.resolve(model, caller).await };
                 tokio::select! {
                     resolution = adapters.wait(model, caller, deadline) => return resolution,
