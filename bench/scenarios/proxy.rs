@@ -97,8 +97,8 @@ fn aborts(report: &mut Report, fronts: &[Front], engine: SocketAddr, count: usiz
             ("streams that the engine still sends", running),
             ("streams that the engine sent to their end", now_finished - finished),
         ];
-        for (what, count_of) in after {
-            lines += &(report.at_most(format!("{}: {what} after {count} aborts", front.name), count_of, 0.0) + "\n");
+        for (what, number) in after {
+            lines += &(report.at_most(format!("{}: {what} after {count} aborts", front.name), number, 0.0) + "\n");
         }
     }
     Ok(lines)

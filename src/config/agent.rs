@@ -81,7 +81,9 @@ impl<'de> Deserialize<'de> for AgentFile {
         let agent = Value::Table(file).try_into().map_err(|error| D::Error::custom(plain(&error)))?;
         let served = match (engine, serve) {
             (None, None) => None,
-            (None, Some(_)) => return Err(D::Error::custom("[serve] without an engine: say its `command` in [engine]")),
+            (None, Some(_)) => {
+                return Err(D::Error::custom("[serve] without an engine: say its `command` in [engine]"));
+            }
             (Some(engine), serve) => {
                 let (engine, serve) = (section(ENGINE, engine)?, serve.unwrap_or_else(|| Value::Table(Table::new())));
                 Some(ServedEngine::new(engine, serve)?)

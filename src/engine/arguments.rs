@@ -169,8 +169,7 @@ impl Arguments {
         let mut notes = Vec::new();
         let mut words = vec!["--uds".to_owned(), path.to_owned()];
         let limits = adapters::add(launch, config.adapters.as_ref(), &mut words, &mut notes)?;
-        let variables::Changes { set, unset } =
-            variables::of_vllm(environment, config, limits.is_some(), &mut notes);
+        let variables::Changes { set, unset } = variables::of_vllm(environment, config, limits.is_some(), &mut notes);
         let key = key(given, &mut notes)?;
         let command = Launch::rewrite(command, &["host", "port"], &words);
         let listen = Wish { host: launch.host().map(str::to_owned), port: launch.port() };

@@ -338,11 +338,7 @@ async fn metrics_server(config: &ServeConfig, registry: Registry) -> Result<Opti
 }
 
 /// Where the proxy sends requests: nowhere unless the engine is ready.
-async fn follow(
-    mut status: watch::Receiver<Status>,
-    starts: Arc<Starts>,
-    upstream: watch::Sender<Option<Upstream>>,
-) {
+async fn follow(mut status: watch::Receiver<Status>, starts: Arc<Starts>, upstream: watch::Sender<Option<Upstream>>) {
     loop {
         let Status { state, epoch, .. } = status.borrow_and_update().clone();
         let now = if state == State::Ready { starts.upstream(epoch) } else { None };

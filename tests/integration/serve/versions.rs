@@ -94,7 +94,7 @@ async fn adapters_that_leave_the_engines_memory_are_read_again_while_versions_co
             });
         }
         let next = Adapter::new(aliases[usize::from(version)], 100 + version);
-        let (answers, ()) = tokio::join!(requests.join_all(), fleet.publish(next));
+        let (answers, _) = tokio::join!(requests.join_all(), fleet.publish(next));
         seen.extend(answers.iter().map(Reply::weights));
     }
     until("a newest version is never served", async || {
