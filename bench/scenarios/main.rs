@@ -1,6 +1,7 @@
 //! `cargo bench --bench scenarios -- [SCENARIO]`: what warmd does and what else does it, in one run. README.md explains each number.
 #![expect(clippy::print_stdout, reason = "the report is the output")]
 
+mod adapter;
 mod ceilings;
 mod corpora;
 #[path = "../corpus.rs"]
@@ -8,6 +9,7 @@ mod corpus;
 mod engine;
 #[path = "../harness.rs"]
 mod harness;
+mod http;
 mod local;
 mod metadata;
 mod peers;
@@ -43,7 +45,7 @@ pub(crate) struct Options {
     /// The child of the scenario `metadata`: serves with the keys in this directory.
     #[arg(long, hide = true, value_name = "DIR")]
     serve_metadata: Option<PathBuf>,
-    /// The child of the scenario `proxy`: an engine that takes no time.
+    /// The child of the scenarios `proxy` and `adapter`: an engine that takes no time.
     #[arg(long, hide = true, value_name = "ADDR")]
     serve_engine: Option<std::net::SocketAddr>,
     /// Given by cargo.
@@ -64,6 +66,7 @@ enum Scenario {
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
     Proxy,
+    Adapter,
     All,
 }
 
@@ -132,6 +135,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Proxy) && options.with_warmd() {
         println!("{}", proxy::run(report, options)?);
+    }
+    if options.wants(Scenario::Adapter) && options.with_warmd() {
+        println!("{}", adapter::run(report, options)?);
     }
     if options.wants(Scenario::EngineStart) && options.with_warmd() {
         engine::run(report, options, &|text| println!("{text}"))?;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::Options;
 use crate::harness::{Contestant, Killed, Report, Row, Sample, free_port, fresh, interleave, process_cpu};
+use crate::http;
 use crate::warmd::Cluster;
 use load::{Ask, quantile};
 
@@ -46,7 +47,7 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
     let rows = streaming(&fronts, options.runs)?;
     text += &report.add("64 streams of 200 tokens, 10 ms apart", rows.clone());
     text += &judge_streams(report, &rows);
-    text += &aborts(report, &fronts, if options.quick { ABORTS / 10 } else { ABORTS })?;
+    text += &aborts(report, &fronts, upstream, if options.quick { ABORTS / 10 } else { ABORTS })?;
     Ok(text)
 }
 
@@ -79,20 +80,34 @@ fn judge_streams(report: &mut Report, rows: &[Row]) -> String {
     lines
 }
 
-/// Clients that go away: nothing may be left of them.
-fn aborts(report: &mut Report, fronts: &[Front], count: usize) -> Result<String> {
+/// Clients that go away: nothing may be left of them, and the engine has to hear of it before it has sent everything.
+fn aborts(report: &mut Report, fronts: &[Front], engine: SocketAddr, count: usize) -> Result<String> {
     let mut lines = String::new();
     for front in fronts.iter().filter(|front| [PLAIN, KEYED].contains(&front.name)) {
         let pid = front.process.as_ref().map(Killed::pid).context("a process")?;
         let descriptors = || -> Result<f64> { Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64) };
         load::requests(&front.ask, 1, Duration::ZERO)?;
         settled(&descriptors)?;
-        let before = descriptors()?;
+        let (before, (_, finished)) = (descriptors()?, streams(engine)?);
         load::aborts(&front.ask, count, CLIENTS)?;
         let left = settled(&descriptors)? - before;
-        lines += &(report.at_most(format!("{}: descriptors left after {count} aborts", front.name), left, 0.0) + "\n");
+        let (running, now_finished) = streams(engine)?;
+        let after = [
+            ("descriptors left", left),
+            ("streams that the engine still sends", running),
+            ("streams that the engine sent to their end", now_finished - finished),
+        ];
+        for (what, number) in after {
+            lines += &(report.at_most(format!("{}: {what} after {count} aborts", front.name), number, 0.0) + "\n");
+        }
     }
     Ok(lines)
+}
+
+/// That the engine sends, and that it has sent to their end.
+fn streams(engine: SocketAddr) -> Result<(f64, f64)> {
+    let counts = http::ask(&engine.to_string(), "GET", engine::STREAMS, "")?.text;
+    serde_json::from_str(&counts).with_context(|| format!("two numbers, not {counts}"))
 }
 
 /// Waits until the number has not changed for longer than a kept connection lives.
@@ -108,7 +123,7 @@ fn settled(number: &dyn Fn() -> Result<f64>) -> Result<f64> {
     Ok(last)
 }
 
-fn engine_process(addr: SocketAddr) -> Result<Killed> {
+pub(crate) fn engine_process(addr: SocketAddr) -> Result<Killed> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--serve-engine").arg(addr.to_string()).stdin(Stdio::null());
     let process = Killed::spawn(&mut command)?;

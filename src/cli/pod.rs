@@ -47,6 +47,11 @@ pub(super) struct Caches {
 pub(super) const SWITCHED_OFF: &str = "transfers are switched off (--transfer, WARMD_TRANSFER)";
 
 impl Caches {
+    /// As a configuration file says.
+    pub(super) fn new(cache_root: Option<PathBuf>, python: Option<PathBuf>) -> Self {
+        Self { cache_root, python, transfer: None }
+    }
+
     /// Once, before anything is looked at.
     pub(super) fn take_aliases(&mut self) {
         self.transfer = aliases::TRANSFER.or(self.transfer);
@@ -86,12 +91,16 @@ impl Pod {
         let Some(path) = &self.policy else {
             return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
         };
-        let trust = TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 };
-        let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
-        let policy = policy.ok_or_else(|| "no trust policy".to_owned())?;
-        match policy.is_expired(UnixTime::now()) {
-            true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
-            false => Ok(Arc::new(policy)),
-        }
+        policy(&TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 })
+    }
+}
+
+/// The policy that is in force, or why there is none and nothing can be installed.
+pub(super) fn policy(trust: &TrustConfig) -> Result<Arc<Policy>, String> {
+    let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
+    let policy = policy.ok_or_else(|| "no trust policy: set `trust.policy`".to_owned())?;
+    match policy.is_expired(UnixTime::now()) {
+        true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
+        false => Ok(Arc::new(policy)),
     }
 }

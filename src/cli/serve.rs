@@ -82,11 +82,10 @@ impl Serve {
         let anonymous = self.anonymous;
         let backend = self.backend(&config)?;
         super::runtime()?.block_on(async {
-            let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
-            let serving = Serving::start(config, backend, anonymous, say).await?;
-            lifecycle::terminated().await.context("wait for signals")?;
+            let serving = start(config, backend, anonymous).await?;
+            let ended = lifecycle::terminated().await.context("wait for signals");
             serving.shutdown().await;
-            Ok(ExitCode::SUCCESS)
+            ended.map(|()| ExitCode::SUCCESS)
         })
     }
 
@@ -111,6 +110,12 @@ impl Serve {
             grace: config.supervision.grace,
         }))
     }
+}
+
+/// Starts what is served, and tells the user what there is to tell.
+pub(super) async fn start(config: ServeConfig, backend: Backend, anonymous: bool) -> anyhow::Result<Serving> {
+    let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
+    Ok(Serving::start(config, backend, anonymous, say).await?)
 }
 
 fn address(url: &str) -> anyhow::Result<Address> {

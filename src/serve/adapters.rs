@@ -70,7 +70,7 @@ pub struct Parts {
     pub config: AdaptersConfig,
     /// Its root is [`Disk::prepared`] of `disk`.
     pub preparer: Arc<Preparer>,
-    pub disk: Disk,
+    pub disk: Arc<Disk>,
     pub source: Arc<dyn Source>,
     pub registry: Arc<dyn Registry>,
     /// Of the engine, while it is ready.
@@ -143,7 +143,7 @@ impl Adapters {
         let loader = Loader {
             source,
             preparer,
-            disk: Arc::new(disk),
+            disk,
             loading: Semaphore::new(config.max_loading.max(1)),
             preparing: Semaphore::new(config.max_preparing.max(1)),
             pool: Arc::new(pool),
@@ -161,7 +161,7 @@ impl Adapters {
     }
 
     /// Ends all work and remembers what there is; false if something had not ended at the deadline. Files of the engine stay.
-    pub async fn shutdown(self, deadline: Duration) -> bool {
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
         let ended = self.tasks.shutdown(deadline).await;
         let aliases = self.shared.table().entries().map(|(alias, _)| alias.clone()).collect();
         let saved = tokio::time::timeout(deadline, self.shared.save(aliases)).await;

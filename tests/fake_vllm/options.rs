@@ -36,7 +36,10 @@ impl Options {
         let launch = Launch::parse(&command).map_err(|error| error.to_string())?;
         let seconds = |name: &str, default: f64| number(&launch, name, default).map(Duration::from_secs_f64);
         let flag = |name: &str| std::env::var(name).is_ok_and(|value| ["1", "true"].contains(&&*value.to_lowercase()));
-        let version = launch.option("fake-version").unwrap_or("0.32.0").to_owned();
+        // Read at each start, so that a test can change it between two of them.
+        let file = launch.option("fake-version-file").map(std::fs::read_to_string).transpose();
+        let file = file.map_err(|error| format!("--fake-version-file: {error}"))?;
+        let version = file.as_deref().or_else(|| launch.option("fake-version")).unwrap_or("0.32.0").trim().to_owned();
         let release = release(&version).ok_or_else(|| format!("--fake-version {version}"))?;
         let updating = flag("VLLM_ALLOW_RUNTIME_LORA_UPDATING");
         let max_loras: usize = number(&launch, "max-loras", 1)?;

@@ -17,6 +17,7 @@
 //! | option | effect |
 //! | --- | --- |
 //! | `--fake-version 0.32.0` | answers as that version does: 0.16 to 0.33 |
+//! | `--fake-version-file P` | the version is what that file says at the start |
 //! | `--fake-start 2` | seconds until it listens |
 //! | `--fake-fail 1` | exits with that code instead of listening |
 //! | `--fake-load 0.2` | seconds of a load |

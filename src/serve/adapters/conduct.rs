@@ -85,9 +85,11 @@ async fn perform(shared: Arc<Shared>, work: Work) {
 
 impl Shared {
     async fn look(&self, batch: Vec<Alias>) {
+        let begun = Instant::now();
         let looking = timeout(self.config().look, self.loader.source.look(&batch));
         let found = caught(looking, || Ok(Err(LookError("the look-up panicked".to_owned())))).await;
         let found = found.unwrap_or_else(|_| Err(LookError("no answer in time".to_owned())));
+        self.metrics.took(Stage::Look, begun.elapsed());
         self.update(|table, now| table.looked(&batch, found, now));
     }
 

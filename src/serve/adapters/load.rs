@@ -74,7 +74,10 @@ impl Shared {
     }
 
     async fn open(&self, alias: &Alias, job: &Job) -> Result<Delivery, Ended> {
-        let delivery = timeout(OPEN, self.loader.source.open(&job.artifact)).await.map_err(late)??;
+        let begun = Instant::now();
+        let delivery = timeout(OPEN, self.loader.source.open(&job.artifact)).await;
+        self.metrics.took(Stage::Open, begun.elapsed());
+        let delivery = delivery.map_err(late)??;
         let signed = &delivery.signed;
         if signed.artifact == job.artifact {
             return Ok(delivery);

@@ -14,6 +14,10 @@ use super::state::{Eviction, State};
 /// A part of a load whose time is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
 pub(super) enum Stage {
+    /// Asking the fleet for the newest versions of names.
+    Look,
+    /// Getting and admitting a manifest.
+    Open,
     Fetch,
     Check,
     Prepare,

@@ -47,7 +47,7 @@ fn start(
     let parts = Parts {
         config,
         preparer: Arc::new(preparer),
-        disk,
+        disk: Arc::new(disk),
         source: fleet.clone(),
         registry: engine.clone(),
         epoch: epoch.subscribe(),

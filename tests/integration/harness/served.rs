@@ -13,7 +13,7 @@ use tokio::time::{interval, timeout};
 use warmd::adapters::{Address, Release};
 use warmd::artifact::Provenance;
 use warmd::caches::CacheFamily;
-use warmd::digest::{ArtifactId, ContentId};
+use warmd::digest::{ArtifactId, ContentId, IdentityId};
 use warmd::engine::arguments::Adapters;
 use warmd::engine::{self, Secret};
 use warmd::identity::{Policy, TrustClass};
@@ -88,8 +88,8 @@ impl Fleet {
         Self { cluster, trainer, agent, policy, program }
     }
 
-    /// Returns once the node that serves hears of it.
-    pub async fn publish(&self, adapter: Adapter) {
+    /// Returns once the node that serves hears of it, by what everybody asks for it.
+    pub async fn publish(&self, adapter: Adapter) -> IdentityId {
         let Adapter { alias, config, weights, owner } = adapter;
         let directory = self.cluster.path(&format!("{alias}-trained"));
         std::fs::create_dir_all(&directory).unwrap();
@@ -123,6 +123,7 @@ impl Fleet {
             found.iter().any(|one| one.artifact_id[..] == artifact.as_bytes()[..])
         })
         .await;
+        identity.id()
     }
 
     /// Nothing can be fetched or looked up any more.
@@ -166,12 +167,16 @@ impl Fleet {
         Serving::start(config, backend, false, Arc::new(|_| ())).await.err().unwrap().to_string()
     }
 
-    fn spec(&self, more: &str, grace: Duration) -> Spec {
+    /// `vllm serve base --enable-lora` and `more`, as words.
+    pub fn command(&self, more: &str) -> Vec<String> {
         let line = format!("serve base --enable-lora --fake-lifetime 120 {more}");
-        let mut command = vec![self.program.display().to_string()];
-        command.extend(line.split_whitespace().map(str::to_owned));
+        let program = self.program.display().to_string();
+        std::iter::once(program).chain(line.split_whitespace().map(str::to_owned)).collect()
+    }
+
+    fn spec(&self, more: &str, grace: Duration) -> Spec {
         let target = Target {
-            command,
+            command: self.command(more),
             python: None,
             root: Some(self.cluster.path("caches")),
             socket: self.socket(),
