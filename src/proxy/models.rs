@@ -55,6 +55,11 @@ pub enum Resolution {
         retry_after: Duration,
     },
     Unknown,
+    /// There is such an adapter, and not for this server: both are names of base models.
+    OtherBase {
+        made_for: String,
+        served: String,
+    },
     /// With the status of an error; `reason` goes to the client.
     Refused {
         status: StatusCode,

@@ -259,6 +259,7 @@ impl Proxy {
                 Err(Answer::Loading { model: model(), state, retry_after, accepted })
             }
             Resolution::Unknown => Err(Answer::ModelNotFound { model: model() }),
+            Resolution::OtherBase { made_for, served } => Err(Answer::OtherBase { model: model(), made_for, served }),
             Resolution::Refused { status, reason } => Err(Answer::Refused { status, reason }),
         }
     }

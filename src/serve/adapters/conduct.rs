@@ -57,6 +57,7 @@ async fn caught<T>(work: impl Future<Output = T>, otherwise: impl FnOnce() -> T)
 async fn perform(shared: Arc<Shared>, work: Work) {
     match work {
         Work::Look(batch) => shared.look(batch).await,
+        Work::Compare(batch) => shared.compare(batch).await,
         Work::Load { alias, job } => {
             let result = caught(shared.load(&alias, job), || Err(Ended::failed("the load panicked"))).await;
             shared.update(|table, now| match result {
@@ -89,6 +90,13 @@ impl Shared {
         let found = caught(looking, || Ok(Err(LookError("the look-up panicked".to_owned())))).await;
         let found = found.unwrap_or_else(|_| Err(LookError("no answer in time".to_owned())));
         self.update(|table, now| table.looked(&batch, found, now));
+    }
+
+    async fn compare(&self, batch: Vec<Alias>) {
+        let comparing = timeout(self.config().look, self.loader.source.compare(&batch));
+        let found = caught(comparing, || Ok(Err(LookError("the comparison panicked".to_owned())))).await;
+        let found = found.unwrap_or_else(|_| Err(LookError("no answer in time".to_owned())));
+        self.update(|table, now| table.compared(&batch, found, now));
     }
 
     /// A question to the engine that is not answered may have been followed.

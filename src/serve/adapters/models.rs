@@ -6,10 +6,10 @@ use hyper::StatusCode;
 use tokio::time::{Instant, timeout_at};
 
 use super::entry::Kind;
-use super::source::Signed;
+use super::source::{Foreign, Signed};
 use super::table::{Found, Granted};
 use super::{Adapters, Shared};
-use crate::adapters::{Alias, Release, ServedName};
+use crate::adapters::{Address, Alias, ServedName};
 use crate::proxy::{AdapterSlots, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
 
 /// Why a caller may not use an adapter.
@@ -21,10 +21,20 @@ pub struct Denied {
     pub reason: String,
 }
 
+impl Denied {
+    fn resolution(self) -> Resolution {
+        match self.status {
+            // The very answer to a name that nobody has.
+            StatusCode::NOT_FOUND => Resolution::Unknown,
+            status => Resolution::Refused { status, reason: self.reason },
+        }
+    }
+}
+
 /// Who may use which adapter. Asked with a lock held: answers at once.
 pub trait Access: Send + Sync + 'static {
-    /// `release` is absent as long as nobody has seen what is signed; it is asked again with it.
-    fn permits(&self, caller: &Caller, alias: &Alias, release: Option<&Release>) -> Result<(), Denied>;
+    /// `owner` is absent if it is everybody's, and as long as nobody has seen what is signed; then it is asked again.
+    fn permits(&self, caller: &Caller, alias: &Alias, owner: Option<Address>) -> Result<(), Denied>;
 }
 
 /// Permits everything to everybody.
@@ -32,7 +42,7 @@ pub trait Access: Send + Sync + 'static {
 pub struct Everybody;
 
 impl Access for Everybody {
-    fn permits(&self, _: &Caller, _: &Alias, _: Option<&Release>) -> Result<(), Denied> {
+    fn permits(&self, _: &Caller, _: &Alias, _: Option<Address>) -> Result<(), Denied> {
         Ok(())
     }
 }
@@ -75,13 +85,9 @@ impl Shared {
         let Ok(alias) = model.parse::<Alias>() else { return Reply::Settled(Resolution::Unknown) };
         let (found, is_seen) = {
             let mut table = self.table();
-            let release = table.signed(&alias).map(|signed| &signed.release);
-            if let Err(Denied { status, reason }) = self.access.permits(caller, &alias, release) {
-                return Reply::Settled(match status {
-                    // The very answer to a name that nobody has.
-                    StatusCode::NOT_FOUND => Resolution::Unknown,
-                    _ => Resolution::Refused { status, reason },
-                });
+            let owner = table.signed(&alias).and_then(|signed| signed.release.owner);
+            if let Err(denied) = self.access.permits(caller, &alias, owner) {
+                return Reply::Settled(denied.resolution());
             }
             let found = table.resolve(&alias, Instant::now());
             if is_first {
@@ -89,17 +95,17 @@ impl Shared {
             }
             (found, table.signed(&alias).is_some())
         };
-        if !matches!(found, Found::Ready(_) | Found::Unknown) {
+        if !matches!(found, Found::Ready(_) | Found::Unknown | Found::Foreign(_)) {
             self.stir.notify_one();
         }
-        match self.answer(alias, found) {
+        match self.answer(alias, found, caller) {
             // Whose it is will be known in a moment, and with it what this caller may hear.
             Reply::Loading(resolution) if !is_seen => Reply::Looking(resolution),
             reply => reply,
         }
     }
 
-    fn answer(self: &Arc<Self>, alias: Alias, found: Found) -> Reply {
+    fn answer(self: &Arc<Self>, alias: Alias, found: Found, caller: &Caller) -> Reply {
         let refused = |status, reason| Reply::Settled(Resolution::Refused { status, reason });
         let loading = |state: &str| {
             let retry_after = self.config().retry_after;
@@ -110,6 +116,7 @@ impl Shared {
             Found::Loading(state) => Reply::Loading(loading(state.as_str())),
             Found::Looking => Reply::Looking(loading("looking-up")),
             Found::Unknown => Reply::Settled(Resolution::Unknown),
+            Found::Foreign(foreign) => Reply::Settled(self.foreign(&alias, &foreign, caller)),
             Found::Failed(failure) => {
                 let status = match failure.kind {
                     Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -127,6 +134,14 @@ impl Shared {
                 refused(StatusCode::SERVICE_UNAVAILABLE, reason)
             }
         }
+    }
+
+    fn foreign(&self, alias: &Alias, foreign: &Foreign, caller: &Caller) -> Resolution {
+        let Foreign { base, owner } = foreign;
+        let permitted = self.access.permits(caller, alias, *owner);
+        let served = self.base.first().map(|card| card.id.clone()).unwrap_or_default();
+        let other_base = |()| Resolution::OtherBase { made_for: base.to_string(), served };
+        permitted.map_or_else(|denied| denied.resolution(), other_base)
     }
 
     fn route(self: &Arc<Self>, alias: Alias, granted: Granted) -> Route {
@@ -178,8 +193,7 @@ impl Shared {
         for (alias, entry) in table.entries().filter(|(_, entry)| entry.is_known()) {
             // Nobody knows yet whose it is.
             let Some(signed) = table.signed(alias) else { continue };
-            let release = Some(&signed.release);
-            if self.access.permits(caller, alias, release).is_ok() {
+            if self.access.permits(caller, alias, signed.release.owner).is_ok() {
                 cards.push(self.card(alias, signed, table.state(entry, now).as_str()));
             }
         }

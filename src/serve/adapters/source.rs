@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::adapters::{Alias, Release};
+use crate::adapters::{Address, Alias, BaseModel, Release};
 use crate::digest::{ArtifactId, ContentId};
 use crate::identity::UnixTime;
 use crate::proxy::BoxFuture;
@@ -23,6 +23,13 @@ pub struct Offer {
     /// Bytes of its files.
     pub size: u64,
     pub holders: usize,
+}
+
+/// What the fleet has under an alias for another base model than the served one. A hint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    pub base: BaseModel,
+    pub owner: Option<Address>,
 }
 
 /// What a publisher has signed, after the trust policy has admitted it.
@@ -92,6 +99,10 @@ pub trait Files: Send {
 pub trait Source: Send + Sync + 'static {
     /// The newest version of each alias for the served base model, in the order asked. Cheap.
     fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>>;
+
+    /// Of each alias what there is for other base models, in the order asked. For names that [`Source::look`] has not found:
+    /// it costs a manifest of each that exists.
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>>;
 
     /// Gets and admits the manifest; files are asked for afterwards, if they are needed at all.
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>>;

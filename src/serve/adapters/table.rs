@@ -29,7 +29,7 @@ use super::entry::{Entry, Failure, Kind, Version, Want};
 use super::files::Files;
 use super::metrics::{Metrics, Tier};
 use super::names::{Hearsay, Names};
-use super::source::{Offer, Signed};
+use super::source::{Foreign, Offer, Signed};
 use super::state::{Eviction, Place, State};
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
@@ -58,6 +58,7 @@ pub(super) struct Table {
     dirty: BTreeSet<Alias>,
     is_saving: bool,
     looks: usize,
+    comparisons: usize,
     refresh_at: Instant,
     list_at: Instant,
     is_listing: bool,
@@ -81,6 +82,8 @@ pub(super) enum Found {
     /// The fleet is being asked.
     Looking,
     Unknown,
+    /// There is one for another base model.
+    Foreign(Foreign),
     Failed(Failure),
     Stopped,
     Unreachable,
@@ -102,6 +105,7 @@ impl Table {
             dirty: BTreeSet::new(),
             is_saving: false,
             looks: 0,
+            comparisons: 0,
             refresh_at: now,
             list_at: now,
             is_listing: false,
@@ -159,6 +163,7 @@ impl Table {
             return match self.names.ask(alias, now) {
                 Hearsay::Looking => Found::Looking,
                 Hearsay::Unknown => Found::Unknown,
+                Hearsay::Foreign(foreign) => Found::Foreign(foreign),
                 Hearsay::Unreachable => Found::Unreachable,
                 Hearsay::Busy => Found::Busy,
             };

@@ -14,9 +14,9 @@ use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{Policy, UnixTime};
 use crate::install::Limits;
 use crate::local::{Client, chain};
-use crate::protocol::pb::FoundArtifact;
+use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 use crate::proxy::BoxFuture;
-use crate::serve::adapters::{Delivery, FetchError, Files, LookError, Offer, Progress, Signed, Source};
+use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
 use crate::serve::warm;
 
 /// Artifacts whose identity is remembered between a look and a fetch.
@@ -85,6 +85,20 @@ impl Fleet {
         Ok(offers.collect())
     }
 
+    async fn others(&self, aliases: &[Alias]) -> Result<Vec<Option<Foreign>>, String> {
+        let family = |alias: &Alias| {
+            let identity = release::identity(&self.base, alias).map_err(|error| error.to_string())?.id();
+            let (family, identity) = (release::FAMILY.to_owned(), bytes::Bytes::copy_from_slice(identity.as_bytes()));
+            Ok::<_, String>(FamilyIdentity { family, identity, subject: alias.to_string() })
+        };
+        let families = aliases.iter().map(family).collect::<Result<Vec<_>, _>>()?;
+        let client = self.client().await?;
+        let asked = timeout(PATIENCE, client.nearby(NearbyRequest { families, budget_ms: 0 })).await;
+        let near = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?.artifacts;
+        // Newest first: of several base models, the one that somebody trained it for last.
+        Ok(aliases.iter().map(|alias| near.iter().find_map(|one| foreign(one, alias, &self.base))).collect())
+    }
+
     async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
         let unavailable = || FetchError::Unavailable("it was not looked up before".to_owned());
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
@@ -107,6 +121,15 @@ fn offer(found: &FoundArtifact) -> Option<Offer> {
         size: found.size,
         holders: found.holders as usize,
     })
+}
+
+/// Of a manifest that the agent's policy has accepted.
+fn foreign(told: &NearbyArtifact, alias: &Alias, served: &BaseModel) -> Option<Foreign> {
+    let attribute = |name| told.attributes.get(name);
+    let base: BaseModel = attribute(release::BASE_MODEL)?.parse().ok()?;
+    let owner = attribute(release::OWNER).map(|owner| owner.parse()).transpose().ok()?;
+    let is_it = told.subject == alias.as_str() && attribute(release::ALIAS)? == alias.as_str();
+    (is_it && !base.matches(served)).then_some(Foreign { base, owner })
 }
 
 fn signed(admitted: &Admitted) -> Result<Signed, FetchError> {
@@ -157,6 +180,10 @@ impl Files for Incoming {
 impl Source for Fleet {
     fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>> {
         Box::pin(async move { self.newest(aliases).await.map_err(LookError) })
+    }
+
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
+        Box::pin(async move { self.others(aliases).await.map_err(LookError) })
     }
 
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {

@@ -7,7 +7,7 @@ use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::serve::adapters::entry::{Kind, Loaded, Version};
 use crate::serve::adapters::metrics::Outcome;
-use crate::serve::adapters::source::{LookError, Offer};
+use crate::serve::adapters::source::{Foreign, LookError, Offer};
 
 type Looked = Result<Vec<Option<Offer>>, LookError>;
 
@@ -33,14 +33,31 @@ impl Table {
         }
     }
 
+    /// That there is none for our base model is known already: what is not answered is left out.
+    pub(in crate::serve::adapters) fn compared(
+        &mut self,
+        batch: &[Alias],
+        found: Result<Vec<Option<Foreign>>, LookError>,
+        now: Instant,
+    ) {
+        self.comparisons = self.comparisons.saturating_sub(1);
+        let found = found.unwrap_or_else(|error| {
+            tracing::debug!(%error, "whether there are adapters of other base models is not known");
+            Vec::new()
+        });
+        let until = now + self.config.unknown_for;
+        for (alias, foreign) in batch.iter().zip(found.into_iter().chain(std::iter::repeat(None))) {
+            self.names.compared(alias, foreign, until);
+        }
+    }
+
     fn heard(&mut self, alias: &Alias, offer: Option<Offer>, now: Instant) {
         let is_new = !self.entries.contains_key(alias);
         let Some(offer) = offer else {
             if let Some(entry) = self.entries.get_mut(alias) {
                 entry.looked = true;
-            } else {
-                self.names.not_found(alias, now + self.config.unknown_for);
             }
+            self.names.not_found(alias);
             return;
         };
         // Nobody asks for it any more.

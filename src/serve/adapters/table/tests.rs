@@ -216,6 +216,7 @@ impl World {
                 let offers = offers.collect();
                 self.table.looked(&batch, Ok(offers), now);
             }
+            Work::Compare(batch) => self.table.compared(&batch, Ok(Vec::new()), now),
             Work::Load { alias, job } => self.load(&alias, &job, how),
             Work::Register { epoch, name, directory } => {
                 let result = match how {

@@ -34,6 +34,8 @@ struct World {
     is_late: bool,
     fails: Option<String>,
     is_elsewhere: bool,
+    foreign: BTreeMap<Alias, Foreign>,
+    compared: usize,
 }
 
 /// Adapters by alias, newest last.
@@ -88,6 +90,18 @@ impl Fleet {
         };
         self.world().published.push(Published { directory, signed: signed.clone() });
         Arc::new(signed)
+    }
+
+    /// For another base model.
+    pub(super) fn publish_foreign(&self, alias: &str, base: &str, owner: Option<&str>) {
+        let owner = owner.map(|owner| owner.parse().unwrap());
+        let foreign = Foreign { base: base.parse().unwrap(), owner };
+        self.world().foreign.insert(alias.parse().unwrap(), foreign);
+    }
+
+    /// Names that were asked about other base models.
+    pub(super) fn compared(&self) -> usize {
+        self.world().compared
     }
 
     /// Nobody has it any more.
@@ -166,6 +180,14 @@ impl Source for Fleet {
         } else {
             Ok(aliases.iter().map(newest).collect())
         };
+        Box::pin(std::future::ready(found))
+    }
+
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
+        let mut world = self.world();
+        world.compared += aliases.len();
+        let of_others = aliases.iter().map(|alias| world.foreign.get(alias).cloned());
+        let found = if world.is_down { Err(LookError("the agent is away".to_owned())) } else { Ok(of_others.collect()) };
         Box::pin(std::future::ready(found))
     }
 
