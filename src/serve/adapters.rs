@@ -136,18 +136,7 @@ impl Adapters {
             table.found_on_disk(id, bytes, now);
         }
         table.remember(remembered(&disk, &*source, &preparer)?, now);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.prepare_threads.max(1))
-            .thread_name(|number| format!("prepare-{number}"))
-            .build()?;
-        let loader = Loader {
-            source,
-            preparer,
-            disk: Arc::new(disk),
-            loading: Semaphore::new(config.max_loading.max(1)),
-            preparing: Semaphore::new(config.max_preparing.max(1)),
-            pool: Arc::new(pool),
-        };
+        let loader = Loader::new(source, preparer, disk, &config)?;
         let registering = Semaphore::new(config.max_registering.max(1));
         let (table, changes, stir) = (Mutex::new(table), watch::Sender::new(0), Notify::new());
         let shared =

@@ -62,8 +62,9 @@ async fn perform(shared: Arc<Shared>, work: Work) {
             let result = caught(shared.load(&alias, job), || Err(Ended::failed("the load panicked"))).await;
             shared.update(|table, now| match result {
                 Ok(loaded) => table.loaded(&alias, loaded, now),
-                Err(Ended { instead: Some(offer), .. }) => table.superseded(&alias, *offer, now),
-                Err(Ended { kind, reason, .. }) => table.failed(&alias, kind, reason, now),
+                Err(Ended::Superseded(offer)) => table.superseded(&alias, *offer, now),
+                Err(Ended::Unwanted) => table.unwanted(&alias),
+                Err(Ended::Failed { kind, reason }) => table.failed(&alias, kind, reason, now),
             });
         }
         Work::Register { epoch, name, directory } => shared.register(epoch, name, &directory).await,

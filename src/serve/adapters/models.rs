@@ -64,7 +64,7 @@ impl Drop for InUse {
 /// What can be said now, and whether it may change by itself soon.
 enum Reply {
     Settled(Resolution),
-    /// The fleet has not answered yet.
+    /// The fleet has not answered yet whether there is one, and whose it is.
     Looking(Resolution),
     Loading(Resolution),
 }
@@ -83,26 +83,18 @@ impl Shared {
             return Reply::Settled(Resolution::Ready(Route::Base { upstream_name: model.to_owned() }));
         }
         let Ok(alias) = model.parse::<Alias>() else { return Reply::Settled(Resolution::Unknown) };
-        let (found, is_seen) = {
+        let found = {
             let mut table = self.table();
-            let owner = table.signed(&alias).and_then(|signed| signed.release.owner);
-            if let Err(denied) = self.access.permits(caller, &alias, owner) {
-                return Reply::Settled(denied.resolution());
-            }
-            let found = table.resolve(&alias, Instant::now());
+            let found = table.resolve(&alias, caller, &*self.access, Instant::now());
             if is_first {
                 table.count(&alias, &found);
             }
-            (found, table.signed(&alias).is_some())
+            found
         };
-        if !matches!(found, Found::Ready(_) | Found::Unknown | Found::Foreign(_)) {
+        if matches!(found, Found::Loading(_) | Found::Looking) {
             self.stir.notify_one();
         }
-        match self.answer(alias, found, caller) {
-            // Whose it is will be known in a moment, and with it what this caller may hear.
-            Reply::Loading(resolution) if !is_seen => Reply::Looking(resolution),
-            reply => reply,
-        }
+        self.answer(alias, found, caller)
     }
 
     fn answer(self: &Arc<Self>, alias: Alias, found: Found, caller: &Caller) -> Reply {
@@ -117,6 +109,7 @@ impl Shared {
             Found::Looking => Reply::Looking(loading("looking-up")),
             Found::Unknown => Reply::Settled(Resolution::Unknown),
             Found::Foreign(foreign) => Reply::Settled(self.foreign(&alias, &foreign, caller)),
+            Found::Denied(denied) => Reply::Settled(denied.resolution()),
             Found::Failed(failure) => {
                 let status = match failure.kind {
                     Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,

@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tokio::time::Instant;
 
+use super::entry::remember;
 use super::source::Foreign;
 use crate::adapters::Alias;
+use crate::proxy::Caller;
 
 /// Names in one look-up.
 pub(super) const BATCH: usize = 64;
 
 #[derive(Debug)]
 enum Name {
-    Looking,
+    Looking {
+        askers: Vec<Caller>,
+    },
     /// There is none for our base model; whether there is one for another is being asked.
     Comparing,
     Unknown {
@@ -31,7 +35,7 @@ impl Name {
     /// `None` while somebody is being asked.
     fn until(&self) -> Option<Instant> {
         match self {
-            Self::Looking | Self::Comparing => None,
+            Self::Looking { .. } | Self::Comparing => None,
             Self::Unknown { until } | Self::Foreign { until, .. } | Self::Unreachable { until } => Some(*until),
         }
     }
@@ -69,9 +73,13 @@ impl Names {
         Self { names: BTreeMap::new(), limit: limit.max(1), queue: VecDeque::new(), absent: VecDeque::new() }
     }
 
-    pub(super) fn ask(&mut self, alias: &Alias, now: Instant) -> Hearsay {
-        match self.names.get(alias) {
-            Some(Name::Looking | Name::Comparing) => return Hearsay::Looking,
+    pub(super) fn ask(&mut self, alias: &Alias, caller: &Caller, now: Instant) -> Hearsay {
+        match self.names.get_mut(alias) {
+            Some(Name::Looking { askers }) => {
+                remember(askers, caller);
+                return Hearsay::Looking;
+            }
+            Some(Name::Comparing) => return Hearsay::Looking,
             Some(Name::Unknown { until }) if now < *until => return Hearsay::Unknown,
             Some(Name::Foreign { foreign, until }) if now < *until => return Hearsay::Foreign(foreign.clone()),
             Some(Name::Unreachable { until }) if now < *until => return Hearsay::Unreachable,
@@ -80,7 +88,7 @@ impl Names {
         if self.names.len() >= self.limit && !self.make_room(now) {
             return Hearsay::Busy;
         }
-        self.names.insert(alias.clone(), Name::Looking);
+        self.names.insert(alias.clone(), Name::Looking { askers: vec![caller.clone()] });
         self.queue.push_front(alias.clone());
         Hearsay::Looking
     }
@@ -100,21 +108,24 @@ impl Names {
         settled.is_some_and(|alias| self.names.remove(&alias).is_some())
     }
 
-    /// Somebody else cares about it from here on; true if it was asked for.
-    pub(super) fn take(&mut self, alias: &Alias) -> bool {
-        self.names.remove(alias).is_some()
+    /// Somebody else cares about it from here on; who has asked for it, if somebody has.
+    pub(super) fn take(&mut self, alias: &Alias) -> Option<Vec<Caller>> {
+        self.names.remove(alias).map(|name| match name {
+            Name::Looking { askers } => askers,
+            _ => Vec::new(),
+        })
     }
 
     /// There is none for our base model: others are asked about next.
     pub(super) fn not_found(&mut self, alias: &Alias) {
-        if let Some(name @ Name::Looking) = self.names.get_mut(alias) {
+        if let Some(name @ Name::Looking { .. }) = self.names.get_mut(alias) {
             *name = Name::Comparing;
             self.absent.push_back(alias.clone());
         }
     }
 
     pub(super) fn not_answered(&mut self, alias: &Alias, until: Instant) {
-        if let Some(name @ Name::Looking) = self.names.get_mut(alias) {
+        if let Some(name @ Name::Looking { .. }) = self.names.get_mut(alias) {
             *name = Name::Unreachable { until };
         }
     }

@@ -25,6 +25,12 @@ pub struct Offer {
     pub holders: usize,
 }
 
+impl Offer {
+    pub(super) fn is_newer(&self, than: &Signed) -> bool {
+        (self.generation, self.created) > (than.generation, than.created)
+    }
+}
+
 /// What the fleet has under an alias for another base model than the served one. A hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Foreign {
@@ -70,7 +76,7 @@ pub enum FetchError {
     Io { path: std::path::PathBuf, source: io::Error },
 }
 
-/// An admitted manifest whose files can follow. Dropping it ends the transfer.
+/// An admitted manifest whose files are on their way to this node. Dropped, they are not written anywhere.
 pub struct Delivery {
     pub signed: Arc<Signed>,
     pub files: Box<dyn Files>,
@@ -104,7 +110,10 @@ pub trait Source: Send + Sync + 'static {
     /// it costs a manifest of each that exists.
     fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>>;
 
-    /// Gets and admits the manifest; files are asked for afterwards, if they are needed at all.
+    /// Gets and admits the manifest of this artifact, or of a newer one of the same alias; nothing else is transferred.
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>>;
+
+    /// As [`Source::manifest`], and begins to bring the files.
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>>;
 
     /// Whether somebody else has it: only then it leaves this node's disk.

@@ -1,5 +1,6 @@
 //! The whole on one node, with a fleet and an engine made of memory. Time is the test's own.
 
+mod callers;
 mod fakes;
 mod troubles;
 
@@ -312,66 +313,6 @@ async fn a_new_start_has_what_the_last_one_had_without_the_network() {
     assert_eq!(node.ready("sql").await.0, name);
     assert_eq!(node.fleet.opened().1, 2);
     assert_eq!(node.refusal("chat").await.0, 404);
-}
-
-/// Tells who may use `secret`.
-struct Guard;
-
-impl Access for Guard {
-    fn permits(&self, _: &Caller, alias: &Alias, _: Option<crate::adapters::Address>) -> Result<(), Denied> {
-        let denied = Denied { status: hyper::StatusCode::FORBIDDEN, reason: "not yours".to_owned() };
-        if alias.as_str() == "secret" { Err(denied) } else { Ok(()) }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_may_not_use_an_adapter_neither_sees_nor_loads_it() {
-    let node = Node::guarded(|_| {}, Arc::new(Guard));
-    node.fleet.publish("secret", 1, 0);
-    node.fleet.publish("sql", 1, 1);
-    assert_eq!(node.refusal("secret").await, (403, "not yours".to_owned()));
-    node.adapters.load(&alias("secret")).unwrap();
-    drop(node.ready("sql").await);
-    eventually("it is not ready", || node.state("secret") == State::Ready).await;
-    assert_eq!(node.refusal("secret").await.0, 403);
-    let cards = node.adapters.list(&caller()).await;
-    let seen: Vec<_> = cards.iter().map(|card| (&*card.id, card.state.as_deref(), card.parent.as_deref())).collect();
-    assert_eq!(seen, [("tiny", None, None), ("sql", Some("ready"), Some("tiny"))]);
-}
-
-/// What has an owner is for the tenant `owner`; others are answered with this status.
-struct Owners(hyper::StatusCode);
-
-impl Access for Owners {
-    fn permits(&self, caller: &Caller, _: &Alias, owner: Option<crate::adapters::Address>) -> Result<(), Denied> {
-        let is_permitted = owner.is_none() || caller.tenant().as_str() == "owner";
-        let denied = Denied { status: self.0, reason: "not yours".to_owned() };
-        is_permitted.then_some(()).ok_or(denied)
-    }
-}
-
-const OWNER: &str = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266";
-
-#[tokio::test(start_paused = true)]
-async fn a_name_that_is_there_for_another_base_model_alone_is_answered_with_both_models() {
-    let node = Node::guarded(|_| {}, Arc::new(Owners(hyper::StatusCode::NOT_FOUND)));
-    node.fleet.publish_foreign("sql", "acme/large-70b", None);
-    node.fleet.publish_foreign("private", "acme/large-70b", Some(OWNER));
-    let both = |told: Resolution| match told {
-        Resolution::OtherBase { made_for, served } => (made_for, served),
-        other => panic!("{other:?}"),
-    };
-    let expected = ("acme/large-70b".to_owned(), "tiny".to_owned());
-    for _ in 0..3 {
-        assert_eq!(both(node.wait("sql").await), expected);
-    }
-    assert_eq!(node.fleet.compared(), 1, "it is remembered");
-    assert_eq!(both(node.wait_as("owner", "private").await), expected);
-    assert!(matches!(node.wait("private").await, Resolution::Unknown), "who may not use it hears nothing of it");
-    assert!(matches!(node.wait("none").await, Resolution::Unknown));
-    node.fleet.publish("sql", 1, 0);
-    pass(6).await;
-    drop(node.ready("sql").await);
 }
 
 #[tokio::test(start_paused = true)]

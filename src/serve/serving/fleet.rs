@@ -99,15 +99,36 @@ impl Fleet {
         Ok(aliases.iter().map(|alias| near.iter().find_map(|one| foreign(one, alias, &self.base))).collect())
     }
 
-    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+    /// What was looked up as this artifact.
+    fn looked_up(&self, artifact: &ArtifactId) -> Result<(Alias, SourceIdentity), FetchError> {
         let unavailable = || FetchError::Unavailable("it was not looked up before".to_owned());
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
-        let (alias, identity) = seen.ok_or_else(unavailable)?;
+        seen.ok_or_else(unavailable)
+    }
+
+    fn wanted<'a>(&'a self, (alias, identity): &'a (Alias, SourceIdentity)) -> Result<warm::Wanted<'a>, FetchError> {
+        Ok(warm::Wanted { identity, subject: alias.as_str(), policy: self.policy()?, budget: BUDGET })
+    }
+
+    /// Published since the look, it may be another one than was asked for: that one is asked for next.
+    fn admitted(&self, admitted: &Admitted, looked_up: (Alias, SourceIdentity)) -> Result<Arc<Signed>, FetchError> {
+        let signed = Arc::new(signed(admitted)?);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, looked_up);
+        Ok(signed)
+    }
+
+    async fn describe(&self, artifact: &ArtifactId) -> Result<Arc<Signed>, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
         let client = self.client().await.map_err(FetchError::Unavailable)?;
-        let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
-        let signed = Arc::new(signed(delivery.admitted())?);
-        // Published since the look, it may be another one than was asked for: that one is asked for next.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, (alias, identity));
+        let admitted = self.wanted(&looked_up)?.manifest(client).await?;
+        self.admitted(&admitted, looked_up)
+    }
+
+    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
+        let client = self.client().await.map_err(FetchError::Unavailable)?;
+        let delivery = warm::Delivery::open(client, self.wanted(&looked_up)?).await?;
+        let signed = self.admitted(delivery.admitted(), looked_up)?;
         Ok(Delivery { signed, files: Box::new(Incoming { delivery, limits: self.limits }) })
     }
 }
@@ -184,6 +205,10 @@ impl Source for Fleet {
 
     fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
         Box::pin(async move { self.others(aliases).await.map_err(LookError) })
+    }
+
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>> {
+        Box::pin(self.describe(artifact))
     }
 
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {

@@ -49,6 +49,8 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
         async |served: &Served, bearer: &str, model: &str| served.complete_as(Some(bearer), &waiting(model)).await;
     served.ready().await;
     assert_eq!(ask(&served, &stranger, "mine").await.status, 403, "also while nobody has asked for it before");
+    let here = fleet.agent.as_ref().unwrap().client.status().await.unwrap();
+    assert_eq!((here.artifacts, here.transfers.len()), (0, 0), "a stranger's request fetches nothing");
     let weights = ask(&served, &owner, "mine").await.weights();
     for other in [&stranger, &key] {
         assert_eq!(ask(&served, other, "mine").await.status, 403);

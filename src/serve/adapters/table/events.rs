@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Eviction, Place, Table, Want};
+use super::{Eviction, Place, Table};
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::serve::adapters::entry::{Kind, Loaded, Version};
@@ -52,7 +52,6 @@ impl Table {
     }
 
     fn heard(&mut self, alias: &Alias, offer: Option<Offer>, now: Instant) {
-        let is_new = !self.entries.contains_key(alias);
         let Some(offer) = offer else {
             if let Some(entry) = self.entries.get_mut(alias) {
                 entry.looked = true;
@@ -60,19 +59,17 @@ impl Table {
             self.names.not_found(alias);
             return;
         };
+        let askers = self.names.take(alias);
         // Nobody asks for it any more.
-        if is_new && !self.names.take(alias) {
+        if askers.is_none() && !self.entries.contains_key(alias) {
             return;
         }
         let Some(entry) = self.entry(alias, now) else {
             tracing::warn!(%alias, "too many adapters are known: this one is not loaded");
             return;
         };
-        entry.looked = true;
-        entry.offer = Some(offer);
-        if is_new {
-            entry.want = Want::Yes;
-        }
+        (entry.looked, entry.offer) = (true, Some(offer));
+        askers.iter().flatten().for_each(|caller| entry.ask(caller));
     }
 
     pub(in crate::serve::adapters) fn loaded(&mut self, alias: &Alias, loaded: Loaded, now: Instant) {

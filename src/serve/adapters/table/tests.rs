@@ -11,7 +11,9 @@ use super::*;
 use crate::adapters::Release;
 use crate::digest::{ContentId, Digest};
 use crate::identity::UnixTime;
+use crate::proxy::Caller;
 use crate::serve::adapters::entry::Loaded;
+use crate::serve::adapters::models::Everybody;
 use crate::serve::adapters::registry::{Registered, RegistryError};
 use crate::serve::adapters::source::{LookError, Offer};
 
@@ -22,6 +24,10 @@ const CONTENTS: u64 = 3;
 
 fn alias(number: usize) -> Alias {
     format!("a{number}").parse().unwrap()
+}
+
+fn caller(tenant: &str) -> Caller {
+    Caller::at_socket(tenant.parse().unwrap(), 0)
 }
 
 fn signed(number: usize, generation: u64) -> Arc<Signed> {
@@ -162,7 +168,8 @@ impl World {
     fn apply(&mut self, event: &Event) {
         match event {
             Event::Request(number) => {
-                if let Found::Ready(Granted { name, prepared }) = self.table.resolve(&alias(*number), self.now) {
+                let found = self.table.resolve(&alias(*number), &caller("t"), &Everybody, self.now);
+                if let Found::Ready(Granted { name, prepared }) = found {
                     assert!(
                         self.engine.contains_key(&name) || self.lost.contains(&name),
                         "{name} is not in the engine"
@@ -271,6 +278,9 @@ impl World {
         let generation = (1..=self.published[number]).find(|g| signed(number, *g).artifact == job.artifact).unwrap();
         let signed = signed(number, generation);
         let id = prepared(&signed);
+        if !self.table.saw(alias, &signed, &Everybody) {
+            return self.table.unwanted(alias);
+        }
         if let Err(reason) = self.table.accepts(alias, &signed) {
             return self.table.failed(alias, Kind::Refused, reason, self.now);
         }

@@ -102,7 +102,7 @@ impl Table {
     fn start_loads(&mut self, now: Instant, work: &mut Vec<Work>) {
         for (alias, entry) in &mut self.entries {
             entry.failures.retain(|failure| now < failure.until);
-            if entry.want != Want::Yes || entry.attempt.is_some() || entry.next.is_some() {
+            if !entry.is_asked_for() || entry.attempt.is_some() || entry.next.is_some() {
                 continue;
             }
             if let Some(job) = entry.candidate(now) {

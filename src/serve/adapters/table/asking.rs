@@ -1,0 +1,135 @@
+//! Who asks for what, and what they are told. Whose an adapter is stands in its manifest: until that is seen, everybody may
+//! ask, and nothing but the manifest is fetched.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Granted, Hearsay, Table, Tier, Want};
+use crate::adapters::Alias;
+use crate::proxy::Caller;
+use crate::serve::adapters::entry::{Entry, Failure};
+use crate::serve::adapters::models::{Access, Denied};
+use crate::serve::adapters::source::{Foreign, Signed};
+use crate::serve::adapters::state::State;
+
+/// What there is to say about an alias.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::serve::adapters) enum Found {
+    Ready(Granted),
+    Loading(State),
+    /// The fleet is being asked whether there is such an adapter, and whose it is.
+    Looking,
+    Unknown,
+    /// There is one for another base model.
+    Foreign(Foreign),
+    Denied(Denied),
+    Failed(Failure),
+    Stopped,
+    Unreachable,
+    Busy,
+}
+
+impl Table {
+    /// A request of `caller` for `alias`. It brings an adapter back that is known; an unknown name is looked up. The request
+    /// that gets [`Found::Ready`] has a lease, to be given back by [`Table::release`].
+    pub(in crate::serve::adapters) fn resolve(
+        &mut self,
+        alias: &Alias,
+        caller: &Caller,
+        access: &dyn Access,
+        now: Instant,
+    ) -> Found {
+        let Some(entry) = self.entries.get(alias).filter(|entry| entry.is_known()) else {
+            return self.rumour(alias, caller, now);
+        };
+        let authority = self.authority(entry);
+        let (is_seen, owner) = (authority.is_some(), authority.and_then(|signed| signed.release.owner));
+        if let Err(denied) = access.permits(caller, alias, owner) {
+            return Found::Denied(denied);
+        }
+        if entry.want == Want::Stopped {
+            return Found::Stopped;
+        }
+        let failure = self.failure(entry, now).cloned();
+        let granted = self.grant(alias);
+        let Some(entry) = self.entries.get_mut(alias) else { return Found::Unknown };
+        (entry.used, entry.leaving) = (now, None);
+        if let Some(failure) = failure {
+            return Found::Failed(failure);
+        }
+        if !is_seen {
+            entry.ask(caller);
+            return Found::Looking;
+        }
+        entry.want = Want::Yes;
+        granted.map_or_else(|| Found::Loading(self.state(&self.entries[alias], now)), Found::Ready)
+    }
+
+    fn rumour(&mut self, alias: &Alias, caller: &Caller, now: Instant) -> Found {
+        if self.entries.get(alias).is_some_and(|entry| entry.want == Want::Stopped) {
+            return Found::Stopped;
+        }
+        match self.names.ask(alias, caller, now) {
+            Hearsay::Looking => Found::Looking,
+            Hearsay::Unknown => Found::Unknown,
+            Hearsay::Foreign(foreign) => Found::Foreign(foreign),
+            Hearsay::Unreachable => Found::Unreachable,
+            Hearsay::Busy => Found::Busy,
+        }
+    }
+
+    /// The version that requests get, once more in use.
+    fn grant(&mut self, alias: &Alias) -> Option<Granted> {
+        let name = self.entries.get(alias)?.current.clone()?;
+        let version = self.versions.get_mut(&name).filter(|version| version.place.is_ready(self.epoch))?;
+        version.leases += 1;
+        Some(Granted { name, prepared: version.prepared })
+    }
+
+    /// What decides who may use it: the version that requests get, or else the newest one, if its manifest was seen.
+    fn authority<'t>(&'t self, entry: &'t Entry) -> Option<&'t Arc<Signed>> {
+        self.current(entry).map(|version| &version.signed).or_else(|| entry.newest())
+    }
+
+    /// A load knows what is signed. False if nobody wants it who may use it: then it ends there.
+    pub(in crate::serve::adapters) fn saw(&mut self, alias: &Alias, signed: &Arc<Signed>, access: &dyn Access) -> bool {
+        let Some(entry) = self.entries.get_mut(alias) else { return false };
+        entry.seen = Some(signed.clone());
+        let askers = std::mem::take(&mut entry.askers);
+        let may_use = |caller: &Caller| access.permits(caller, alias, signed.release.owner).is_ok();
+        if entry.want == Want::No && askers.iter().any(may_use) {
+            entry.want = Want::Yes;
+        }
+        entry.want != Want::No
+    }
+
+    /// Nobody who may use it has asked for it.
+    pub(in crate::serve::adapters) fn unwanted(&mut self, alias: &Alias) {
+        if let Some(entry) = self.entries.get_mut(alias) {
+            entry.attempt = None;
+        }
+    }
+
+    /// Whether [`Table::resolve`] needs nobody else's answer.
+    pub(in crate::serve::adapters) fn knows(&self, alias: &Alias, now: Instant) -> bool {
+        match self.entries.get(alias) {
+            Some(entry) => entry.is_known() || entry.want == Want::Stopped,
+            None => self.names.knows(alias, now),
+        }
+    }
+
+    /// For a request that has just been resolved.
+    pub(in crate::serve::adapters) fn count(&self, alias: &Alias, found: &Found) {
+        let entry = self.entries.get(alias);
+        let has_files = entry.is_some_and(|entry| entry.current.is_some());
+        match found {
+            Found::Ready(_) => self.metrics.requested(Tier::Engine),
+            Found::Loading(_) if has_files => self.metrics.requested(Tier::Disk),
+            Found::Loading(_) => self.metrics.requested(Tier::Peer),
+            // Known, and not seen yet.
+            Found::Looking if entry.is_some() => self.metrics.requested(Tier::Peer),
+            _ => {}
+        }
+    }
+}
