@@ -10,6 +10,7 @@ use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::auth::Caller;
+use super::limits::Limited;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -60,6 +61,8 @@ pub enum Resolution {
         made_for: String,
         served: String,
     },
+    /// Of this caller there is too much.
+    Limited(Limited),
     /// With the status of an error; `reason` goes to the client.
     Refused {
         status: StatusCode,

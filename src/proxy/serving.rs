@@ -260,6 +260,7 @@ impl Proxy {
             }
             Resolution::Unknown => Err(Answer::ModelNotFound { model: model() }),
             Resolution::OtherBase { made_for, served } => Err(Answer::OtherBase { model: model(), made_for, served }),
+            Resolution::Limited(limited) => Err(self.admission.limited(limited)),
             Resolution::Refused { status, reason } => Err(Answer::Refused { status, reason }),
         }
     }

@@ -178,8 +178,8 @@ fn remembered(disk: &Disk, source: &dyn Source, preparer: &Preparer) -> Result<V
         };
         let used_ago = Duration::from_secs(now.seconds().saturating_sub(record.used.seconds()));
         let prepared = signed.as_ref().map(|signed| preparer.id(signed.release.content));
-        let (alias, want, pin) = (record.alias, record.want, record.pin);
-        all.push(Remembered { alias, signed, prepared, want, pin, used_ago });
+        let (alias, want, brought_by, pin) = (record.alias, record.want, record.brought_by, record.pin);
+        all.push(Remembered { alias, signed, prepared, want, brought_by, pin, used_ago });
     }
     Ok(all)
 }

@@ -13,6 +13,7 @@ use super::state::{Eviction, Place, State};
 use crate::adapters::{PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::proxy::Caller;
+use crate::proxy::auth::Tenant;
 
 /// Whether an adapter is to be in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +103,8 @@ pub(super) struct Entry {
     pub(super) shelved: Option<PreparationId>,
     pub(super) failures: Vec<Failure>,
     pub(super) want: Want,
+    /// Whose request has made it wanted; nobody's if an operator has.
+    pub(super) brought_by: Option<Tenant>,
     /// Those of whom nobody knows yet whether they may use it; of many, the first.
     pub(super) askers: Vec<Caller>,
     /// Its files go when the engine has let go of it.
@@ -138,6 +141,7 @@ impl Entry {
             shelved: None,
             failures: Vec::new(),
             want: Want::No,
+            brought_by: None,
             askers: Vec::new(),
             leaving: None,
             pin: false,
@@ -159,6 +163,11 @@ impl Entry {
 
     pub(super) fn is_known(&self) -> bool {
         self.offer.is_some() || self.signed.is_some() || !self.is_bare()
+    }
+
+    /// It becomes wanted because of a request.
+    pub(super) fn bring(&mut self, caller: &Caller) {
+        (self.want, self.brought_by) = (Want::Yes, Some(caller.tenant().clone()));
     }
 
     pub(super) fn ask(&mut self, caller: &Caller) {

@@ -10,6 +10,7 @@ use super::source::{Foreign, Signed};
 use super::table::{Found, Granted};
 use super::{Adapters, Shared};
 use crate::adapters::{Address, Alias, ServedName};
+use crate::proxy::limits::{Limit, Limited};
 use crate::proxy::{AdapterSlots, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
 
 /// Why a caller may not use an adapter.
@@ -35,6 +36,11 @@ impl Denied {
 pub trait Access: Send + Sync + 'static {
     /// `owner` is absent if it is everybody's, and as long as nobody has seen what is signed; then it is asked again.
     fn permits(&self, caller: &Caller, alias: &Alias, owner: Option<Address>) -> Result<(), Denied>;
+
+    /// How many adapters may be here at a time because the caller's tenant has asked for them.
+    fn max_adapters(&self, _: &Caller) -> usize {
+        usize::MAX
+    }
 }
 
 /// Permits everything to everybody.
@@ -109,6 +115,10 @@ impl Shared {
             Found::Looking => Reply::Looking(loading("looking-up")),
             Found::Unknown => Reply::Settled(Resolution::Unknown),
             Found::Foreign(foreign) => Reply::Settled(self.foreign(&alias, &foreign, caller)),
+            Found::Full => {
+                let retry_after = self.config().retry_after;
+                Reply::Settled(Resolution::Limited(Limited { limit: Limit::Adapters, retry_after }))
+            }
             Found::Denied(denied) => Reply::Settled(denied.resolution()),
             Found::Failed(failure) => {
                 let status = match failure.kind {

@@ -20,4 +20,8 @@ impl adapters::Access for Ownership {
             reason: refused.to_string(),
         })
     }
+
+    fn max_adapters(&self, caller: &Caller) -> usize {
+        self.0.limits().max_adapters(caller.tenant())
+    }
 }

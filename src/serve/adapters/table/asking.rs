@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Granted, Hearsay, Table, Tier, Want};
 use crate::adapters::Alias;
 use crate::proxy::Caller;
+use crate::proxy::auth::Tenant;
 use crate::serve::adapters::entry::{Entry, Failure};
 use crate::serve::adapters::models::{Access, Denied};
 use crate::serve::adapters::source::{Foreign, Signed};
@@ -24,6 +25,8 @@ pub(in crate::serve::adapters) enum Found {
     /// There is one for another base model.
     Foreign(Foreign),
     Denied(Denied),
+    /// The caller's tenant has as many adapters here as it may.
+    Full,
     Failed(Failure),
     Stopped,
     Unreachable,
@@ -41,7 +44,7 @@ impl Table {
         now: Instant,
     ) -> Found {
         let Some(entry) = self.entries.get(alias).filter(|entry| entry.is_known()) else {
-            return self.rumour(alias, caller, now);
+            return self.rumour(alias, caller, access, now);
         };
         let authority = self.authority(entry);
         let (is_seen, owner) = (authority.is_some(), authority.and_then(|signed| signed.release.owner));
@@ -50,6 +53,10 @@ impl Table {
         }
         if entry.want == Want::Stopped {
             return Found::Stopped;
+        }
+        let is_wanted = entry.want == Want::Yes;
+        if !is_wanted && !self.has_room(caller, access) {
+            return Found::Full;
         }
         let failure = self.failure(entry, now).cloned();
         let granted = self.grant(alias);
@@ -62,13 +69,19 @@ impl Table {
             entry.ask(caller);
             return Found::Looking;
         }
-        entry.want = Want::Yes;
+        if !is_wanted {
+            entry.bring(caller);
+        }
         granted.map_or_else(|| Found::Loading(self.state(&self.entries[alias], now)), Found::Ready)
     }
 
-    fn rumour(&mut self, alias: &Alias, caller: &Caller, now: Instant) -> Found {
+    fn rumour(&mut self, alias: &Alias, caller: &Caller, access: &dyn Access, now: Instant) -> Found {
         if self.entries.get(alias).is_some_and(|entry| entry.want == Want::Stopped) {
             return Found::Stopped;
+        }
+        // Before anybody is asked: the answer tells nothing about the name.
+        if !self.has_room(caller, access) {
+            return Found::Full;
         }
         match self.names.ask(alias, caller, now) {
             Hearsay::Looking => Found::Looking,
@@ -97,11 +110,23 @@ impl Table {
         let Some(entry) = self.entries.get_mut(alias) else { return false };
         entry.seen = Some(signed.clone());
         let askers = std::mem::take(&mut entry.askers);
-        let may_use = |caller: &Caller| access.permits(caller, alias, signed.release.owner).is_ok();
-        if entry.want == Want::No && askers.iter().any(may_use) {
-            entry.want = Want::Yes;
+        if entry.want != Want::No {
+            return true;
         }
-        entry.want != Want::No
+        let may_use = |caller: &&Caller| access.permits(caller, alias, signed.release.owner).is_ok();
+        let asker = askers.iter().filter(may_use).find(|caller| self.has_room(caller, access));
+        let entry = self.entries.get_mut(alias).zip(asker);
+        entry.map(|(entry, caller)| entry.bring(caller)).is_some()
+    }
+
+    fn has_room(&self, caller: &Caller, access: &dyn Access) -> bool {
+        self.brought_by(caller.tenant()) < access.max_adapters(caller)
+    }
+
+    /// Adapters that are being loaded or are in the engine because this tenant has asked for them.
+    pub(super) fn brought_by(&self, tenant: &Tenant) -> usize {
+        let is_theirs = |entry: &&Entry| entry.want == Want::Yes && entry.brought_by.as_ref() == Some(tenant);
+        self.entries.values().filter(is_theirs).count()
     }
 
     /// Nobody who may use it has asked for it.

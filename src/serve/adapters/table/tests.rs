@@ -8,12 +8,12 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::adapters::Release;
+use crate::adapters::{Address, Release};
 use crate::digest::{ContentId, Digest};
 use crate::identity::UnixTime;
 use crate::proxy::Caller;
 use crate::serve::adapters::entry::Loaded;
-use crate::serve::adapters::models::Everybody;
+use crate::serve::adapters::models::{Access, Denied};
 use crate::serve::adapters::registry::{Registered, RegistryError};
 use crate::serve::adapters::source::{LookError, Offer};
 
@@ -26,8 +26,25 @@ fn alias(number: usize) -> Alias {
     format!("a{number}").parse().unwrap()
 }
 
-fn caller(tenant: &str) -> Caller {
-    Caller::at_socket(tenant.parse().unwrap(), 0)
+const TENANTS: usize = 2;
+
+/// Adapters that each of them may have here.
+const FEW: usize = 2;
+
+struct Few;
+
+impl Access for Few {
+    fn permits(&self, _: &Caller, _: &Alias, _: Option<Address>) -> Result<(), Denied> {
+        Ok(())
+    }
+
+    fn max_adapters(&self, _: &Caller) -> usize {
+        FEW
+    }
+}
+
+fn caller(tenant: usize) -> Caller {
+    Caller::at_socket(format!("t{tenant}").parse().unwrap(), 0)
 }
 
 fn signed(number: usize, generation: u64) -> Arc<Signed> {
@@ -71,7 +88,8 @@ fn asked(work: &Work) -> Option<(u64, &ServedName)> {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Request(usize),
+    /// For an adapter, by a tenant.
+    Request(usize, usize),
     EndOfRequest(usize),
     Publish(usize),
     /// One of the pieces of work that are under way ends, in one of several ways.
@@ -89,7 +107,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let number = 0..ALIASES;
     prop_oneof![
-        6 => number.clone().prop_map(Event::Request),
+        6 => (number.clone(), 0..TENANTS).prop_map(|(number, tenant)| Event::Request(number, tenant)),
         4 => (0usize..8).prop_map(Event::EndOfRequest),
         3 => number.clone().prop_map(Event::Publish),
         20 => (0usize..8, 0u8..12).prop_map(|(which, how)| Event::Done(which, how)),
@@ -167,8 +185,12 @@ impl World {
 
     fn apply(&mut self, event: &Event) {
         match event {
-            Event::Request(number) => {
-                let found = self.table.resolve(&alias(*number), &caller("t"), &Everybody, self.now);
+            Event::Request(number, tenant) => {
+                let caller = caller(*tenant);
+                let found = self.table.resolve(&alias(*number), &caller, &Few, self.now);
+                if found == Found::Full {
+                    assert_eq!(self.table.brought_by(caller.tenant()), FEW, "there is room");
+                }
                 if let Found::Ready(Granted { name, prepared }) = found {
                     assert!(
                         self.engine.contains_key(&name) || self.lost.contains(&name),
@@ -278,7 +300,7 @@ impl World {
         let generation = (1..=self.published[number]).find(|g| signed(number, *g).artifact == job.artifact).unwrap();
         let signed = signed(number, generation);
         let id = prepared(&signed);
-        if !self.table.saw(alias, &signed, &Everybody) {
+        if !self.table.saw(alias, &signed, &Few) {
             return self.table.unwanted(alias);
         }
         if let Err(reason) = self.table.accepts(alias, &signed) {
@@ -348,12 +370,37 @@ proptest! {
             let before = world.ready();
             world.apply(event);
             world.take();
-            let calm = matches!(event, Event::Publish(_) | Event::EndOfRequest(_) | Event::Request(_) | Event::Load(_));
+            let calm = matches!(event, Event::Publish(_) | Event::EndOfRequest(_) | Event::Request(..) | Event::Load(_));
             if calm {
                 for alias in &before {
                     prop_assert!(world.ready().contains(alias), "{alias} was ready before {event:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_tenant_has_more_here_than_it_may_and_nothing_is_here_that_nobody_is_counted_for(
+        events in proptest::collection::vec(event(), 1..200),
+    ) {
+        let mut world = World::new(1 << 30);
+        world.apply(&Event::Engine(true));
+        let mut ordered = BTreeSet::new();
+        for event in &events {
+            if let Event::Load(number) | Event::Pin(number, true) = event {
+                ordered.insert(alias(*number));
+            }
+            world.apply(event);
+            world.take();
+            let mut counted = 0;
+            for tenant in 0..TENANTS {
+                let count = world.table.brought_by(caller(tenant).tenant());
+                prop_assert!(count <= FEW, "{count} of tenant {tenant} after {event:?}");
+                counted += count;
+            }
+            let wanted = world.table.entries().filter(|(_, entry)| entry.want == Want::Yes);
+            let uncounted = wanted.clone().filter(|(alias, _)| ordered.contains(alias)).count();
+            prop_assert!(wanted.count() <= counted + uncounted, "somebody is not counted after {event:?}");
         }
     }
 

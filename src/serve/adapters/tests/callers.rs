@@ -6,6 +6,7 @@ use hyper::StatusCode;
 
 use super::*;
 use crate::adapters::{Address, Release};
+use crate::proxy::limits::Limit;
 
 /// Tells who may use `secret`.
 struct Guard;
@@ -121,4 +122,59 @@ async fn a_load_goes_on_without_the_one_who_may_use_it_and_the_next_version_may_
     node.fleet.publish("mine", 2, 1);
     pass(20).await;
     drop(served(node.wait_as("stranger", "mine").await));
+}
+
+/// As many adapters of each tenant.
+struct Few(usize);
+
+impl Access for Few {
+    fn permits(&self, _: &Caller, _: &Alias, _: Option<Address>) -> Result<(), Denied> {
+        Ok(())
+    }
+
+    fn max_adapters(&self, _: &Caller) -> usize {
+        self.0
+    }
+}
+
+fn is_limited(resolution: &Resolution) -> bool {
+    matches!(resolution, Resolution::Limited(limited) if limited.limit == Limit::Adapters)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_with_all_its_adapters_here_hears_so_and_others_are_served() {
+    let node = Node::guarded(|_| {}, Arc::new(Few(2)));
+    for (n, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        node.fleet.publish(name, 1, n);
+    }
+    for name in ["a", "b"] {
+        drop(served(node.wait_as("greedy", name).await));
+    }
+    for name in ["c", "d", "none"] {
+        assert!(is_limited(&node.wait_as("greedy", name).await), "whether there is {name} or not");
+    }
+    assert_eq!(node.fleet.opened(), (2, 2));
+    drop(served(node.wait_as("greedy", "a").await));
+    drop(served(node.wait_as("modest", "c").await));
+    drop(served(node.wait_as("greedy", "c").await));
+    node.adapters.load(&alias("d")).unwrap();
+    drop(served(node.wait_as("greedy", "d").await));
+    node.adapters.unload(&alias("a")).unwrap();
+    node.fleet.publish("e", 1, 5);
+    drop(served(node.wait_as("greedy", "e").await));
+    assert!(is_limited(&node.wait_as("greedy", "f").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_tenant_has_here_is_counted_after_a_restart() {
+    let node = Node::guarded(|_| {}, Arc::new(Few(1)));
+    node.fleet.publish("a", 1, 0);
+    node.fleet.publish("b", 1, 1);
+    drop(served(node.wait_as("greedy", "a").await));
+    let Node { root, fleet, engine, epoch, adapters } = node;
+    assert!(Arc::into_inner(adapters).unwrap().shutdown(Duration::from_secs(5)).await);
+    let adapters = start(root.path(), &fleet, &engine, &epoch, AdaptersConfig::default(), Arc::new(Few(1)));
+    let node = Node { root, fleet, engine, epoch, adapters: Arc::new(adapters) };
+    assert!(is_limited(&node.wait_as("greedy", "b").await));
+    drop(served(node.wait_as("modest", "b").await));
 }
