@@ -357,6 +357,14 @@ impl Agent for Control {
         let origin = origin::configured(&self.0)?;
         Ok(Response::new(origin::list(&self.0, &origin, &request.into_inner().family).await?))
     }
+
+    async fn origin_has(
+        &self,
+        request: Request<pb::OriginHasRequest>,
+    ) -> Result<Response<pb::OriginHasReply>, Status> {
+        let origin = origin::configured(&self.0)?;
+        Ok(Response::new(origin::has(&self.0, &origin, &request.into_inner()).await?))
+    }
 }
 
 /// The directory must be the one that the caller means, and, because the agent may read more than its callers, one of its

@@ -6,6 +6,7 @@ mod callers;
 mod gates;
 mod lives;
 mod names;
+mod offload;
 mod versions;
 mod wallet;
 

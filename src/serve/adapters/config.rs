@@ -29,7 +29,8 @@ pub struct AdaptersConfig {
     pub max_unknown: usize,
     /// Bytes of all prepared adapters and of those that are being fetched. 100 GiB.
     pub quota_bytes: u64,
-    /// Adapters that nobody asked for leave the engine and the disk, if somebody else has them; 0 s turns this off. 1 h.
+    /// Adapters that nobody asked for leave the engine and the disk, if another node or the origin has them; 0 s turns this
+    /// off. 1 h.
     #[serde(with = "humantime_serde")]
     pub offload_after: Duration,
     /// From an adapter's end in the engine to the removal of its files. 60 s.

@@ -116,7 +116,7 @@ pub trait Source: Send + Sync + 'static {
     /// As [`Source::manifest`], and begins to bring the files.
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>>;
 
-    /// Whether somebody else has it: only then it leaves this node's disk.
+    /// Whether another holder or the origin has it: only then it leaves this node's disk.
     fn elsewhere<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, bool>;
 
     /// Judges by today's policy what was admitted once. Blocking, without network.

@@ -63,6 +63,12 @@ impl Fleet {
         }
     }
 
+    /// False, too, where there is no origin, or none that answers.
+    async fn origin_has(&self, identity: &IdentityId, artifact: &ArtifactId) -> bool {
+        let Ok(client) = self.client().await else { return false };
+        matches!(timeout(PATIENCE, client.origin_has(identity, artifact)).await, Ok(Ok(true)))
+    }
+
     async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Option<Offer>>, String> {
         let identities: Result<Vec<SourceIdentity>, SourceIdentityError> =
             aliases.iter().map(|alias| release::identity(&self.base, alias)).collect();
@@ -221,7 +227,8 @@ impl Source for Fleet {
             let Some((_, identity)) = seen else { return false };
             let found = self.found(&[identity.id()]).await.unwrap_or_default();
             let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
-            found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here))
+            let is_held = found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here));
+            is_held || self.origin_has(&identity.id(), artifact).await
         })
     }
 
