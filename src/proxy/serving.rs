@@ -229,7 +229,7 @@ impl Proxy {
 
     /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
     async fn target(&self, asked: &Asked, caller: &Caller, slot: &mut Option<Slot>) -> Result<Target, Answer> {
-        if !self.models.knows(&asked.model) {
+        if !self.models.knows(&asked.model, caller) {
             self.admission.look_for_unknown(caller)?;
         }
         let resolution = self.models.resolve(&asked.model, caller).await;

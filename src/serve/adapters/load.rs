@@ -87,7 +87,7 @@ impl Shared {
             Some(signed) => signed,
             None => self.manifest(alias, &job.artifact).await?,
         };
-        if !self.update(|table, _| table.saw(alias, &signed, &*self.access)) {
+        if !self.update(|table, now| table.saw(alias, &signed, &*self.access, now)) {
             return Err(Ended::Unwanted);
         }
         let _turn = self.loader.loading.acquire().await.map_err(interrupted)?;

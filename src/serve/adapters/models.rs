@@ -205,10 +205,11 @@ impl Shared {
 }
 
 impl Models for Adapters {
-    fn knows(&self, model: &str) -> bool {
+    fn knows(&self, model: &str, caller: &Caller) -> bool {
         let is_base = self.shared.base.iter().any(|card| card.id == model);
         // What is no alias is asked of nobody.
-        is_base || model.parse().map_or(true, |alias| self.shared.table().knows(&alias, Instant::now()))
+        let known = |alias| self.shared.table().knows(&alias, caller, &*self.shared.access, Instant::now());
+        is_base || model.parse().map_or(true, known)
     }
 
     /// A new name is looked up; for that, and for nothing else, it waits a moment.

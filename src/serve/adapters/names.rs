@@ -130,6 +130,13 @@ impl Names {
         }
     }
 
+    /// Whoever may not know that the name was found is told what they would be told if it was not.
+    pub(super) fn conceal(&mut self, alias: &Alias, until: Instant, now: Instant) {
+        if self.names.contains_key(alias) || self.names.len() < self.limit || self.make_room(now) {
+            self.names.insert(alias.clone(), Name::Unknown { until });
+        }
+    }
+
     pub(super) fn compared(&mut self, alias: &Alias, foreign: Option<Foreign>, until: Instant) {
         if let Some(name @ Name::Comparing) = self.names.get_mut(alias) {
             *name = foreign.map_or(Name::Unknown { until }, |foreign| Name::Foreign { foreign, until });

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::{Granted, Hearsay, Table, Tier, Want};
@@ -43,22 +44,25 @@ impl Table {
         access: &dyn Access,
         now: Instant,
     ) -> Found {
-        let Some(entry) = self.entries.get(alias).filter(|entry| entry.is_known()) else {
+        let entry = self.entries.get(alias);
+        let Some(entry) = entry.filter(|entry| entry.is_known() || entry.want == Want::Stopped) else {
             return self.rumour(alias, caller, access, now);
         };
         let authority = self.authority(entry);
         let (is_seen, owner) = (authority.is_some(), authority.and_then(|signed| signed.release.owner));
-        if let Err(denied) = access.permits(caller, alias, owner) {
-            return Found::Denied(denied);
+        match access.permits(caller, alias, owner) {
+            // To who may not know of it, it is a name like any other: the same questions, the same answers.
+            Err(denied) if denied.status == StatusCode::NOT_FOUND => self.rumour(alias, caller, access, now),
+            Err(denied) => Found::Denied(denied),
+            Ok(()) if entry.want == Want::Stopped => Found::Stopped,
+            Ok(()) if entry.want != Want::Yes && !self.has_room(caller, access) => Found::Full,
+            Ok(()) => self.request(alias, caller, is_seen, now),
         }
-        if entry.want == Want::Stopped {
-            return Found::Stopped;
-        }
-        let is_wanted = entry.want == Want::Yes;
-        if !is_wanted && !self.has_room(caller, access) {
-            return Found::Full;
-        }
-        let failure = self.failure(entry, now).cloned();
+    }
+
+    /// Of a known adapter, by somebody who may use it, as far as is known.
+    fn request(&mut self, alias: &Alias, caller: &Caller, is_seen: bool, now: Instant) -> Found {
+        let failure = self.entries.get(alias).and_then(|entry| self.failure(entry, now)).cloned();
         let granted = self.grant(alias);
         let Some(entry) = self.entries.get_mut(alias) else { return Found::Unknown };
         (entry.used, entry.leaving) = (now, None);
@@ -69,16 +73,13 @@ impl Table {
             entry.ask(caller);
             return Found::Looking;
         }
-        if !is_wanted {
+        if entry.want != Want::Yes {
             entry.bring(caller);
         }
         granted.map_or_else(|| Found::Loading(self.state(&self.entries[alias], now)), Found::Ready)
     }
 
     fn rumour(&mut self, alias: &Alias, caller: &Caller, access: &dyn Access, now: Instant) -> Found {
-        if self.entries.get(alias).is_some_and(|entry| entry.want == Want::Stopped) {
-            return Found::Stopped;
-        }
         // Before anybody is asked: the answer tells nothing about the name.
         if !self.has_room(caller, access) {
             return Found::Full;
@@ -106,7 +107,16 @@ impl Table {
     }
 
     /// A load knows what is signed. False if nobody wants it who may use it: then it ends there.
-    pub(in crate::serve::adapters) fn saw(&mut self, alias: &Alias, signed: &Arc<Signed>, access: &dyn Access) -> bool {
+    pub(in crate::serve::adapters) fn saw(
+        &mut self,
+        alias: &Alias,
+        signed: &Arc<Signed>,
+        access: &dyn Access,
+        now: Instant,
+    ) -> bool {
+        if signed.release.owner.is_some() {
+            self.names.conceal(alias, now + self.config.unknown_for, now);
+        }
         let Some(entry) = self.entries.get_mut(alias) else { return false };
         entry.seen = Some(signed.clone());
         let askers = std::mem::take(&mut entry.askers);
@@ -136,10 +146,20 @@ impl Table {
         }
     }
 
-    /// Whether [`Table::resolve`] needs nobody else's answer.
-    pub(in crate::serve::adapters) fn knows(&self, alias: &Alias, now: Instant) -> bool {
-        match self.entries.get(alias) {
-            Some(entry) => entry.is_known() || entry.want == Want::Stopped,
+    /// Whether [`Table::resolve`] needs nobody else's answer. The same for a name that nobody has and for one that the
+    /// caller may not know of.
+    pub(in crate::serve::adapters) fn knows(
+        &self,
+        alias: &Alias,
+        caller: &Caller,
+        access: &dyn Access,
+        now: Instant,
+    ) -> bool {
+        let authority = self.entries.get(alias).and_then(|entry| self.authority(entry));
+        let told = authority.map(|signed| access.permits(caller, alias, signed.release.owner));
+        match told {
+            Some(Err(denied)) if denied.status == StatusCode::NOT_FOUND => self.names.knows(alias, now),
+            Some(_) => true,
             None => self.names.knows(alias, now),
         }
     }
@@ -152,8 +172,7 @@ impl Table {
             Found::Ready(_) => self.metrics.requested(Tier::Engine),
             Found::Loading(_) if has_files => self.metrics.requested(Tier::Disk),
             Found::Loading(_) => self.metrics.requested(Tier::Peer),
-            // Known, and not seen yet.
-            Found::Looking if entry.is_some() => self.metrics.requested(Tier::Peer),
+            Found::Looking if entry.is_some_and(|entry| !entry.askers.is_empty()) => self.metrics.requested(Tier::Peer),
             _ => {}
         }
     }

@@ -59,6 +59,11 @@ impl Table {
             self.names.not_found(alias);
             return;
         };
+        if let Some(entry) = self.entries.get_mut(alias).filter(|entry| entry.is_known()) {
+            (entry.looked, entry.offer) = (true, Some(offer));
+            // Who has asked for the name may not know of it.
+            return self.names.not_found(alias);
+        }
         let askers = self.names.take(alias);
         // Nobody asks for it any more.
         if askers.is_none() && !self.entries.contains_key(alias) {

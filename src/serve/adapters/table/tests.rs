@@ -300,7 +300,7 @@ impl World {
         let generation = (1..=self.published[number]).find(|g| signed(number, *g).artifact == job.artifact).unwrap();
         let signed = signed(number, generation);
         let id = prepared(&signed);
-        if !self.table.saw(alias, &signed, &Few) {
+        if !self.table.saw(alias, &signed, &Few, self.now) {
             return self.table.unwanted(alias);
         }
         if let Err(reason) = self.table.accepts(alias, &signed) {

@@ -178,3 +178,41 @@ async fn what_a_tenant_has_here_is_counted_after_a_restart() {
     assert!(is_limited(&node.wait_as("greedy", "b").await));
     drop(served(node.wait_as("modest", "b").await));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_concealed_name_is_looked_up_counted_and_answered_like_one_that_nobody_has() {
+    let node = Node::guarded(|_| {}, Arc::new(Owners(StatusCode::NOT_FOUND)));
+    node.fleet.publish_changed("mine", 1, |_, release| release.owner = OWNER.parse().ok());
+    let stranger = Caller::at_socket("stranger".parse().unwrap(), 0);
+    drop(served(node.wait_as("owner", "mine").await));
+    pass(60).await;
+    let mut transcripts = Vec::new();
+    for name in ["none", "mine"] {
+        let mut transcript = Vec::new();
+        for pause in [0, 1, 2, 10, 1, 6, 0] {
+            pass(pause).await;
+            let costs = !node.adapters.knows(name, &stranger);
+            let (compared, begun) = (node.fleet.compared(), Instant::now());
+            let told = node.adapters.resolve(name, &stranger).await;
+            transcript.push((costs, format!("{told:?}"), begun.elapsed(), node.fleet.compared() - compared));
+        }
+        transcripts.push(transcript);
+    }
+    assert_eq!(transcripts[0], transcripts[1]);
+    assert!(transcripts[0].iter().all(|(_, told, ..)| told == "Unknown"), "{transcripts:?}");
+    assert!(transcripts[0].iter().any(|(costs, ..)| *costs) && transcripts[0].iter().any(|(costs, ..)| !costs));
+    drop(served(node.wait_as("owner", "mine").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_concealed_name_that_a_stranger_asks_for_first_is_remembered_like_one_that_nobody_has() {
+    let node = Node::guarded(|_| {}, Arc::new(Owners(StatusCode::NOT_FOUND)));
+    node.fleet.publish_changed("mine", 1, |_, release| release.owner = OWNER.parse().ok());
+    let stranger = Caller::at_socket("stranger".parse().unwrap(), 0);
+    for name in ["mine", "none"] {
+        assert!(!node.adapters.knows(name, &stranger), "the first question costs");
+        assert!(matches!(node.adapters.resolve(name, &stranger).await, Resolution::Unknown));
+        assert!(node.adapters.knows(name, &stranger), "the next one does not");
+        assert!(matches!(node.adapters.resolve(name, &stranger).await, Resolution::Unknown));
+    }
+}
