@@ -30,6 +30,7 @@ mod source;
 mod state;
 mod status;
 mod table;
+mod top;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -110,7 +110,7 @@ impl Shared {
         let Ok(_turn) = self.registering.acquire().await else { return };
         let begun = Instant::now();
         let result = self.ask(self.registry.load(epoch, &name, directory)).await;
-        self.metrics.took(Stage::Register, begun.elapsed());
+        self.metrics.took(name.alias(), Stage::Register, begun.elapsed());
         self.update(|table, now| table.was_registered(epoch, &name, result, now));
     }
 

@@ -25,6 +25,8 @@ pub struct AdaptersConfig {
     pub max_cpu_loras: usize,
     /// Adapters that are known, wherever they are. 4096.
     pub max_adapters: usize,
+    /// Adapters that have a name in the metrics: those that are used most. 20.
+    pub named_in_metrics: usize,
     /// Names that are being looked up or were not found. 1024.
     pub max_unknown: usize,
     /// Bytes of all prepared adapters and of those that are being fetched. 100 GiB.
@@ -82,6 +84,7 @@ impl Default for AdaptersConfig {
             max_registering: 1,
             max_cpu_loras: 32,
             max_adapters: 4096,
+            named_in_metrics: 20,
             max_unknown: 1024,
             quota_bytes: 100 << 30,
             offload_after: Duration::from_secs(60 * 60),

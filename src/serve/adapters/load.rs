@@ -172,7 +172,7 @@ impl Shared {
         let (progress, received) = watch::channel(Progress { bytes: 0, bytes_total: signed.size });
         self.table().show(alias, received);
         let fetched = timeout(self.config().fetch, files.write(incoming.path(), &progress)).await;
-        self.metrics.took(Stage::Fetch, begun.elapsed());
+        self.metrics.took(alias, Stage::Fetch, begun.elapsed());
         match fetched {
             Ok(Ok(())) => Ok(incoming),
             failed => {
@@ -196,7 +196,7 @@ impl Shared {
             refused.map_or(Ok((source, incoming)), Err)
         });
         let checked = checked.await?;
-        self.metrics.took(Stage::Check, begun.elapsed());
+        self.metrics.took(alias, Stage::Check, begun.elapsed());
         let (source, incoming) = checked?;
         self.stage(alias, State::Preparing);
         let begun = Instant::now();
@@ -208,7 +208,7 @@ impl Shared {
             prepared
         });
         let prepared = prepared.await?;
-        self.metrics.took(Stage::Prepare, begun.elapsed());
+        self.metrics.took(alias, Stage::Prepare, begun.elapsed());
         Ok(prepared?)
     }
 

@@ -169,10 +169,10 @@ impl Table {
         let entry = self.entries.get(alias);
         let has_files = entry.is_some_and(|entry| entry.current.is_some());
         match found {
-            Found::Ready(_) => self.metrics.requested(Tier::Engine),
-            Found::Loading(_) if has_files => self.metrics.requested(Tier::Disk),
-            Found::Loading(_) => self.metrics.requested(Tier::Peer),
-            Found::Looking if entry.is_some_and(|entry| !entry.askers.is_empty()) => self.metrics.requested(Tier::Peer),
+            Found::Ready(_) => self.metrics.requested(alias, Tier::Engine),
+            Found::Loading(_) if has_files => self.metrics.requested(alias, Tier::Disk),
+            Found::Loading(_) => self.metrics.requested(alias, Tier::Peer),
+            Found::Looking if entry.is_some_and(|entry| !entry.askers.is_empty()) => self.metrics.requested(alias, Tier::Peer),
             _ => {}
         }
     }
