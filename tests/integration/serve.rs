@@ -3,6 +3,7 @@
 
 mod attached;
 mod callers;
+mod command_line;
 mod gates;
 mod lives;
 mod names;
