@@ -358,10 +358,7 @@ impl Agent for Control {
         Ok(Response::new(origin::list(&self.0, &origin, &request.into_inner().family).await?))
     }
 
-    async fn origin_has(
-        &self,
-        request: Request<pb::OriginHasRequest>,
-    ) -> Result<Response<pb::OriginHasReply>, Status> {
+    async fn origin_has(&self, request: Request<pb::OriginHasRequest>) -> Result<Response<pb::OriginHasReply>, Status> {
         let origin = origin::configured(&self.0)?;
         Ok(Response::new(origin::has(&self.0, &origin, &request.into_inner()).await?))
     }

@@ -15,10 +15,10 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply, InspectReply,
-    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest, OriginListReply,
-    OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply,
-    PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent,
-    WarmRequest,
+    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest,
+    OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent,
+    PublishRequest, PushReply, PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent,
+    VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.

@@ -113,7 +113,9 @@ async fn routed(state: &Arc<State>, request: Request<Incoming>) -> Result<Respon
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     match (method, path.as_str()) {
         (Method::GET, "/health" | "/ping") => Ok(plain(if state.is_dead() { 503 } else { 200 }, String::new())),
-        (Method::GET, "/version") if state.options.end.as_ref().is_some_and(|end| std::fs::remove_file(end).is_ok()) => {
+        (Method::GET, "/version")
+            if state.options.end.as_ref().is_some_and(|end| std::fs::remove_file(end).is_ok()) =>
+        {
             Ok(crash(state, &json!({"who": "leader"})))
         }
         (Method::GET, "/version") => Ok(json(200, &json!({"version": state.options.version}))),

@@ -38,10 +38,10 @@ pub(super) async fn tell_manifests(
     events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
 ) -> Result<(), ()> {
     events.send(Ok(convert::offer(&wanted))).await.map_err(drop)?;
-    let each = wanted.into_iter().map(|wanted| async {
+    let each = wanted.into_iter().map(|wanted| async move {
         let admitted = parts.fetching.admit(wanted).await;
-        let event = admitted
-            .map_or_else(|failed| convert::failed(None, failed), |(admitted, _)| convert::manifest(&admitted));
+        let event =
+            admitted.map_or_else(|failed| convert::failed(None, failed), |(admitted, _)| convert::manifest(&admitted));
         events.send(Ok(event)).await.map_err(drop)
     });
     futures_util::future::try_join_all(each).await.map(drop)

@@ -208,7 +208,7 @@ impl Models for Adapters {
     fn knows(&self, model: &str, caller: &Caller) -> bool {
         let is_base = self.shared.base.iter().any(|card| card.id == model);
         // What is no alias is asked of nobody.
-        let known = |alias| self.shared.table().knows(&alias, caller, &*self.shared.access, Instant::now());
+        let known = |alias: Alias| self.shared.table().knows(&alias, caller, &*self.shared.access, Instant::now());
         is_base || model.parse().map_or(true, known)
     }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use tokio::time::Instant;
 
-use super::{Granted, Hearsay, Table, Tier, Want};
+use super::{Granted, Table};
 use crate::adapters::Alias;
 use crate::proxy::Caller;
 use crate::proxy::auth::Tenant;
-use crate::serve::adapters::entry::{Entry, Failure};
+use crate::serve::adapters::entry::{Entry, Failure, Want};
+use crate::serve::adapters::metrics::Tier;
 use crate::serve::adapters::models::{Access, Denied};
+use crate::serve::adapters::names::Hearsay;
 use crate::serve::adapters::source::{Foreign, Signed};
 use crate::serve::adapters::state::State;
 
@@ -114,7 +116,7 @@ impl Table {
         access: &dyn Access,
         now: Instant,
     ) -> bool {
-        if signed.release.owner.is_some() {
+        if signed.release.owner.is_some() && self.entries.contains_key(alias) {
             self.names.conceal(alias, now + self.config.unknown_for, now);
         }
         let Some(entry) = self.entries.get_mut(alias) else { return false };
@@ -158,9 +160,9 @@ impl Table {
         let authority = self.entries.get(alias).and_then(|entry| self.authority(entry));
         let told = authority.map(|signed| access.permits(caller, alias, signed.release.owner));
         match told {
-            Some(Err(denied)) if denied.status == StatusCode::NOT_FOUND => self.names.knows(alias, now),
-            Some(_) => true,
-            None => self.names.knows(alias, now),
+            Some(Ok(())) => true,
+            Some(Err(denied)) if denied.status != StatusCode::NOT_FOUND => true,
+            _ => self.names.knows(alias, now),
         }
     }
 
@@ -172,7 +174,9 @@ impl Table {
             Found::Ready(_) => self.metrics.requested(alias, Tier::Engine),
             Found::Loading(_) if has_files => self.metrics.requested(alias, Tier::Disk),
             Found::Loading(_) => self.metrics.requested(alias, Tier::Peer),
-            Found::Looking if entry.is_some_and(|entry| !entry.askers.is_empty()) => self.metrics.requested(alias, Tier::Peer),
+            Found::Looking if entry.is_some_and(|entry| !entry.askers.is_empty()) => {
+                self.metrics.requested(alias, Tier::Peer)
+            }
             _ => {}
         }
     }

@@ -158,6 +158,7 @@ async fn a_tenant_with_all_its_adapters_here_hears_so_and_others_are_served() {
     drop(served(node.wait_as("modest", "c").await));
     drop(served(node.wait_as("greedy", "c").await));
     node.adapters.load(&alias("d")).unwrap();
+    eventually("it is not loaded", || node.state("d") == State::Ready).await;
     drop(served(node.wait_as("greedy", "d").await));
     node.adapters.unload(&alias("a")).unwrap();
     node.fleet.publish("e", 1, 5);

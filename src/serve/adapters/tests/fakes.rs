@@ -191,7 +191,8 @@ impl Source for Fleet {
         let mut world = self.world();
         world.compared += aliases.len();
         let of_others = aliases.iter().map(|alias| world.foreign.get(alias).cloned());
-        let found = if world.is_down { Err(LookError("the agent is away".to_owned())) } else { Ok(of_others.collect()) };
+        let found =
+            if world.is_down { Err(LookError("the agent is away".to_owned())) } else { Ok(of_others.collect()) };
         Box::pin(std::future::ready(found))
     }
 
