@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
@@ -81,6 +82,13 @@ impl Pod {
 
     pub(super) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Fails if a policy is named and cannot be looked at: what runs for days does not do so without what it was given.
+    pub(super) fn check_policy(&self) -> anyhow::Result<()> {
+        let Some(path) = self.policy.as_ref().filter(|_| !self.caches.is_off()) else { return Ok(()) };
+        let found = path.metadata();
+        found.map(drop).with_context(|| format!("trust policy {} (--policy, WARMD_TRUST_POLICY)", path.display()))
     }
 
     /// The policy, or why there is none and nothing can be installed.

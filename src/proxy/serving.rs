@@ -215,7 +215,7 @@ impl Proxy {
 
     /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
     async fn target(&self, asked: &Asked, caller: &Caller, slot: &mut Option<Slot>) -> Result<Target, Answer> {
-        if !self.models.knows(&asked.model) {
+        if !self.models.knows(&asked.model, caller) {
             self.admission.look_for_unknown(caller)?;
         }
         let resolution = self.models.resolve(&asked.model, caller).await;
@@ -245,6 +245,8 @@ impl Proxy {
                 Err(Answer::Loading { model: model(), state, retry_after, accepted })
             }
             Resolution::Unknown => Err(Answer::ModelNotFound { model: model() }),
+            Resolution::OtherBase { made_for, served } => Err(Answer::OtherBase { model: model(), made_for, served }),
+            Resolution::Limited(limited) => Err(self.admission.limited(limited)),
             Resolution::Refused { status, reason } => Err(Answer::Refused { status, reason }),
         }
     }

@@ -147,7 +147,7 @@ impl Serving {
         let server = Server::bind(addr, proxy.clone()).await.map_err(|source| ServeError::Listen { addr, source })?;
         say(&format!("clients connect to http://{}", server.addr()));
         let supervision = engine::Metrics::register(&mut registry);
-        let adapters_metrics = super::adapters::Metrics::register(&mut registry);
+        let adapters_metrics = super::adapters::Metrics::register(&mut registry, config.adapters.named_in_metrics);
         // What can fail has failed before an engine takes a GPU.
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;

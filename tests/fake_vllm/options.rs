@@ -26,6 +26,8 @@ pub struct Options {
     pub load: Duration,
     /// Loads wait while this file is there.
     pub hold: Option<PathBuf>,
+    /// The question for its version ends it while this file is there.
+    pub end: Option<PathBuf>,
     pub token: Duration,
     pub lifetime: Duration,
 }
@@ -79,6 +81,7 @@ impl Options {
             fail: launch.option("fake-fail").and_then(|code| code.parse().ok()),
             load: seconds("fake-load", 0.0)?,
             hold: launch.option("fake-hold").map(Into::into),
+            end: launch.option("fake-end").map(Into::into),
             token: seconds("fake-token", 0.0)?,
             lifetime: seconds("fake-lifetime", 3600.0)?,
         })

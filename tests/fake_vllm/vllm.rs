@@ -22,6 +22,7 @@
 //! | `--fake-fail 1` | exits with that code instead of listening |
 //! | `--fake-load 0.2` | seconds of a load |
 //! | `--fake-hold FILE` | loads wait while there is that file |
+//! | `--fake-end FILE` | ends without an answer when it is asked for its version while there is that file, which it removes |
 //! | `--fake-token 0.05` | seconds of a token |
 //! | `--fake-lifetime 3600` | seconds after which nothing of it is left, whatever happened |
 //!

@@ -121,8 +121,8 @@ fn card(id: String, max_model_len: Option<u64>) -> ModelCard {
 }
 
 impl Models for Catalogue {
-    fn knows(&self, model: &str) -> bool {
-        self.own(model) || self.adapters().is_none_or(|adapters| adapters.knows(model))
+    fn knows(&self, model: &str, caller: &Caller) -> bool {
+        self.own(model) || self.adapters().is_none_or(|adapters| adapters.knows(model, caller))
     }
 
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
@@ -269,7 +269,7 @@ mod tests {
         let told = catalogue.resolve("sql", &caller()).await;
         assert!(matches!(told, Resolution::Loading { retry_after: RETRY, .. }));
         assert!(matches!(catalogue.resolve("tiny", &caller()).await, Resolution::Ready(Route::Base { .. })));
-        assert!(catalogue.knows("sql"), "it costs no look-up");
+        assert!(catalogue.knows("sql", &caller()), "it costs no look-up");
         catalogue.without_adapters();
         assert!(is_unknown(&catalogue.resolve("sql", &caller()).await));
     }

@@ -14,9 +14,9 @@ use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{Policy, UnixTime};
 use crate::install::Limits;
 use crate::local::{Client, chain};
-use crate::protocol::pb::FoundArtifact;
+use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 use crate::proxy::BoxFuture;
-use crate::serve::adapters::{Delivery, FetchError, Files, LookError, Offer, Progress, Signed, Source};
+use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
 use crate::serve::warm;
 
 /// Artifacts whose identity is remembered between a look and a fetch.
@@ -63,6 +63,12 @@ impl Fleet {
         }
     }
 
+    /// False, too, where there is no origin, or none that answers.
+    async fn origin_has(&self, identity: &IdentityId, artifact: &ArtifactId) -> bool {
+        let Ok(client) = self.client().await else { return false };
+        matches!(timeout(PATIENCE, client.origin_has(identity, artifact)).await, Ok(Ok(true)))
+    }
+
     async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Option<Offer>>, String> {
         let identities: Result<Vec<SourceIdentity>, SourceIdentityError> =
             aliases.iter().map(|alias| release::identity(&self.base, alias)).collect();
@@ -85,15 +91,50 @@ impl Fleet {
         Ok(offers.collect())
     }
 
-    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+    async fn others(&self, aliases: &[Alias]) -> Result<Vec<Option<Foreign>>, String> {
+        let family = |alias: &Alias| {
+            let identity = release::identity(&self.base, alias).map_err(|error| error.to_string())?.id();
+            let (family, identity) = (release::FAMILY.to_owned(), bytes::Bytes::copy_from_slice(identity.as_bytes()));
+            Ok::<_, String>(FamilyIdentity { family, identity, subject: alias.to_string() })
+        };
+        let families = aliases.iter().map(family).collect::<Result<Vec<_>, _>>()?;
+        let client = self.client().await?;
+        let asked = timeout(PATIENCE, client.nearby(NearbyRequest { families, budget_ms: 0 })).await;
+        let near = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?.artifacts;
+        // Newest first: of several base models, the one that somebody trained it for last.
+        Ok(aliases.iter().map(|alias| near.iter().find_map(|one| foreign(one, alias, &self.base))).collect())
+    }
+
+    /// What was looked up as this artifact.
+    fn looked_up(&self, artifact: &ArtifactId) -> Result<(Alias, SourceIdentity), FetchError> {
         let unavailable = || FetchError::Unavailable("it was not looked up before".to_owned());
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
-        let (alias, identity) = seen.ok_or_else(unavailable)?;
+        seen.ok_or_else(unavailable)
+    }
+
+    fn wanted<'a>(&'a self, (alias, identity): &'a (Alias, SourceIdentity)) -> Result<warm::Wanted<'a>, FetchError> {
+        Ok(warm::Wanted { identity, subject: alias.as_str(), policy: self.policy()?, budget: BUDGET })
+    }
+
+    /// Published since the look, it may be another one than was asked for: that one is asked for next.
+    fn admitted(&self, admitted: &Admitted, looked_up: (Alias, SourceIdentity)) -> Result<Arc<Signed>, FetchError> {
+        let signed = Arc::new(signed(admitted)?);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, looked_up);
+        Ok(signed)
+    }
+
+    async fn describe(&self, artifact: &ArtifactId) -> Result<Arc<Signed>, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
         let client = self.client().await.map_err(FetchError::Unavailable)?;
-        let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
-        let signed = Arc::new(signed(delivery.admitted())?);
-        // Published since the look, it may be another one than was asked for: that one is asked for next.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, (alias, identity));
+        let admitted = self.wanted(&looked_up)?.manifest(client).await?;
+        self.admitted(&admitted, looked_up)
+    }
+
+    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
+        let client = self.client().await.map_err(FetchError::Unavailable)?;
+        let delivery = warm::Delivery::open(client, self.wanted(&looked_up)?).await?;
+        let signed = self.admitted(delivery.admitted(), looked_up)?;
         Ok(Delivery { signed, files: Box::new(Incoming { delivery, limits: self.limits }) })
     }
 }
@@ -107,6 +148,15 @@ fn offer(found: &FoundArtifact) -> Option<Offer> {
         size: found.size,
         holders: found.holders as usize,
     })
+}
+
+/// Of a manifest that the agent's policy has accepted.
+fn foreign(told: &NearbyArtifact, alias: &Alias, served: &BaseModel) -> Option<Foreign> {
+    let attribute = |name| told.attributes.get(name);
+    let base: BaseModel = attribute(release::BASE_MODEL)?.parse().ok()?;
+    let owner = attribute(release::OWNER).map(|owner| owner.parse()).transpose().ok()?;
+    let is_it = told.subject == alias.as_str() && attribute(release::ALIAS)? == alias.as_str();
+    (is_it && !base.matches(served)).then_some(Foreign { base, owner })
 }
 
 fn signed(admitted: &Admitted) -> Result<Signed, FetchError> {
@@ -159,6 +209,14 @@ impl Source for Fleet {
         Box::pin(async move { self.newest(aliases).await.map_err(LookError) })
     }
 
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
+        Box::pin(async move { self.others(aliases).await.map_err(LookError) })
+    }
+
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>> {
+        Box::pin(self.describe(artifact))
+    }
+
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
         Box::pin(self.deliver(artifact))
     }
@@ -169,7 +227,8 @@ impl Source for Fleet {
             let Some((_, identity)) = seen else { return false };
             let found = self.found(&[identity.id()]).await.unwrap_or_default();
             let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
-            found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here))
+            let is_held = found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here));
+            is_held || self.origin_has(&identity.id(), artifact).await
         })
     }
 

@@ -34,6 +34,7 @@ pub struct Adapter {
     alias: String,
     config: Value,
     weights: Vec<u8>,
+    base: String,
     owner: Option<Address>,
 }
 
@@ -52,7 +53,7 @@ impl Adapter {
             "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"],
             "base_model_name_or_path": "base",
         });
-        Self { alias: alias.to_owned(), config, weights, owner: None }
+        Self { alias: alias.to_owned(), config, weights, base: "base".to_owned(), owner: None }
     }
 
     pub fn with(mut self, key: &str, value: Value) -> Self {
@@ -62,6 +63,11 @@ impl Adapter {
 
     pub fn with_weights(self, weights: &[u8]) -> Self {
         Self { weights: weights.to_vec(), ..self }
+    }
+
+    /// What the adapter itself says and what is signed.
+    pub fn for_base(self, base: &str) -> Self {
+        Self { base: base.to_owned(), ..self.with("base_model_name_or_path", json!(base)) }
     }
 
     pub fn owned_by(self, address: &str) -> Self {
@@ -90,14 +96,14 @@ impl Fleet {
 
     /// Returns once the node that serves hears of it, by what everybody asks for it.
     pub async fn publish(&self, adapter: Adapter) -> IdentityId {
-        let Adapter { alias, config, weights, owner } = adapter;
+        let Adapter { alias, config, weights, base, owner } = adapter;
         let directory = self.cluster.path(&format!("{alias}-trained"));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
         std::fs::write(directory.join("adapter_model.safetensors"), weights).unwrap();
         let release = Release {
             alias: alias.parse().unwrap(),
-            base: "base".parse().unwrap(),
+            base: base.parse().unwrap(),
             content: ContentId::try_from(&[0; 32][..]).unwrap(),
             rank: 8,
             dora: config["use_dora"] == true,
