@@ -235,7 +235,7 @@ async fn nodes_are_counted_and_forgotten_once_however_many_servers_there_are() {
     // Left are the epoch, the settings, the log and the leader.
     assert_eq!(redis.ask(&["DBSIZE"]).trim(), "4");
     let texts: Vec<_> = servers.iter().map(|(_, metrics)| crate::telemetry::encode(metrics)).collect();
-    let with = |line: &str| texts.iter().filter(|text| text.contains(line)).count();
+    let with = |line: &str| texts.iter().filter(|text| text.contains(&format!("\n{line}\n"))).count();
     assert_eq!(with("warmd_metadata_leads 1"), 1);
     assert_eq!(with("warmd_metadata_shared_store_up 1"), 3);
     assert_eq!(with("warmd_metadata_lease_expiries_total 1"), 1);

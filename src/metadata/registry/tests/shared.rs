@@ -175,6 +175,8 @@ impl World {
             }
             92..94 => self.servers[server] = Server::start(&self.store),
             94..96 => self.reap(server),
+            // Once in a while long enough for everybody to be forgotten.
+            96..99 if self.rng.random_bool(0.02) => self.now += seconds(200),
             96..99 => self.now += Duration::from_millis(self.rng.random_range(0..20_000)),
             _ => {
                 let seed = self.rng.random_range(0..self.agents.len());
