@@ -5,7 +5,7 @@
 //! epoch, by which agents notice that its knowledge may be gone and announce everything again. What the backend keeps on disk
 //! only bridges the time until they did.
 //!
-//! Several servers can share one store instead ([`backend::shared`]); each has all of the directory in memory.
+//! Several servers can share one store instead (`backend::shared`); each has all of the directory in memory.
 //!
 //! An agent has a [`Client`], and one [`Announcer`] whose task alone speaks for the node, so that nothing is said after STALE.
 

@@ -130,11 +130,11 @@ impl NodeTls {
     }
 
     /// Names the cluster's authorities: a digest of their public keys; `None` where only listed nodes are admitted.
-    pub fn cluster(&self) -> Option<String> {
+    pub fn cluster(&self) -> Option<KeyId> {
         let roots = self.admission.roots.as_ref()?;
-        let mut keys: Vec<&[u8]> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
+        let mut keys: Vec<_> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
         keys.sort_unstable();
-        Some(KeyId::of(&keys.concat()).to_string())
+        Some(KeyId::of(&keys.concat()))
     }
 
     /// For accepting: every client must present an admitted certificate.

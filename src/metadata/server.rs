@@ -132,7 +132,7 @@ impl Server {
             Store::Memory => (None, None),
             Store::File(directory) => (Some(directory.as_path()), None),
             Store::Shared(url, redis) => {
-                let cluster = tls.cluster();
+                let cluster = tls.cluster().map(|authority| authority.to_string());
                 let join = Follower::join(url, redis, &config.registry, cluster.as_deref(), epoch);
                 (None, Some(join.await?))
             }

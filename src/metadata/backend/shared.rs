@@ -113,31 +113,49 @@ impl Shared {
 
     /// Does a change in the store and waits until the registry has it.
     pub(in crate::metadata) async fn change(&self, directory: &Directory, change: &Change) -> Result<(), ChangeError> {
+        let mut unknown = false;
         for _ in 0..ATTEMPTS {
             let (link, epoch) = self.link()?;
             let decision = directory.read(|registry, _| registry.decide(change)).map_err(ChangeError::Registry)?;
             let Some(decision) = decision else {
-                // Nothing to do, if we know all that there is.
-                let last = link.last().await.inspect_err(|_| self.reload.notify_one())?;
-                if last <= *self.applied.borrow() {
+                if self.knows_all(&link).await? {
                     return Ok(());
                 }
-                self.applied(last).await?;
                 continue;
             };
             let committed = link.commit(change, &decision, epoch).await;
+            unknown = false;
             match committed.inspect_err(|_| self.reload.notify_one())? {
                 Committed::Done(version) => return Ok(self.applied(version).await?),
                 Committed::Conflict(version) if version > *self.applied.borrow() => self.applied(version).await?,
-                Committed::Conflict(_) => tokio::time::sleep(AGAIN).await,
-                Committed::OtherEpoch => {
-                    self.reload.notify_one();
-                    return Err(StoreError::Loading.into());
+                // Forgotten, which the log tells us in a moment.
+                Committed::Conflict(version) if version == Version::default() => {
+                    unknown = true;
+                    tokio::time::sleep(AGAIN).await;
                 }
+                // We had not applied it when we decided.
+                Committed::Conflict(version)
+                    if directory.read(|registry, _| registry.version_of(change.node())) >= version => {}
+                Committed::Conflict(_) | Committed::OtherEpoch => return Err(self.disagrees().into()),
             }
         }
+        Err(if unknown { self.disagrees() } else { StoreError::Contended }.into())
+    }
+
+    /// Whether the registry has every change; waits for what it has not.
+    async fn knows_all(&self, link: &Link) -> Result<bool, StoreError> {
+        let last = link.last().await.inspect_err(|_| self.reload.notify_one())?;
+        if last <= *self.applied.borrow() {
+            return Ok(true);
+        }
+        self.applied(last).await?;
+        Ok(false)
+    }
+
+    /// The registry is not what the store has: it is read again.
+    fn disagrees(&self) -> StoreError {
         self.reload.notify_one();
-        Err(StoreError::Contended.into())
+        StoreError::Loading
     }
 
     async fn applied(&self, version: Version) -> Result<(), StoreError> {

@@ -107,10 +107,10 @@ impl Registry {
         }
     }
 
-    /// Whether a change of this node was applied, or a later one.
-    pub fn knows(&self, node: NodeId, version: Version) -> bool {
+    /// The last change of a node that was applied; the default if the node is not known.
+    pub fn version_of(&self, node: NodeId) -> Version {
         let node = self.by_id.get(&node).and_then(|slot| self.nodes.get(*slot));
-        node.is_some_and(|node| node.version >= version)
+        node.map_or_else(Version::default, |node| node.version)
     }
 
     /// Nodes that lapsed or ended more than `forget` ago; walks all nodes.

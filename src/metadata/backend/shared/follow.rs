@@ -205,10 +205,13 @@ impl Session<'_> {
 
     async fn reread(&self, line: &Line) -> Result<(), StoreError> {
         let record = self.link.node(line.node).await?;
-        self.directory.change_at(line.at, |registry, now| match &record {
-            Some(record) if registry.knows(line.node, record.version) => {}
-            Some(record) => adopt(registry, record),
-            None => registry.apply(&Change::Forget(line.node), line.version, now),
+        self.directory.change_at(line.at, |registry, now| {
+            registry.expire(now);
+            match &record {
+                Some(record) if registry.version_of(line.node) >= record.version => {}
+                Some(record) => adopt(registry, record),
+                None => registry.apply(&Change::Forget(line.node), line.version, now),
+            }
         });
         Ok(())
     }
