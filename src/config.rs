@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::identity::NodeConfig;
-use crate::metadata;
 use crate::metadata::registry::Config as Limits;
+use crate::metadata::{self, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
 
 pub use agent::{AgentFile, EngineSection, ServedEngine};
@@ -66,6 +66,7 @@ pub struct MetadataConfig {
     pub drain_deadline: Duration,
     pub node: NodeConfig,
     pub server: ServerSection,
+    pub redis: RedisConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -77,6 +78,7 @@ impl Default for MetadataConfig {
             drain_deadline: Duration::from_secs(10),
             node: NodeConfig::default(),
             server: ServerSection::default(),
+            redis: RedisConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }
@@ -87,8 +89,11 @@ impl MetadataConfig {
     pub fn server_config(&self) -> metadata::Config {
         let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections } = self.server.clone();
         let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
-        let data = Some(data.unwrap_or_else(|| self.state_dir.clone()));
-        metadata::Config { data, registry, max_connections, ..metadata::Config::new(listen) }
+        let store = match &self.redis.url {
+            Some(url) => Store::Shared(url.clone(), self.redis.clone()),
+            None => Store::File(data.unwrap_or_else(|| self.state_dir.clone())),
+        };
+        metadata::Config { store, registry, max_connections, ..metadata::Config::new(listen) }
     }
 }
 
@@ -98,7 +103,7 @@ impl MetadataConfig {
 pub struct ServerSection {
     /// TCP address that agents reach the server at.
     pub listen: SocketAddr,
-    /// Directory of the database that bridges a restart. Absent: the state directory.
+    /// Directory of the database that bridges a restart. Absent: the state directory. Not used where a store is shared.
     pub data: Option<PathBuf>,
     /// How often nodes renew their leases.
     #[serde(with = "humantime_serde")]

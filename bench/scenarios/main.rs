@@ -42,6 +42,12 @@ pub(crate) struct Options {
     /// Only what warmd is compared with.
     #[arg(long)]
     without_warmd: bool,
+    /// The scenario `metadata` with servers that share a Redis or Valkey, which must be installed.
+    #[arg(long)]
+    redis: bool,
+    /// Most servers that share it.
+    #[arg(long, default_value_t = 3)]
+    servers: usize,
     /// The child of the scenario `metadata`: serves with the keys in this directory.
     #[arg(long, hide = true, value_name = "DIR")]
     serve_metadata: Option<PathBuf>,

@@ -34,8 +34,8 @@ pub(super) struct Options {
     /// UDP address that peers reach this node at (`transport.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Metadata server, `HOST:PORT` or `NODE_ID@HOST:PORT`; may be repeated (`metadata.servers`)
-    #[arg(long, value_name = "SERVER")]
+    /// Metadata servers, each `HOST:PORT` or `NODE_ID@HOST:PORT`, with commas or repeated (`metadata.servers`)
+    #[arg(long, value_name = "SERVERS", value_delimiter = ',')]
     metadata: Vec<String>,
     /// Unix socket of the local API (`local.socket`)
     #[arg(long, value_name = "PATH")]

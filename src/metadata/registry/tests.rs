@@ -1,4 +1,5 @@
 mod model;
+mod shared;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
