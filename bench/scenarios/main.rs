@@ -113,7 +113,8 @@ fn main() -> Result<()> {
     done
 }
 
-fn run(options: &Options, report: &mut Report) -> Result<()> {
+/// What the programs of `peers/` are needed for, which take minutes to build.
+fn run_with_peers(options: &Options, report: &mut Report) -> Result<()> {
     let peers = Peers::new(&options.dir)?;
     if options.wants(Scenario::Ceilings) {
         println!("{}", ceilings::run(report, &peers, &options.dir, options.size(), options.runs)?);
@@ -123,6 +124,13 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Corpora) {
         println!("{}", corpora::run(report, &peers, options)?);
+    }
+    Ok(())
+}
+
+fn run(options: &Options, report: &mut Report) -> Result<()> {
+    if [Scenario::Ceilings, Scenario::OneToOne, Scenario::Corpora].into_iter().any(|one| options.wants(one)) {
+        run_with_peers(options, report)?;
     }
     if options.wants(Scenario::Install) && options.with_warmd() {
         println!("{}", corpora::install(report, options)?);

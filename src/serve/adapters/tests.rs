@@ -306,6 +306,7 @@ async fn a_new_start_has_what_the_last_one_had_without_the_network() {
     let Node { root, fleet, engine, epoch, adapters } = node;
     let adapters = Arc::into_inner(adapters).unwrap();
     assert!(adapters.shutdown(Duration::from_secs(5)).await);
+    drop(adapters);
     fleet.is_down(true);
     engine.loaded.lock().unwrap().clear();
     let adapters = start(root.path(), &fleet, &engine, &epoch, AdaptersConfig::default(), Arc::new(Everybody));

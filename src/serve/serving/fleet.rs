@@ -19,7 +19,7 @@ use crate::proxy::BoxFuture;
 use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
 use crate::serve::warm;
 
-/// Artifacts whose identity is remembered between a look and a fetch.
+/// Artifacts whose identity is remembered until a fetch.
 const MAX_SEEN: usize = 16 * 1024;
 
 /// For one transfer, as the agent is told; whoever asks has a deadline of its own.
@@ -75,20 +75,24 @@ impl Fleet {
         let identities = identities.map_err(|error| error.to_string())?;
         let ids: Vec<IdentityId> = identities.iter().map(SourceIdentity::id).collect();
         let found = self.found(&ids).await?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() > MAX_SEEN {
-            seen.clear();
-        }
         let offers = aliases.iter().zip(identities).map(|(alias, identity)| {
             let id = identity.id();
             let of_alias =
                 found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
             let newest = of_alias.max_by_key(|one| (one.created_s, one.generation))?;
             let offer = offer(newest)?;
-            seen.insert(offer.artifact, (alias.clone(), identity));
+            self.saw(offer.artifact, alias.clone(), identity);
             Some(offer)
         });
         Ok(offers.collect())
+    }
+
+    fn saw(&self, artifact: ArtifactId, alias: Alias, identity: SourceIdentity) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() > MAX_SEEN {
+            seen.clear();
+        }
+        seen.insert(artifact, (alias, identity));
     }
 
     async fn others(&self, aliases: &[Alias]) -> Result<Vec<Option<Foreign>>, String> {
@@ -119,7 +123,8 @@ impl Fleet {
     /// Published since the look, it may be another one than was asked for: that one is asked for next.
     fn admitted(&self, admitted: &Admitted, looked_up: (Alias, SourceIdentity)) -> Result<Arc<Signed>, FetchError> {
         let signed = Arc::new(signed(admitted)?);
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, looked_up);
+        let (alias, identity) = looked_up;
+        self.saw(signed.artifact, alias, identity);
         Ok(signed)
     }
 
@@ -234,6 +239,11 @@ impl Source for Fleet {
 
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {
         let admitted = SignedManifest::admit(bytes::Bytes::copy_from_slice(envelope), self.policy()?, UnixTime::now());
-        signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)
+        let signed = signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)?;
+        // What was made of it may be of no use any more: its files can be had again without a look.
+        if let Ok(identity) = release::identity(&self.base, &signed.release.alias) {
+            self.saw(signed.artifact, signed.release.alias.clone(), identity);
+        }
+        Ok(signed)
     }
 }
