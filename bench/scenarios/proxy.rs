@@ -203,7 +203,8 @@ fn nginx_command(dir: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result
              events {{ worker_connections 4096; }}\n\
              http {{ access_log off; client_body_temp_path {run}/body; proxy_temp_path {run}/proxy;\n\
              fastcgi_temp_path {run}/f; uwsgi_temp_path {run}/u; scgi_temp_path {run}/s;\n\
-             upstream engine {{ server {upstream}; keepalive 512; }}\n\
+             keepalive_requests 1000000000;\n\
+             upstream engine {{ server {upstream}; keepalive 512; keepalive_requests 1000000000; }}\n\
              server {{ listen {listen}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
              proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n"
         ),
