@@ -111,6 +111,12 @@ fn main() -> Result<()> {
 }
 
 fn run(options: &Options, report: &mut Report) -> Result<()> {
+    if options.wants(Scenario::Metadata) && options.with_warmd() {
+        println!("{}", metadata::run(report, options)?);
+    }
+    if options.scenario == Scenario::Metadata {
+        return Ok(());
+    }
     let peers = Peers::new(&options.dir)?;
     if options.wants(Scenario::Ceilings) {
         println!("{}", ceilings::run(report, &peers, &options.dir, options.size(), options.runs)?);
@@ -132,9 +138,6 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::KillHolder) && options.with_warmd() {
         println!("{}", swarm::kill_holder(report, options)?);
-    }
-    if options.wants(Scenario::Metadata) && options.with_warmd() {
-        println!("{}", metadata::run(report, options)?);
     }
     if options.wants(Scenario::Proxy) && options.with_warmd() {
         println!("{}", proxy::run(report, options)?);
