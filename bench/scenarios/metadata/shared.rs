@@ -35,7 +35,7 @@ pub(super) fn run(report: &mut Report, options: &Options) -> Result<String> {
             announced.push(announce);
             looked.push(lookup);
         }
-        let name = |what: String| format!("{count} servers: {what}");
+        let name = |what: String| format!("servers {count}: {what}");
         rows.push(Row { name: name(format!("{} announcements", NODES / fewer)), samples: announced });
         rows.push(Row { name: name(format!("{} lookups by {count} clients", LOOKUPS / fewer)), samples: looked });
     }
