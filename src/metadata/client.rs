@@ -26,7 +26,7 @@ use crate::protocol::metadata::{
     Withdrawal, pb,
 };
 pub use address::{InvalidServerAddr, ServerAddr};
-use connect::Link;
+use connect::{Link, MAX_ADDRESSES};
 pub use metrics::ClientMetrics;
 use metrics::{Call, CallResult};
 
@@ -109,31 +109,42 @@ impl fmt::Display for Words {
 struct Server {
     addr: ServerAddr,
     link: Arc<Link>,
-    rpc: Mutex<Rpc>,
+    channel: Mutex<Numbered>,
+}
+
+/// A channel, and how many there were before it.
+#[derive(Clone)]
+struct Numbered {
+    number: u64,
+    rpc: Rpc,
 }
 
 impl Server {
     fn new(link: Link, addr: ServerAddr) -> Self {
         let link = Arc::new(link);
-        let rpc = Mutex::new(Self::open(&link));
-        Self { addr, link, rpc }
+        let channel = Mutex::new(Self::open(&link, 0));
+        Self { addr, link, channel }
     }
 
-    fn open(link: &Arc<Link>) -> Rpc {
-        Rpc::new(link.channel()).max_decoding_message_size(MAX_MESSAGE)
+    fn open(link: &Arc<Link>, number: u64) -> Numbered {
+        Numbered { number, rpc: Rpc::new(link.channel()).max_decoding_message_size(MAX_MESSAGE) }
     }
 
-    fn rpc(&self) -> MutexGuard<'_, Rpc> {
-        self.rpc.lock().unwrap_or_else(PoisonError::into_inner)
+    fn channel(&self) -> MutexGuard<'_, Numbered> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a call without an answer: whether another address of the name can be tried.
-    fn turn_away(&self) -> bool {
-        let more = self.link.turn_away();
-        if more {
-            *self.rpc() = Self::open(&self.link);
+    /// After a call over channel `used` without an answer: whether another address of the name can be tried.
+    fn turn_away(&self, used: u64) -> bool {
+        let mut channel = self.channel();
+        // Else another call has turned away already, and its new channel is as new to us.
+        if channel.number == used {
+            if !self.link.turn_away() {
+                return false;
+            }
+            *channel = Self::open(&self.link, used + 1);
         }
-        more
+        true
     }
 }
 
@@ -265,8 +276,9 @@ impl Client {
         for turn in 0..servers.len() {
             let at = (first + turn) % servers.len();
             let server = &servers[at];
-            loop {
-                match self.ask(server, method, &rpc, &convert).await {
+            for _ in 0..MAX_ADDRESSES {
+                let Numbered { number, rpc: channel } = server.channel().clone();
+                match self.ask(server, method, rpc(channel), &convert).await {
                     Err(error @ (ClientError::Unavailable { .. } | ClientError::Protocol { .. })) => {
                         tracing::debug!(server = %server.addr, error = &error as &dyn std::error::Error, "metadata call");
                         last = error;
@@ -277,7 +289,7 @@ impl Client {
                         return other;
                     }
                 }
-                if !server.turn_away() {
+                if !server.turn_away(number) {
                     break;
                 }
             }
@@ -285,15 +297,14 @@ impl Client {
         Err(last)
     }
 
-    async fn ask<T, D, F: Future<Output = Result<Response<T>, Status>>>(
+    async fn ask<T, D>(
         &self,
         server: &Server,
         method: Call,
-        rpc: impl Fn(Rpc) -> F,
+        asked: impl Future<Output = Result<Response<T>, Status>>,
         convert: impl Fn(&Server, T) -> Result<D, ProtocolError>,
     ) -> Result<D, ClientError> {
         let Inner { deadline, metrics, .. } = &*self.0;
-        let asked = rpc(server.rpc().clone());
         let answered = match tokio::time::timeout(*deadline, asked).await {
             Ok(Ok(response)) => convert(server, response.into_inner())
                 .map_err(|source| ClientError::Protocol { server: server.addr.clone(), source }),

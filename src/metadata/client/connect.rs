@@ -23,7 +23,7 @@ const MAX_HEADERS: u32 = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 8;
+pub(super) const MAX_ADDRESSES: usize = 8;
 
 /// The way to one server, or to several that share a name.
 pub(super) struct Link {

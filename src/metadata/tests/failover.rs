@@ -62,3 +62,23 @@ async fn an_address_that_never_answers_costs_only_its_share_of_the_deadline() {
     }
     server.shutdown(PATIENCE).await;
 }
+
+#[tokio::test]
+async fn calls_that_lose_their_server_together_are_all_answered_by_the_next() {
+    let cluster = Cluster::new(1);
+    let (servers, addrs) = named(&cluster).await;
+    let client = of_name(&cluster, addrs);
+    let first = epoch(&client).await;
+    let [one, other] = <[Server; 2]>::try_from(servers).unwrap();
+    let direct = cluster.client(3, &one);
+    let (served, idle) = if epoch(&direct).await == first { (one, other) } else { (other, one) };
+    let calls = async {
+        // Some of these are under way when the server ends.
+        for _ in 0..20 {
+            futures_util::future::join_all((0..16).map(|_| epoch(&client))).await;
+        }
+    };
+    tokio::join!(calls, served.shutdown(Duration::ZERO));
+    assert_ne!(epoch(&client).await, first);
+    idle.shutdown(PATIENCE).await;
+}
