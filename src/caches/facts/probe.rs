@@ -198,10 +198,8 @@ impl Probe {
         // Start-up files of a site may print before the answer.
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.trim_end().lines().last().unwrap_or("");
-        serde_json::from_str(last).map_err(|_| ProbeError::Garbage {
-            python,
-            said: printable(&last.chars().take(100).collect::<String>()),
-        })
+        serde_json::from_str(last)
+            .map_err(|_| ProbeError::Garbage { python, said: printable(&last.chars().take(100).collect::<String>()) })
     }
 
     /// What was asked for has an answer that an identity can hold, or a reason why not.
