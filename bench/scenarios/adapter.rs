@@ -40,11 +40,11 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
     fresh(&dir)?;
     let (upstream, listen): (SocketAddr, SocketAddr) = (free_port()?.parse()?, free_port()?.parse()?);
     let metrics = free_port()?;
-    let _engine = engine_process(upstream)?;
+    let _engine = engine_process(upstream, &dir)?;
     let mut cluster = Cluster::start(&dir.join("cluster"))?;
     cluster.start_agent("trainer")?;
     cluster.start_agent("pod")?;
-    let _serving = cluster.serve_adapters("pod", &dir, upstream, listen, &metrics)?;
+    let _serving = cluster.serve_adapters("pod", &dir, &format!("http://{upstream}"), listen, &metrics)?;
     ready(listen)?;
     let layers = if options.quick { LAYERS / 10 } else { LAYERS };
     let mut rows: Vec<Row> = STAGES

@@ -100,7 +100,7 @@ fn main() -> Result<()> {
         return metadata::serve(dir);
     }
     if let Some(addr) = options.serve_engine {
-        return proxy::engine::serve(addr);
+        return proxy::engine::serve(addr, &options.dir);
     }
     options.dir.push(format!("warmd-bench-{}", std::process::id()));
     fresh(&options.dir)?;

@@ -124,7 +124,7 @@ impl Cluster {
         &self,
         agent: &str,
         dir: &Path,
-        upstream: SocketAddr,
+        upstream: &str,
         listen: SocketAddr,
         keyed: bool,
     ) -> Result<(Killed, Option<String>)> {
@@ -147,7 +147,7 @@ impl Cluster {
         &self,
         agent: &str,
         dir: &Path,
-        upstream: SocketAddr,
+        upstream: &str,
         listen: SocketAddr,
         metrics: &str,
     ) -> Result<Killed> {
@@ -160,10 +160,10 @@ impl Cluster {
         Ok(process)
     }
 
-    fn serve_command(&self, agent: &str, dir: &Path, upstream: SocketAddr, listen: SocketAddr) -> Result<Command> {
+    fn serve_command(&self, agent: &str, dir: &Path, upstream: &str, listen: SocketAddr) -> Result<Command> {
         let state = dir.join(format!("serve-{}", listen.port()));
         let mut serve = Command::new(WARMD);
-        serve.arg("serve").arg("--attach").arg(format!("http://{upstream}")).args(["--listen", &listen.to_string()]);
+        serve.arg("serve").args(["--attach", upstream]).args(["--listen", &listen.to_string()]);
         serve.arg("--state-dir").arg(&state).arg("--socket").arg(&self.agent(agent)?.socket);
         serve.arg("--policy").arg(self.dir.join("policy.toml"));
         Ok(serve)

@@ -23,8 +23,9 @@ impl Slots {
     /// None if all are taken.
     pub(super) fn take(self: &Arc<Self>) -> Option<Slot> {
         let more = |taken| (taken < self.max).then_some(taken + 1);
-        let before = self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
-        if before == 0 {
+        self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        // Another one that was taken a moment ago may not be told yet, and who has a place counts on the watch.
+        if *self.told.borrow() == 0 {
             self.tell();
         }
         Some(Slot(self.clone()))

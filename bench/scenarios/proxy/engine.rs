@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -28,16 +29,27 @@ const EVENT: &str = r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","crea
 pub(super) const PACE: Duration = Duration::from_millis(10);
 pub(super) const TOKENS: usize = 200;
 
-/// Serves until the process is killed.
-pub(crate) fn serve(addr: SocketAddr) -> Result<()> {
+/// Where the engine at `addr` is reached as well.
+pub(super) fn socket(dir: &Path, addr: SocketAddr) -> PathBuf {
+    dir.join(format!("engine-{}.sock", addr.port()))
+}
+
+/// Serves until the process is killed, at a TCP address and on a Unix socket.
+pub(crate) fn serve(addr: SocketAddr, dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        let listener = TcpListener::bind(addr).await?;
+        let (tcp, unix) = (TcpListener::bind(addr).await?, UnixListener::bind(socket(dir, addr))?);
         let state = Arc::new(State::default());
         let mut connections = JoinSet::new();
         loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
+            let stream = tokio::select! {
+                accepted = tcp.accept() => {
+                    let (stream, _) = accepted?;
+                    stream.set_nodelay(true)?;
+                    tokio_util::either::Either::Left(stream)
+                }
+                accepted = unix.accept() => tokio_util::either::Either::Right(accepted?.0),
+            };
             let state = state.clone();
             let service = service_fn(move |request| answer(request, state.clone()));
             while connections.try_join_next().is_some() {}
