@@ -6,6 +6,7 @@ mod convert;
 mod epoch;
 mod fetching;
 mod holdings;
+mod link;
 mod publish;
 mod starts;
 mod trust;
@@ -138,6 +139,10 @@ pub enum AgentError {
     Origin(#[from] OriginError),
     #[error("no address to announce: set `advertise` to the addresses under which peers reach this node")]
     NoAddress,
+    #[error("`provide.link_share` is above 0 and at most 1, not {0}")]
+    LinkShare(f64),
+    #[error("`provide.link_share`: the kernel tells the speed of no link: say `provide.max_rate` in bytes a second")]
+    LinkSpeed,
     #[error("serve metrics on {addr}")]
     Metrics { addr: SocketAddr, source: std::io::Error },
     #[error("remember the agent's epoch in {path}", path = path.display())]
@@ -178,8 +183,8 @@ impl Agent {
         let transfer_metrics = crate::transfer::Metrics::register(&mut registry);
         let serving = Arc::new(Tasks::new());
         let working = Arc::new(Tasks::new());
-        let provider =
-            Provider::new(store.clone(), config.provide.clone(), trust.may_serve(), transfer_metrics.clone());
+        let provide = link::capped(config.provide.clone(), link::fastest)?;
+        let provider = Provider::new(store.clone(), provide, trust.may_serve(), transfer_metrics.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);

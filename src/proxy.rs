@@ -17,6 +17,7 @@ mod json;
 pub mod limits;
 mod metrics;
 mod models;
+mod pace;
 pub mod pause;
 mod request;
 mod rewrite;
@@ -29,6 +30,7 @@ mod trace;
 mod upstream;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -87,6 +89,11 @@ impl Proxy {
             admission,
             metrics,
         })
+    }
+
+    /// The median time between tokens of streams since the last call; none if there were too few to tell.
+    pub fn take_pace(&self) -> Option<Duration> {
+        self.metrics.pace.take()
     }
 
     /// Zero while there is no request that the engine may be working on.

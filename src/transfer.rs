@@ -5,12 +5,12 @@
 //! verified is in the store at once, where the provider of the same node serves it onward.
 
 mod buffers;
+mod cap;
 mod connections;
 mod fetch;
 mod metrics;
 pub mod plan;
 mod provide;
-mod rate;
 mod request;
 
 pub use connections::Connections;

@@ -1,38 +1,59 @@
-//! QUIC between nodes: connections to pinned peers, one bidirectional stream a request. The only place that names quinn.
+//! Between nodes: connections to pinned peers, one bidirectional stream a request. QUIC, and TCP where UDP does not get
+//! through: a peer that does not answer one is asked by the other. The only place that names quinn and h2.
 //!
 //! Knows bytes, not artifacts. A puller's connections receive a lot and a holder's receive next to nothing, so the two have
 //! different windows: what a hostile client can pin in a holder's memory stays small.
 
+mod choice;
 mod config;
 mod connection;
+mod quic;
 mod socket;
+mod tcp;
+mod traffic;
 
-pub use config::{Congestion, TransportConfig};
-pub use connection::{Connection, Incoming, PathStats, RecvStream, SendStream};
+pub use config::{Carriers, Congestion, TransportConfig};
+pub use connection::{Carried, Connection, Incoming, PathStats, RecvStream, SendStream};
 pub use socket::Buffers;
 
+use std::future::pending;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::identity::{NodeId, NodeTls, PEER_ALPN, TlsError, server_name};
+use crate::identity::{NodeId, NodeTls, TlsError};
+use choice::Choice;
+use connection::Attempt;
 
 /// How long a TLS handshake with a peer may take before the next of its addresses is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What QUIC gets before TCP is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// Ports that are tried until one is free for both.
+const FREE_PORTS: u32 = 16;
+
+/// Largest piece in bytes that is read at once.
+const MAX_PIECE: u32 = 256 * 1024;
 
 /// A connection or stream failed. The variants are what a puller acts on.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     #[error("bind UDP socket on {addr}")]
     Bind { addr: SocketAddr, source: io::Error },
+    #[error("bind TCP socket on {addr} (`transport.carrier = \"quic\"` does without)")]
+    BindTcp { addr: SocketAddr, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("{0}")]
     Config(&'static str),
     #[error("no answer from {0} in time")]
     TimedOut(SocketAddr),
+    #[error("connect to {addr} over TCP: {source}")]
+    Unreachable { addr: SocketAddr, source: io::Error },
     #[error("peer {0} has no address")]
     NoAddress(NodeId),
     /// The peer is not who it should be, or does not admit us.
@@ -47,7 +68,7 @@ pub enum TransportError {
     Ended,
 }
 
-/// Why a stream was reset or a connection closed; goes over the wire as a QUIC application error code.
+/// Why a stream was reset or a connection closed; goes over the wire as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamCode {
     Done,
@@ -69,13 +90,13 @@ impl StreamCode {
         (Self::TooSlow, 5, "too slow"),
     ];
 
-    fn code(self) -> quinn::VarInt {
+    fn number(self) -> u32 {
         let found = Self::ALL.iter().find(|(code, ..)| *code == self);
-        quinn::VarInt::from_u32(found.map_or(2, |(_, number, _)| *number))
+        found.map_or(2, |(_, number, _)| *number)
     }
 
-    fn from_code(number: quinn::VarInt) -> Self {
-        let found = Self::ALL.iter().find(|(_, known, _)| u64::from(*known) == number.into_inner());
+    fn from_number(number: u32) -> Self {
+        let found = Self::ALL.iter().find(|(_, known, _)| *known == number);
         found.map_or(Self::Unknown, |(code, ..)| *code)
     }
 }
@@ -87,105 +108,187 @@ impl std::fmt::Display for StreamCode {
     }
 }
 
-/// This node's UDP sockets: one that accepts, and one or more of their own for dialling.
+/// How bytes get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    Quic,
+    Tcp,
+}
+
+/// This node's sockets: those that accept, and those that dial.
 pub struct Endpoint {
-    accepting: quinn::Endpoint,
-    dialling: Vec<quinn::Endpoint>,
-    next: AtomicUsize,
-    buffers: Buffers,
+    sides: Sides,
+    choice: Mutex<Choice>,
     local_addr: SocketAddr,
+}
+
+enum Sides {
+    Quic(quic::Sockets),
+    Tcp(tcp::Side),
+    /// At the same address.
+    Both(quic::Sockets, tcp::Side),
+}
+
+impl Sides {
+    fn quic(&self) -> Option<&quic::Sockets> {
+        match self {
+            Self::Quic(quic) | Self::Both(quic, _) => Some(quic),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    fn tcp(&self) -> Option<&tcp::Side> {
+        match self {
+            Self::Tcp(tcp) | Self::Both(_, tcp) => Some(tcp),
+            Self::Quic(_) => None,
+        }
+    }
 }
 
 impl Endpoint {
     pub fn bind(config: &TransportConfig, tls: &NodeTls) -> Result<Self, TransportError> {
         config.check()?;
-        let server = server_config(config, tls)?;
-        let client = client_config(config, tls)?;
-        let (accepting, buffers) = socket::bind(config.listen, config, Some(server))?;
-        let local_addr =
-            accepting.local_addr().map_err(|source| TransportError::Bind { addr: config.listen, source })?;
-        let any: IpAddr = match config.listen.ip() {
-            IpAddr::V4(ip) if ip.is_loopback() => ip.into(),
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(ip) if ip.is_loopback() => ip.into(),
-            IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let mut dialling = Vec::with_capacity(config.dial_sockets);
-        for _ in 0..config.dial_sockets {
-            let (mut endpoint, _) = socket::bind(SocketAddr::new(any, 0), config, None)?;
-            endpoint.set_default_client_config(client.clone());
-            dialling.push(endpoint);
+        let mut attempts = if config.listen.port() == 0 { FREE_PORTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match Self::bind_once(config, tls) {
+                // The port that was free for UDP is not for TCP.
+                Err(TransportError::BindTcp { .. }) if attempts > 0 => {}
+                bound => return bound,
+            }
         }
-        Ok(Self { accepting, dialling, next: AtomicUsize::new(0), buffers, local_addr })
+    }
+
+    fn bind_once(config: &TransportConfig, tls: &NodeTls) -> Result<Self, TransportError> {
+        let sides = match config.carrier {
+            Carriers::Quic => Sides::Quic(quic::Sockets::bind(config, tls)?),
+            Carriers::Tcp => Sides::Tcp(tcp::Side::bind(config.listen, config, tls)?),
+            Carriers::Auto => {
+                let quic = quic::Sockets::bind(config, tls)?;
+                let tcp = tcp::Side::bind(quic.local_addr, config, tls)?;
+                Sides::Both(quic, tcp)
+            }
+        };
+        let local_addr = match &sides {
+            Sides::Quic(quic) | Sides::Both(quic, _) => quic.local_addr,
+            Sides::Tcp(tcp) => tcp.local_addr,
+        };
+        Ok(Self { sides, choice: Mutex::default(), local_addr })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// What the kernel really gave the accepting socket.
-    pub fn buffers(&self) -> Buffers {
-        self.buffers
+    /// What the kernel really gave the accepting UDP socket.
+    pub fn buffers(&self) -> Option<Buffers> {
+        self.sides.quic().map(|quic| quic.buffers)
     }
 
     /// Dials `node` at its addresses in turn. Whoever answers must hold the key of `node`.
     pub async fn connect(&self, node: NodeId, addrs: &[SocketAddr]) -> Result<Connection, TransportError> {
         let mut last = TransportError::NoAddress(node);
         for &addr in addrs {
-            match tokio::time::timeout(CONNECT_TIMEOUT, self.dial(node, addr)).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = TransportError::TimedOut(addr),
+            let dialled = match &self.sides {
+                Sides::Quic(quic) => by_quic(quic, node, addr).await,
+                Sides::Tcp(tcp) => by_tcp(tcp, node, addr).await,
+                Sides::Both(quic, tcp) if self.choice().is_tcp(node, Instant::now()) => {
+                    match by_tcp(tcp, node, addr).await {
+                        Ok(connection) => return Ok(connection),
+                        Err(_) => self.choice().forget(node),
+                    }
+                    by_quic(quic, node, addr).await
+                }
+                Sides::Both(quic, tcp) => self.race(quic, tcp, node, addr).await,
+            };
+            match dialled {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn dial(&self, node: NodeId, addr: SocketAddr) -> Result<Connection, TransportError> {
-        let refused = |reason: String| TransportError::Refused { addr, reason };
-        let socket = self.next.fetch_add(1, Ordering::Relaxed) % self.dialling.len();
-        let connecting =
-            self.dialling[socket].connect(addr, &server_name(node)).map_err(|error| refused(error.to_string()))?;
-        let connection = connecting.await.map_err(|error| refused(error.to_string()))?;
-        Connection::new(connection).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))
+    /// QUIC, and TCP beside it if that gets no answer soon. A peer that refuses us by one refuses us by the other.
+    async fn race(
+        &self,
+        quic: &quic::Sockets,
+        tcp: &tcp::Side,
+        node: NodeId,
+        addr: SocketAddr,
+    ) -> Result<Connection, TransportError> {
+        let mut by_quic = pin!(by_quic(quic, node, addr));
+        let mut by_tcp = pin!(async {
+            tokio::time::sleep(HEAD_START).await;
+            by_tcp(tcp, node, addr).await
+        });
+        let answered = tokio::select! {
+            biased;
+            answered = &mut by_quic => match answered {
+                Err(TransportError::TimedOut(_)) => by_tcp.await,
+                other => return other,
+            },
+            answered = &mut by_tcp => match answered {
+                Err(_) => return by_quic.await,
+                answered => answered,
+            },
+        };
+        if answered.is_ok() && self.choice().needs_tcp(node, Instant::now()) {
+            let (node, minutes) = (node.short(), choice::REMEMBERED.as_secs() / 60);
+            tracing::warn!(%node, %addr, "no answer over UDP: the peer is asked over TCP for {minutes} min");
+        }
+        answered.map_err(|_| TransportError::TimedOut(addr))
+    }
+
+    fn choice(&self) -> MutexGuard<'_, Choice> {
+        self.choice.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next connection attempt; `None` once the endpoint is closed. Complete it in a task of its own.
     pub async fn accept(&self) -> Option<Incoming> {
-        self.accepting.accept().await.map(Incoming::new)
+        let quic = async {
+            match self.sides.quic() {
+                Some(quic) => quic.accept().await,
+                None => pending().await,
+            }
+        };
+        let tcp = async {
+            match self.sides.tcp() {
+                Some(tcp) => tcp.accept().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            arrived = quic => arrived.map(|incoming| Incoming::new(Attempt::Quic(Box::new(incoming)))),
+            arrived = tcp => arrived.map(|arrived| Incoming::new(Attempt::Tcp(arrived))),
+        }
     }
 
     /// Refuses new connections, ends the open ones, and waits until the peers were told, at most until `deadline`.
     pub async fn close(&self, code: StreamCode, deadline: Duration) {
-        let endpoints = || std::iter::once(&self.accepting).chain(&self.dialling);
-        endpoints().for_each(|endpoint| endpoint.close(code.code(), b""));
-        let idle = async {
-            for endpoint in endpoints() {
-                endpoint.wait_idle().await;
+        let quic = async {
+            if let Some(quic) = self.sides.quic() {
+                quic.close(code).await;
+            }
+        };
+        let tcp = async {
+            if let Some(tcp) = self.sides.tcp() {
+                tcp.close(code).await;
             }
         };
         // Peers that were not told in time find out by their own idle timeout.
-        let _ = tokio::time::timeout(deadline, idle).await;
+        let _ = tokio::time::timeout(deadline, async { tokio::join!(quic, tcp) }).await;
     }
 }
 
-fn server_config(config: &TransportConfig, tls: &NodeTls) -> Result<quinn::ServerConfig, TransportError> {
-    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls.server_config(PEER_ALPN)?)
-        .map_err(|_| TransportError::Config("the TLS configuration has no initial cipher suite for QUIC"))?;
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    server.transport_config(Arc::new(config.holder_side()));
-    // Pods do not roam; an address that changes in mid-connection is somebody else.
-    server.migration(false);
-    server.max_incoming(256);
-    Ok(server)
+async fn by_quic(quic: &quic::Sockets, node: NodeId, addr: SocketAddr) -> Result<Connection, TransportError> {
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, quic.dial(node, addr)).await;
+    dialled.map_err(|_| TransportError::TimedOut(addr))?.map(Connection::from)
 }
 
-fn client_config(config: &TransportConfig, tls: &NodeTls) -> Result<quinn::ClientConfig, TransportError> {
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls.client_config(PEER_ALPN)?)
-        .map_err(|_| TransportError::Config("the TLS configuration has no initial cipher suite for QUIC"))?;
-    let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-    client.transport_config(Arc::new(config.puller_side()));
-    Ok(client)
+async fn by_tcp(tcp: &tcp::Side, node: NodeId, addr: SocketAddr) -> Result<Connection, TransportError> {
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, tcp.dial(node, addr)).await;
+    dialled.map_err(|_| TransportError::TimedOut(addr))?.map(Connection::from)
 }
 
 #[cfg(test)]

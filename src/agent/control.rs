@@ -63,6 +63,9 @@ type Events<T> = ReceiverStream<Result<T, Status>>;
 
 pub(super) struct Control(Arc<Parts>);
 
+/// A minute.
+const MAX_BETWEEN_TOKENS_US: u64 = 60_000_000;
+
 /// What the handlers use.
 pub(super) struct Parts {
     pub(super) node: NodeId,
@@ -314,6 +317,18 @@ impl Agent for Control {
             Start::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.0.starts.count(&start);
         Ok(Response::new(pb::StartReported {}))
+    }
+
+    async fn report_serving(
+        &self,
+        request: Request<pb::ServingReport>,
+    ) -> Result<Response<pb::ServingReported>, Status> {
+        let between = request.into_inner().between_tokens_us;
+        if !(1..=MAX_BETWEEN_TOKENS_US).contains(&between) {
+            return Err(Status::invalid_argument("`between_tokens_us` is 1 to 60,000,000"));
+        }
+        self.0.provider.engine_serves(Duration::from_micros(between));
+        Ok(Response::new(pb::ServingReported {}))
     }
 
     async fn export(&self, request: Request<pb::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {

@@ -31,7 +31,7 @@ pub(super) struct Options {
     /// Keys, store and memory of the node (`state_dir`)
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// UDP address that peers reach this node at (`transport.listen`)
+    /// Address that peers reach this node at, over UDP and TCP (`transport.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
     /// Metadata servers, each `HOST:PORT` or `NODE_ID@HOST:PORT`, with commas or repeated (`metadata.servers`)

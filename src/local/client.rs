@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -17,8 +18,8 @@ use crate::protocol::pb::{
     ArchiveBytes, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply, InspectReply,
     InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest,
     OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent,
-    PublishRequest, PushReply, PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent,
-    VerifyRequest, WarmEvent, WarmRequest,
+    PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply, StatusRequest,
+    VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -116,6 +117,13 @@ impl Client {
 
     pub async fn report_start(&self, report: StartReport) -> Result<(), ClientError> {
         self.agent.clone().report_start(report).await?;
+        Ok(())
+    }
+
+    /// What clients of the engine beside the agent wait from one token to the next.
+    pub async fn report_serving(&self, between_tokens: Duration) -> Result<(), ClientError> {
+        let between_tokens_us = u64::try_from(between_tokens.as_micros()).unwrap_or(u64::MAX);
+        self.agent.clone().report_serving(ServingReport { between_tokens_us }).await?;
         Ok(())
     }
 

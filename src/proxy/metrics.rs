@@ -1,5 +1,6 @@
 //! What the proxy counts. Labels are closed sets: no name that a client or an operator chose is one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::pace::Pace;
 use super::route::Endpoint;
 
 /// What was asked, as far as it was known when the request was answered.
@@ -86,6 +88,7 @@ pub struct Metrics {
     pub(super) retries: Counter,
     pub(super) self_heals: Counter,
     pub(super) tokens: Counter,
+    pub(super) pace: Arc<Pace>,
 }
 
 impl Metrics {
@@ -104,6 +107,7 @@ impl Metrics {
             retries: Counter::default(),
             self_heals: Counter::default(),
             tokens: Counter::default(),
+            pace: Arc::default(),
         };
         let m = metrics.clone();
         registry.register("warmd_proxy_requests", "Answered requests", m.requests);
@@ -150,6 +154,7 @@ impl Metrics {
 
     pub(super) fn next_token(&self, after: Duration) {
         self.between_tokens.observe(after.as_secs_f64());
+        self.pace.count(after);
     }
 
     pub(super) fn gate_waited(&self, wait: Duration) {

@@ -15,6 +15,7 @@ mod config;
 mod entrance;
 mod fleet;
 mod ownership;
+mod pace;
 mod registry;
 mod starts;
 
@@ -152,6 +153,7 @@ impl Serving {
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;
         let metrics = metrics_server(&config, registry).await?;
+        tasks.spawn("pace", pace::tell(Arc::downgrade(&proxy), known.socket.clone()));
         let supervisor = engine.run(&config, &state, &proxy, supervision, &tasks, upstream_sender);
         let begin = Begin {
             config: config.clone(),

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::metrics::{Metrics, PathMetrics};
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::metrics::{CarrierLabel, Metrics};
 use crate::identity::NodeId;
 use crate::lifecycle::Tasks;
-use crate::transport::{Connection, Endpoint, PathStats, TransportError};
+use crate::transport::{Carried, Connection, Endpoint, PathStats, TransportError};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -56,13 +58,18 @@ impl Connections {
 
 /// Keeps count of a connection until it closes.
 pub(super) fn watch(tasks: &Tasks, metrics: &Metrics, connection: Connection) {
-    metrics.connections.inc();
-    let open = OpenConnection { metrics: metrics.clone() };
-    tasks.spawn("path statistics", async move {
-        let mut before = PathStats::default();
+    let open = OpenConnection::new(metrics, &connection);
+    tasks.spawn("connection statistics", async move {
+        let (mut path, mut carried) = (PathStats::default(), Carried::default());
         loop {
             let ended = tokio::time::timeout(SAMPLE_EVERY, connection.closed()).await.is_ok();
-            before = sample(&open.metrics.path, &before, &connection);
+            if let Some(now) = connection.stats() {
+                open.metrics.path.observe(&path, &now);
+                path = now;
+            }
+            let now = connection.carried();
+            open.metrics.carried(connection.carrier(), carried, now);
+            carried = now;
             if ended {
                 return;
             }
@@ -70,18 +77,22 @@ pub(super) fn watch(tasks: &Tasks, metrics: &Metrics, connection: Connection) {
     });
 }
 
-fn sample(metrics: &PathMetrics, before: &PathStats, connection: &Connection) -> PathStats {
-    let now = connection.stats();
-    metrics.observe(before, &now);
-    now
-}
-
 struct OpenConnection {
     metrics: Metrics,
+    gauge: Gauge,
+}
+
+impl OpenConnection {
+    fn new(metrics: &Metrics, connection: &Connection) -> Self {
+        let label = CarrierLabel { carrier: connection.carrier().into() };
+        let gauge = metrics.connections.get_or_create_owned(&label);
+        gauge.inc();
+        Self { metrics: metrics.clone(), gauge }
+    }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.metrics.connections.dec();
+        self.gauge.dec();
     }
 }

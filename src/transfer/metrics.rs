@@ -1,5 +1,7 @@
 //! What transfers count.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::transport::PathStats;
+use crate::transport::{Carried, Carrier, PathStats};
 
 /// How a request ended, on either side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -44,12 +46,48 @@ pub struct FetchLabel {
     pub outcome: FetchOutcome,
 }
 
+/// What a connection goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum CarrierName {
+    Quic,
+    Tcp,
+}
+
+impl From<Carrier> for CarrierName {
+    fn from(carrier: Carrier) -> Self {
+        match carrier {
+            Carrier::Quic => Self::Quic,
+            Carrier::Tcp => Self::Tcp,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CarrierLabel {
+    pub carrier: CarrierName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Direction {
+    Sent,
+    Received,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CarriedLabel {
+    pub carrier: CarrierName,
+    pub direction: Direction,
+}
+
 /// Of one node, both directions.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub uploads: Gauge,
     pub requests: Family<OutcomeLabel, Counter>,
     pub sent_bytes: Counter,
+    pub rate_limit: Gauge,
+    pub yields: Counter,
+    pub engine_pace: Gauge<f64, AtomicU64>,
     pub received_bytes: Counter,
     pub received_chunks: Counter,
     pub duplicate_chunks: Counter,
@@ -58,7 +96,8 @@ pub struct Metrics {
     pub fetches: Family<FetchLabel, Counter>,
     pub fetch_seconds: Histogram,
     pub first_byte_seconds: Histogram,
-    pub connections: Gauge,
+    pub connections: Family<CarrierLabel, Gauge>,
+    pub carried: Family<CarriedLabel, Counter>,
     pub handshakes_refused: Counter,
     pub path: PathMetrics,
 }
@@ -85,6 +124,12 @@ impl Metrics {
             uploads: part.gauge("transfer_uploads", "Chunk requests being served"),
             requests: part.family("transfer_requests", "Requests of peers by outcome"),
             sent_bytes: part.bytes("transfer_sent", "Chunk bytes handed to peers"),
+            rate_limit: part.gauge(
+                "transfer_upload_limit_bytes_per_second",
+                "Cap on uploads when the engine was last heard of; 0: none",
+            ),
+            yields: part.counter("transfer_yields", "Times that the cap went down because the engine was slow"),
+            engine_pace: part.pace(),
             received_bytes: part.bytes("transfer_received", "Chunk bytes received and verified"),
             received_chunks: part.counter("transfer_received_chunks", "Chunks received and verified"),
             duplicate_chunks: part.counter("transfer_duplicate_chunks", "Verified chunks that had arrived before"),
@@ -100,7 +145,9 @@ impl Metrics {
                 0.0001,
                 18,
             ),
-            connections: part.gauge("transfer_connections", "Open connections with peers, both directions"),
+            connections: part
+                .gauges("transfer_connections", "Open connections with peers, both directions, by carrier"),
+            carried: part.byte_family("transfer_carried", "Payload of UDP datagrams and of TLS over TCP, by carrier"),
             handshakes_refused: part.counter("transfer_handshakes_refused", "Connections refused at the TLS handshake"),
             path: PathMetrics {
                 rtt_seconds: part.seconds("quic_rtt", "Round-trip time of a connection, once a second", 0.00001, 20),
@@ -140,6 +187,25 @@ impl Part<'_> {
         metric
     }
 
+    fn pace(&mut self) -> Gauge<f64, AtomicU64> {
+        let metric = Gauge::<f64, AtomicU64>::default();
+        let help = "Median time between tokens when the engine was last heard of";
+        self.0.register_with_unit("warmd_transfer_engine_between_tokens", help, Unit::Seconds, metric.clone());
+        metric
+    }
+
+    fn gauges(&mut self, name: &str, help: &str) -> Family<CarrierLabel, Gauge> {
+        let metric = Family::<CarrierLabel, Gauge>::default();
+        self.0.register(format!("warmd_{name}"), help, metric.clone());
+        metric
+    }
+
+    fn byte_family(&mut self, name: &str, help: &str) -> Family<CarriedLabel, Counter> {
+        let metric = Family::<CarriedLabel, Counter>::default();
+        self.0.register_with_unit(format!("warmd_{name}"), help, Unit::Bytes, metric.clone());
+        metric
+    }
+
     /// Buckets double from `first` seconds on.
     fn seconds(&mut self, name: &str, help: &str, first: f64, buckets: u16) -> Histogram {
         let metric = Histogram::new(exponential_buckets(first, 2.0, buckets));
@@ -154,6 +220,18 @@ impl Part<'_> {
         let metric = Family::<L, Counter>::default();
         self.0.register(format!("warmd_{name}"), help, metric.clone());
         metric
+    }
+}
+
+impl Metrics {
+    /// Counts what `carrier` has carried since `before`.
+    pub fn carried(&self, carrier: Carrier, before: Carried, now: Carried) {
+        let carrier = carrier.into();
+        let add = |direction, bytes| {
+            self.carried.get_or_create(&CarriedLabel { carrier, direction }).inc_by(bytes);
+        };
+        add(Direction::Sent, now.sent - before.sent);
+        add(Direction::Received, now.received - before.received);
     }
 }
 

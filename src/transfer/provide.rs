@@ -8,8 +8,6 @@ mod given;
 mod recent;
 
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,9 +18,9 @@ use tracing::Instrument;
 
 use self::given::Given;
 use self::recent::Recent;
+use super::cap::Cap;
 use super::connections::watch;
 use super::metrics::{Metrics, Outcome, OutcomeLabel};
-use super::rate::Bucket;
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
 use crate::identity::{NodeId, UnixTime};
@@ -42,20 +40,22 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_AHEAD: u64 = 8 * 1024 * 1024;
 
 /// `[provide]` of the configuration file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProvideConfig {
     /// Chunk requests served at once; more are answered Busy.
     pub upload_slots: u32,
     /// Upload cap in bytes a second over all peers. Absent: none.
     pub max_rate: Option<u64>,
+    /// The same as a share of the fastest link of this node, above 0 and at most 1; the lower of both holds.
+    pub link_share: Option<f64>,
     /// Connections that peers may have open with this node.
     pub max_connections: u32,
 }
 
 impl Default for ProvideConfig {
     fn default() -> Self {
-        Self { upload_slots: 8, max_rate: None, max_connections: 1024 }
+        Self { upload_slots: 8, max_rate: None, link_share: None, max_connections: 1024 }
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Provider {
     uploads: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     draining: AtomicBool,
-    bucket: Option<Mutex<Bucket>>,
+    cap: Cap,
     recent: Recent,
     given: Given,
 }
@@ -98,7 +98,7 @@ impl Provider {
         Arc::new(Self {
             uploads: slots(config.upload_slots),
             connections: slots(config.max_connections),
-            bucket: config.max_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
+            cap: Cap::new(config.max_rate, Instant::now()),
             recent: Recent::default(),
             given: Given::default(),
             draining: AtomicBool::new(false),
@@ -114,6 +114,14 @@ impl Provider {
         let slots = self.config.upload_slots.max(1);
         let free = u32::try_from(self.uploads.available_permits()).unwrap_or(u32::MAX);
         (slots.saturating_sub(free), slots)
+    }
+
+    /// What clients of the engine on this node wait from one token to the next: uploads yield while that is long.
+    pub fn engine_serves(&self, between_tokens: Duration) {
+        let ruled = self.cap.hear(between_tokens, self.metrics.sent_bytes.get(), Instant::now());
+        self.metrics.rate_limit.set(ruled.rate.map_or(0, |rate| i64::try_from(rate).unwrap_or(i64::MAX)));
+        self.metrics.engine_pace.set(between_tokens.as_secs_f64());
+        self.metrics.yields.inc_by(u64::from(ruled.lowered));
     }
 
     pub fn is_draining(&self) -> bool {
@@ -291,11 +299,8 @@ impl Provider {
     }
 
     async fn throttle(&self, bytes: u64) {
-        let wait = self.bucket.as_ref().map(|bucket| {
-            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-            bucket.take(bytes, Instant::now())
-        });
-        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+        let wait = self.cap.wait(bytes, Instant::now());
+        if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
     }

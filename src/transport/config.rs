@@ -1,4 +1,4 @@
-//! Settings of the QUIC endpoints. Every number that differs from quinn's default says why.
+//! Settings of an endpoint. Every number that differs from quinn's default says why.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -25,12 +25,24 @@ pub enum Congestion {
     Bbr,
 }
 
+/// What peers are reached over, and reach this node over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carriers {
+    /// QUIC, and TCP with peers that UDP does not reach.
+    #[default]
+    Auto,
+    Quic,
+    Tcp,
+}
+
 /// `[transport]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransportConfig {
-    /// UDP address that peers reach this node at. Port 0 takes any free one.
+    /// Address that peers reach this node at, over UDP and TCP. Port 0 takes any free one.
     pub listen: SocketAddr,
+    pub carrier: Carriers,
     /// Largest UDP payload in bytes that path discovery tries, 1,200 to 6,500. Set it to 1,452 where jumbo frames get lost
     /// without a trace.
     pub max_datagram: u16,
@@ -51,6 +63,7 @@ impl Default for TransportConfig {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4780)),
+            carrier: Carriers::Auto,
             max_datagram: MAX_DATAGRAM,
             socket_buffer: 8 * 1024 * 1024,
             dial_sockets: (cores / 4).clamp(1, 4),

@@ -1,43 +1,47 @@
-//! A connection to one peer, and its streams.
+//! A connection to one peer, and its streams, over whichever carrier it came about.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::rustls::pki_types::CertificateDer;
 
-use super::{CONNECT_TIMEOUT, StreamCode, TransportError};
+use super::{CONNECT_TIMEOUT, Carrier, StreamCode, TransportError, quic, tcp};
 use crate::identity::NodeId;
 
-/// Largest piece that one unordered read returns.
-const MAX_PIECE: usize = 256 * 1024;
-
 /// A connection attempt that has arrived and is not yet authenticated.
-pub struct Incoming(quinn::Incoming);
+pub struct Incoming(Attempt);
+
+pub(super) enum Attempt {
+    Quic(Box<quinn::Incoming>),
+    Tcp(tcp::Arrived),
+}
 
 impl Incoming {
-    pub(super) fn new(incoming: quinn::Incoming) -> Self {
-        Self(incoming)
+    pub(super) fn new(attempt: Attempt) -> Self {
+        Self(attempt)
     }
 
     pub fn remote_address(&self) -> SocketAddr {
-        self.0.remote_address()
+        match &self.0 {
+            Attempt::Quic(incoming) => incoming.remote_address(),
+            Attempt::Tcp(arrived) => arrived.addr,
+        }
     }
 
     /// Completes the handshake; the peer is then one that the cluster admits.
     pub async fn handshake(self) -> Result<Connection, TransportError> {
-        let addr = self.0.remote_address();
-        let refused = |reason: String| TransportError::Refused { addr, reason };
-        let connecting = self.0.accept().map_err(|error| refused(error.to_string()))?;
-        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| TransportError::TimedOut(addr))?
-            .map_err(|error| refused(error.to_string()))?;
-        Connection::new(connection).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))
+        let addr = self.remote_address();
+        let shaking = async {
+            match self.0 {
+                Attempt::Quic(incoming) => quic::handshake(*incoming).await.map(Connection::from),
+                Attempt::Tcp(arrived) => arrived.handshake().await.map(Connection::from),
+            }
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, shaking).await.map_err(|_| TransportError::TimedOut(addr))?
     }
 }
 
-/// What the path to a peer is like. Counters are of the connection's life.
+/// What the path to a peer is like over QUIC. Counters are of the connection's life.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PathStats {
     pub rtt: Duration,
@@ -56,165 +60,214 @@ pub struct PathStats {
     pub received_datagrams: u64,
 }
 
+/// Bytes of a connection's life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    pub sent: u64,
+    pub received: u64,
+}
+
 /// An authenticated connection. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Connection {
-    quinn: quinn::Connection,
-    peer: NodeId,
+pub struct Connection(Over);
+
+#[derive(Debug, Clone)]
+enum Over {
+    Quic(quic::Connection),
+    Tcp(tcp::Connection),
+}
+
+impl From<quic::Connection> for Connection {
+    fn from(connection: quic::Connection) -> Self {
+        Self(Over::Quic(connection))
+    }
+}
+
+impl From<tcp::Connection> for Connection {
+    fn from(connection: tcp::Connection) -> Self {
+        Self(Over::Tcp(connection))
+    }
 }
 
 impl Connection {
-    /// `None` if the peer's certificate carries no node key.
-    pub(super) fn new(quinn: quinn::Connection) -> Option<Self> {
-        let identity = quinn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        let peer = NodeId::from_certificate(identity.first()?)?;
-        Some(Self { quinn, peer })
-    }
-
     pub fn peer(&self) -> NodeId {
-        self.peer
+        match &self.0 {
+            Over::Quic(connection) => connection.peer(),
+            Over::Tcp(connection) => connection.peer(),
+        }
     }
 
     pub fn remote_address(&self) -> SocketAddr {
-        self.quinn.remote_address()
+        match &self.0 {
+            Over::Quic(connection) => connection.remote_address(),
+            Over::Tcp(connection) => connection.remote_address(),
+        }
     }
 
-    /// Opens a stream for one request; waits while the peer allows no more of them.
+    pub fn carrier(&self) -> Carrier {
+        match &self.0 {
+            Over::Quic(_) => Carrier::Quic,
+            Over::Tcp(_) => Carrier::Tcp,
+        }
+    }
+
+    /// Opens a stream for one request; waits while the peer allows no more of them. Only who has dialled does that.
     pub async fn open(&self) -> Result<(SendStream, RecvStream), TransportError> {
-        let (send, recv) = self.quinn.open_bi().await.map_err(lost)?;
-        Ok((SendStream { quinn: send, finished: false }, RecvStream(recv)))
+        match &self.0 {
+            Over::Quic(connection) => connection.open().await.map(|(send, recv)| (send.into(), recv.into())),
+            Over::Tcp(connection) => connection.open().await.map(|(send, recv)| (send.into(), recv.into())),
+        }
     }
 
     /// The peer's next request.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), TransportError> {
-        let (send, recv) = self.quinn.accept_bi().await.map_err(lost)?;
-        Ok((SendStream { quinn: send, finished: false }, RecvStream(recv)))
+        match &self.0 {
+            Over::Quic(connection) => connection.accept().await.map(|(send, recv)| (send.into(), recv.into())),
+            Over::Tcp(connection) => connection.accept().await.map(|(send, recv)| (send.into(), recv.into())),
+        }
     }
 
     pub fn is_closed(&self) -> bool {
-        self.quinn.close_reason().is_some()
+        match &self.0 {
+            Over::Quic(connection) => connection.is_closed(),
+            Over::Tcp(connection) => connection.is_closed(),
+        }
     }
 
     pub async fn closed(&self) {
-        self.quinn.closed().await;
+        match &self.0 {
+            Over::Quic(connection) => connection.closed().await,
+            Over::Tcp(connection) => connection.closed().await,
+        }
     }
 
     pub fn close(&self, code: StreamCode) {
-        self.quinn.close(code.code(), b"");
-    }
-
-    pub fn stats(&self) -> PathStats {
-        let stats = self.quinn.stats();
-        PathStats {
-            rtt: stats.path.rtt,
-            congestion_window: stats.path.cwnd,
-            lost_packets: stats.path.lost_packets,
-            sent_packets: stats.path.sent_packets,
-            mtu: stats.path.current_mtu,
-            black_holes: stats.path.black_holes_detected,
-            sent_bytes: stats.udp_tx.bytes,
-            sent_datagrams: stats.udp_tx.datagrams,
-            sends: stats.udp_tx.ios,
-            received_bytes: stats.udp_rx.bytes,
-            received_datagrams: stats.udp_rx.datagrams,
+        match &self.0 {
+            Over::Quic(connection) => connection.close(code),
+            Over::Tcp(connection) => connection.close(code),
         }
     }
-}
 
-fn lost(error: quinn::ConnectionError) -> TransportError {
-    match error {
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            TransportError::Reset(StreamCode::from_code(close.error_code))
+    /// `None` over TCP, where the kernel looks after the path.
+    pub fn stats(&self) -> Option<PathStats> {
+        match &self.0 {
+            Over::Quic(connection) => Some(connection.stats()),
+            Over::Tcp(_) => None,
         }
-        other => TransportError::Lost(other.to_string()),
+    }
+
+    /// What it has carried so far: payload of UDP datagrams, or of TLS over TCP.
+    pub fn carried(&self) -> Carried {
+        match &self.0 {
+            Over::Quic(connection) => {
+                let stats = connection.stats();
+                Carried { sent: stats.sent_bytes, received: stats.received_bytes }
+            }
+            Over::Tcp(connection) => connection.carried(),
+        }
     }
 }
 
 /// Our half of a stream. Reset, not finished, if it is dropped before [`SendStream::finish`].
-pub struct SendStream {
-    quinn: quinn::SendStream,
-    finished: bool,
+pub struct SendStream(Sending);
+
+enum Sending {
+    Quic(quic::SendStream),
+    Tcp(tcp::SendStream),
+}
+
+impl From<quic::SendStream> for SendStream {
+    fn from(stream: quic::SendStream) -> Self {
+        Self(Sending::Quic(stream))
+    }
+}
+
+impl From<tcp::SendStream> for SendStream {
+    fn from(stream: tcp::SendStream) -> Self {
+        Self(Sending::Tcp(stream))
+    }
 }
 
 impl SendStream {
     /// Hands `bytes` over without copying them; waits for the peer's window.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), TransportError> {
-        self.quinn.write_chunk(bytes).await.map_err(write_failed)
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.write(bytes).await,
+            Sending::Tcp(stream) => stream.write(bytes).await,
+        }
     }
 
     /// Hands all of `parts` over without copying them.
     pub async fn write_all(&mut self, parts: &mut [Bytes]) -> Result<(), TransportError> {
-        self.quinn.write_all_chunks(parts).await.map_err(write_failed)
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.write_all(parts).await,
+            Sending::Tcp(stream) => {
+                for part in parts {
+                    stream.write(std::mem::take(part)).await?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// No more will be written.
     pub fn finish(&mut self) -> Result<(), TransportError> {
-        self.finished = true;
-        self.quinn.finish().map_err(|_| TransportError::Ended)
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.finish(),
+            Sending::Tcp(stream) => stream.finish(),
+        }
     }
 
     pub fn reset(&mut self, code: StreamCode) {
-        self.finished = true;
-        // Already reset: then the peer knows.
-        let _ = self.quinn.reset(code.code());
-    }
-
-    /// Waits until the peer has all bytes, or has stopped the stream.
-    pub async fn delivered(&mut self) -> Result<(), TransportError> {
-        match self.quinn.stopped().await {
-            Ok(None) => Ok(()),
-            Ok(Some(code)) => Err(TransportError::Reset(StreamCode::from_code(code))),
-            Err(error) => Err(TransportError::Lost(error.to_string())),
+        match &mut self.0 {
+            Sending::Quic(stream) => stream.reset(code),
+            Sending::Tcp(stream) => stream.reset(code),
         }
-    }
-}
-
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        // quinn would finish it, and a short answer would look complete.
-        if !self.finished {
-            self.reset(StreamCode::Failed);
-        }
-    }
-}
-
-fn write_failed(error: quinn::WriteError) -> TransportError {
-    match error {
-        quinn::WriteError::Stopped(code) => TransportError::Reset(StreamCode::from_code(code)),
-        quinn::WriteError::ConnectionLost(error) => lost(error),
-        other => TransportError::Lost(other.to_string()),
     }
 }
 
 /// The peer's half of a stream. The peer is told to stop if it is dropped before its end.
-pub struct RecvStream(quinn::RecvStream);
+pub struct RecvStream(Receiving);
+
+enum Receiving {
+    Quic(quic::RecvStream),
+    Tcp(tcp::RecvStream),
+}
+
+impl From<quic::RecvStream> for RecvStream {
+    fn from(stream: quic::RecvStream) -> Self {
+        Self(Receiving::Quic(stream))
+    }
+}
+
+impl From<tcp::RecvStream> for RecvStream {
+    fn from(stream: tcp::RecvStream) -> Self {
+        Self(Receiving::Tcp(stream))
+    }
+}
 
 impl RecvStream {
     /// In order. Not to be used after [`RecvStream::read_piece`].
     pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), TransportError> {
-        self.0.read_exact(buffer).await.map_err(|error| match error {
-            quinn::ReadExactError::FinishedEarly(_) => TransportError::Ended,
-            quinn::ReadExactError::ReadError(error) => read_failed(error),
-        })
+        match &mut self.0 {
+            Receiving::Quic(stream) => stream.read_exact(buffer).await,
+            Receiving::Tcp(stream) => stream.read_exact(buffer).await,
+        }
     }
 
-    /// Bytes as they arrive, each with its place counted from the beginning of the stream; `None` at the end. A lost
-    /// packet holds up nothing but itself.
+    /// Bytes as they arrive, each with its place counted from the beginning of the stream; `None` at the end. Over QUIC a
+    /// lost packet holds up nothing but itself.
     pub async fn read_piece(&mut self) -> Result<Option<(u64, Bytes)>, TransportError> {
-        let piece = self.0.read_chunk(MAX_PIECE, false).await.map_err(read_failed)?;
-        Ok(piece.map(|piece| (piece.offset, piece.bytes)))
+        match &mut self.0 {
+            Receiving::Quic(stream) => stream.read_piece().await,
+            Receiving::Tcp(stream) => stream.read_piece().await,
+        }
     }
 
     pub fn stop(&mut self, code: StreamCode) {
-        // Already at its end: then there is nothing to stop.
-        let _ = self.0.stop(code.code());
-    }
-}
-
-fn read_failed(error: quinn::ReadError) -> TransportError {
-    match error {
-        quinn::ReadError::Reset(code) => TransportError::Reset(StreamCode::from_code(code)),
-        quinn::ReadError::ConnectionLost(error) => lost(error),
-        other => TransportError::Lost(other.to_string()),
+        match &mut self.0 {
+            Receiving::Quic(stream) => stream.stop(code),
+            Receiving::Tcp(stream) => stream.stop(),
+        }
     }
 }

@@ -7,12 +7,11 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use warmd::caches::{Fact, Facts, Known};
 
-use super::harness::cluster::{Cluster, DEADLINE, Node};
+use super::harness::cluster::{Cluster, DEADLINE};
 use super::harness::engine::{Entry, FakeEngine, Step, own_proc};
 
 pub(super) const KEY: &str = "59af47c66413a5910b866cce6084d50ccc284a7a076b121273f1cdc02e764963";
@@ -303,26 +302,15 @@ async fn what_an_engine_crashes_with_twice_and_starts_without_is_quarantined() {
     b.stop().await;
 }
 
-/// The text of `/metrics`.
-async fn scrape(node: &Node) -> String {
-    let mut stream = TcpStream::connect(node.agent.metrics_addr().unwrap()).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    text
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_starts_were_like_is_on_the_metrics_of_their_node() {
     let cluster = Cluster::start().await;
-    let mut config = cluster.config("a");
-    config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());
-    let a = cluster.agent_with(config).await;
+    let a = cluster.agent("a").await;
     let pod = Pod::new(&cluster, "a");
     pod.run(&engine(), "vllm-aot 59af47c66413: published").await;
     pod.run(&engine(), "warmd: ready after").await;
     pod.run(&FakeEngine::new(vec![Step::Exit(7)]), "\0").await;
-    let metrics = scrape(&a).await;
+    let metrics = a.scrape().await;
     for line in [
         r#"warmd_starts_total{outcome="Ready"} 2"#,
         r#"warmd_starts_total{outcome="Crashed"} 1"#,

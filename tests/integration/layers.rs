@@ -22,7 +22,8 @@ const ROWS: [&[&str]; 13] = [
 ];
 
 /// Crates that only one module may name.
-const OWNED: [(&str, &str); 10] = [
+const OWNED: [(&str, &str); 11] = [
+    ("h2", "transport"),
     ("quinn", "transport"),
     ("libp2p", "discovery"),
     ("redb", "metadata"),

@@ -149,3 +149,23 @@ async fn an_adapter_that_the_fleet_has_for_another_base_model_is_answered_with_b
     assert_eq!(fleet.agent.as_ref().unwrap().client.status().await.unwrap().artifacts, 0, "nothing was fetched");
     served.shutdown().await;
 }
+
+#[tokio::test]
+async fn the_agent_hears_how_fast_the_engine_answers() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let agent = fleet.agent.as_ref().unwrap();
+    let served = fleet.serve(fleet.config(), "").await;
+    served.ready().await;
+    let pace = "warmd_transfer_engine_between_tokens_seconds ";
+    assert!(agent.scrape().await.contains(&format!("{pace}0")));
+    until("the agent was not told", async || {
+        let mut stream = served.stream("base", 100).await;
+        while stream.piece().await.unwrap().is_some() {}
+        !agent.scrape().await.contains(&format!("{pace}0.0\n"))
+    })
+    .await;
+    served.shutdown().await;
+}

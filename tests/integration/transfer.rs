@@ -7,6 +7,7 @@ use warmd::digest::ArtifactId;
 use warmd::local::chunk_socket;
 use warmd::local::chunks::Buffer;
 use warmd::serve::warm::{Verdict, warm};
+use warmd::transport::Carriers;
 
 use crate::harness::cluster::{Cluster, identity, reason};
 use crate::harness::process::AgentProcess;
@@ -45,6 +46,32 @@ async fn a_pod_that_does_not_see_the_socket_of_chunks_gets_them_all_the_same() {
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
     a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_udp_does_not_get_through_a_transfer_goes_over_tcp_and_holders_serve_both() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    config.transport.carrier = Carriers::Tcp;
+    let (a, b, c) = (cluster.agent_with(config).await, cluster.agent("b").await, cluster.agent("c").await);
+    // Datagrams to the holder are taken and never answered.
+    let _silent = std::net::UdpSocket::bind(a.agent.addr()).unwrap();
+    let files = tree::sample();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let report = b.warm(cluster.job(identity.clone(), "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
+    let metrics = b.scrape().await;
+    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Tcp"} 1"#), "{metrics}");
+    a.stop().await;
+    let report = c.warm(cluster.job(identity, "elsewhere")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    let metrics = c.scrape().await;
+    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Quic"} 1"#), "{metrics}");
+    b.stop().await;
+    c.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

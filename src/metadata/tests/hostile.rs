@@ -33,8 +33,8 @@ async fn call_raw(channel: Channel, method: &str) -> tonic::Status {
     grpc.unary(tonic::Request::new(()), path, codec).await.expect_err("not for strangers")
 }
 
-/// A client that trusts any server and has `auth` as its certificate.
-fn careless(addr: SocketAddr, certificate: Option<(&NodeCertificate, u8)>) -> Channel {
+/// Trusts any server and shows `certificate`, whose key comes from the seed.
+pub(super) fn careless_tls(certificate: Option<(&NodeCertificate, u8)>) -> TlsConnector {
     let builder = rustls::ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -50,7 +50,11 @@ fn careless(addr: SocketAddr, certificate: Option<(&NodeCertificate, u8)>) -> Ch
         }
     };
     tls.alpn_protocols = vec![RPC_ALPN.to_vec()];
-    let tls = TlsConnector::from(Arc::new(tls));
+    TlsConnector::from(Arc::new(tls))
+}
+
+fn careless(addr: SocketAddr, certificate: Option<(&NodeCertificate, u8)>) -> Channel {
+    let tls = careless_tls(certificate);
     let connect = tower::service_fn(move |_: Uri| {
         let tls = tls.clone();
         async move {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use warmd::agent::{Agent, AgentConfig};
 use warmd::artifact::{Family, SourceIdentity};
 use warmd::identity::{ClusterCa, NodeConfig, Policy, PrivateKey, PublicKey, TrustConfig};
@@ -109,6 +111,7 @@ impl Cluster {
             ..Default::default()
         };
         config.store.reserve_bytes = Some(0);
+        config.metrics.listen = Some(([127, 0, 0, 1], 0).into());
         config.metadata.servers = self.servers.clone();
         config.metadata.deadline = Duration::from_secs(2);
         config
@@ -169,6 +172,15 @@ impl Node {
 
     pub async fn warm(&self, job: Job) -> Report {
         warm(&self.client, job, &|_| ()).await.unwrap()
+    }
+
+    /// The text of `/metrics`.
+    pub async fn scrape(&self) -> String {
+        let mut stream = TcpStream::connect(self.agent.metrics_addr().unwrap()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
     }
 
     pub async fn stop(self) {

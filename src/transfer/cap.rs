@@ -1,0 +1,156 @@
+//! How fast this node may upload: a bucket that refills with time, at a rate that goes down while the engine beside it
+//! answers more slowly than it does when nothing is uploaded. Callers wait as long as they are told.
+
+mod yielding;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use yielding::{Heard, Yielding};
+
+/// Of one node, over all peers.
+#[derive(Debug)]
+pub(super) struct Cap {
+    inner: Mutex<Inner>,
+    /// Whether the lock has to be taken at all.
+    is_on: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    bucket: Bucket,
+    yielding: Yielding,
+    /// Bytes ever sent, and when, at the latest word of the engine.
+    sent: (u64, Instant),
+}
+
+/// What became of the rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ruled {
+    /// Bytes a second; none: no cap.
+    pub(super) rate: Option<u64>,
+    pub(super) lowered: bool,
+}
+
+impl Cap {
+    /// `most` is in bytes a second; none: as fast as it goes, unless the engine suffers.
+    pub(super) fn new(most: Option<u64>, now: Instant) -> Self {
+        let inner =
+            Inner { bucket: Bucket::new(most.unwrap_or(u64::MAX), now), yielding: Yielding::new(most), sent: (0, now) };
+        Self { inner: Mutex::new(inner), is_on: AtomicBool::new(most.is_some()) }
+    }
+
+    /// Before `bytes` are sent.
+    pub(super) fn wait(&self, bytes: u64, now: Instant) -> Duration {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let mut inner = self.lock();
+        let Some(rate) = inner.yielding.rate(now) else {
+            self.is_on.store(false, Ordering::Relaxed);
+            return Duration::ZERO;
+        };
+        inner.bucket.set_rate(rate, now);
+        inner.bucket.take(bytes, now)
+    }
+
+    /// The engine's clients waited `between` from one token to the next; `sent` bytes were ever uploaded.
+    pub(super) fn hear(&self, between: Duration, sent: u64, now: Instant) -> Ruled {
+        let mut inner = self.lock();
+        let (before, at) = std::mem::replace(&mut inner.sent, (sent, now));
+        let heard = Heard { between, uploaded: sent.saturating_sub(before), during: now.duration_since(at) };
+        let lowered = inner.yielding.hear(heard, now);
+        let rate = inner.yielding.rate(now);
+        self.is_on.store(rate.is_some(), Ordering::Relaxed);
+        Ruled { rate, lowered }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refills at `rate` bytes a second and holds at most a quarter of a second's worth. Debt is allowed, so that one large
+/// chunk passes a small bucket and the next one waits longer.
+#[derive(Debug)]
+struct Bucket {
+    /// Bytes a second.
+    rate: f64,
+    level: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// `rate` in bytes a second, at least 1.
+    fn new(rate: u64, now: Instant) -> Self {
+        // Rates beyond 2^53 bytes a second are no caps.
+        let rate = rate.max(1) as f64;
+        Self { rate, level: rate / 4.0, at: now }
+    }
+
+    fn set_rate(&mut self, rate: u64, now: Instant) {
+        self.refill(now);
+        self.rate = rate.max(1) as f64;
+        self.level = self.level.min(self.rate / 4.0);
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
+        self.level = (self.level + refill).min(self.rate / 4.0);
+        self.at = now;
+    }
+
+    /// Takes `bytes` and tells how long to wait before sending them.
+    fn take(&mut self, bytes: u64, now: Instant) -> Duration {
+        self.refill(now);
+        self.level -= bytes as f64;
+        if self.level >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(-self.level / self.rate) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_then_the_rate_holds() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(1000, start);
+        assert_eq!(bucket.take(250, start), Duration::ZERO);
+        assert_eq!(bucket.take(500, start), Duration::from_millis(500));
+        assert_eq!(bucket.take(1, start + Duration::from_secs(60)), Duration::ZERO);
+    }
+
+    #[test]
+    fn without_a_cap_nobody_waits_until_the_engine_suffers_and_again_when_it_is_silent() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let cap = Cap::new(None, start);
+        assert_eq!(cap.wait(1 << 30, start), Duration::ZERO);
+        let (quiet, slow) = (Duration::from_millis(10), Duration::from_millis(20));
+        assert_eq!(cap.hear(quiet, 0, start + second), Ruled { rate: None, lowered: false });
+        let ruled = cap.hear(slow, 1_000_000_000, start + 2 * second);
+        assert_eq!(ruled, Ruled { rate: Some(700_000_000), lowered: true });
+        cap.wait(700_000_000, start + 2 * second);
+        assert!(cap.wait(700_000_000, start + 2 * second) >= second);
+        assert_eq!(cap.wait(1 << 30, start + 60 * second), Duration::ZERO);
+    }
+
+    proptest! {
+        #[test]
+        fn over_any_time_no_more_than_rate_and_burst_pass(takes in prop::collection::vec((1u64..5000, 0u64..2000), 1..50)) {
+            let start = Instant::now();
+            let mut bucket = Bucket::new(1000, start);
+            let (mut now, mut sent) = (start, 0);
+            for (bytes, pause_ms) in takes {
+                now += bucket.take(bytes, now);
+                sent += bytes;
+                let allowed = 250.0 + now.duration_since(start).as_secs_f64() * 1000.0;
+                prop_assert!(sent as f64 <= allowed + 1.0, "{sent} bytes after {allowed}");
+                now += Duration::from_millis(pause_ms);
+            }
+        }
+    }
+}

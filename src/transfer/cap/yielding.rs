@@ -1,0 +1,213 @@
+//! The rate of uploads that leaves an engine alone. Pure.
+//!
+//! The engine's own pace while nothing is uploaded is what it is compared with. It goes down by a factor and up by a step,
+//! as congestion control does: many nodes that share a link come to share it evenly.
+
+use std::time::{Duration, Instant};
+
+/// Slower than this many times its own pace: uploads are a likely cause.
+const TOLERATED: f64 = 1.25;
+
+const DOWN: f64 = 0.7;
+
+/// Of the most that is ever uploaded.
+const STEP: f64 = 1.0 / 16.0;
+const LEAST: f64 = 1.0 / 20.0;
+
+/// Bytes a second that remain whatever the engine says: a fetch must end some time.
+const FLOOR: f64 = 1024.0 * 1024.0;
+
+/// An engine that is not heard of for so long serves nobody.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How much a new word weighs in what is known of the engine's own pace.
+const WEIGHT: f64 = 0.2;
+/// The same while uploads are as slow as they get: what slows the engine now is something else.
+const DRIFT: f64 = 0.02;
+
+/// What happened since the last word of the engine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heard {
+    /// From one token to the next.
+    pub(super) between: Duration,
+    /// Bytes.
+    pub(super) uploaded: u64,
+    pub(super) during: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Yielding {
+    most: Option<f64>,
+    /// The most that was seen, where `most` is not given.
+    seen: f64,
+    /// Below the most; none: not needed.
+    rate: Option<f64>,
+    /// Seconds between tokens while nothing is uploaded.
+    own_pace: Option<f64>,
+    heard: Option<Instant>,
+}
+
+impl Yielding {
+    pub(super) fn new(most: Option<u64>) -> Self {
+        Self { most: most.map(|most| most as f64), seen: 0.0, rate: None, own_pace: None, heard: None }
+    }
+
+    /// Bytes a second; none: no cap.
+    pub(super) fn rate(&self, now: Instant) -> Option<u64> {
+        let is_silent = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= SILENCE);
+        let yielded = self.rate.filter(|_| !is_silent);
+        yielded.or(self.most).map(|rate| rate as u64)
+    }
+
+    /// True if the rate went down.
+    pub(super) fn hear(&mut self, heard: Heard, now: Instant) -> bool {
+        if self.rate(now).is_none() || self.heard.is_none_or(|at| now.saturating_duration_since(at) >= SILENCE) {
+            self.rate = None;
+        }
+        self.heard = Some(now);
+        let between = heard.between.as_secs_f64();
+        let uploaded = heard.uploaded as f64 / heard.during.as_secs_f64().max(0.001);
+        self.seen = self.seen.max(uploaded);
+        let Some(own_pace) = self.own_pace else {
+            self.own_pace = Some(between);
+            return false;
+        };
+        let is_slow = between > own_pace * TOLERATED;
+        let weight = match (uploaded > 0.0, is_slow) {
+            (false, _) => WEIGHT,
+            (true, false) => {
+                if between < own_pace {
+                    WEIGHT
+                } else {
+                    0.0
+                }
+            }
+            (true, true) => {
+                if self.is_least() {
+                    DRIFT
+                } else {
+                    0.0
+                }
+            }
+        };
+        self.own_pace = Some(own_pace + (between - own_pace) * weight);
+        if is_slow && uploaded > 0.0 { self.lower(uploaded) } else { self.raise() }
+    }
+
+    fn ceiling(&self) -> f64 {
+        self.most.unwrap_or(self.seen)
+    }
+
+    fn least(&self) -> f64 {
+        (self.ceiling() * LEAST).max(FLOOR).min(self.ceiling())
+    }
+
+    fn is_least(&self) -> bool {
+        self.rate.is_some_and(|rate| rate <= self.least())
+    }
+
+    /// From what is really uploaded: a cap far above that would take long to be felt.
+    fn lower(&mut self, uploaded: f64) -> bool {
+        let before = self.rate.unwrap_or_else(|| self.ceiling());
+        let rate = (before.min(uploaded.max(self.least())) * DOWN).max(self.least());
+        self.rate = Some(rate);
+        rate < before
+    }
+
+    fn raise(&mut self) -> bool {
+        let raised = self.rate.map(|rate| rate + self.ceiling() * STEP);
+        self.rate = raised.filter(|rate| *rate < self.ceiling());
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const GIB: u64 = 1 << 30;
+
+    fn heard(between_ms: u64, uploaded: u64) -> Heard {
+        Heard { between: Duration::from_millis(between_ms), uploaded, during: SECOND }
+    }
+
+    #[test]
+    fn uploads_go_down_while_the_engine_is_slower_than_by_itself_and_up_again_after() {
+        let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
+        assert_eq!(yielding.rate(now), Some(GIB));
+        yielding.hear(heard(10, 0), now);
+        let mut before = GIB;
+        for _ in 0..5 {
+            now += SECOND;
+            assert!(yielding.hear(heard(20, before), now));
+            let rate = yielding.rate(now).unwrap();
+            assert!(rate < before * 3 / 4, "{rate} after {before}");
+            before = rate;
+        }
+        for _ in 0..20 {
+            now += SECOND;
+            assert!(!yielding.hear(heard(11, before), now));
+        }
+        assert_eq!(yielding.rate(now), Some(GIB));
+    }
+
+    #[test]
+    fn an_engine_that_is_slow_by_itself_slows_nothing() {
+        let (mut yielding, mut now) = (Yielding::new(None), Instant::now());
+        yielding.hear(heard(10, 0), now);
+        for _ in 0..30 {
+            now += SECOND;
+            assert!(!yielding.hear(heard(50, 0), now));
+        }
+        assert!(!yielding.hear(heard(50, GIB), now + SECOND), "that is its own pace by now");
+        assert_eq!(yielding.rate(now + SECOND), None);
+    }
+
+    #[test]
+    fn what_uploads_do_not_cause_does_not_hold_them_down_for_ever() {
+        let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
+        yielding.hear(heard(10, 0), now);
+        for _ in 0..600 {
+            now += SECOND;
+            let uploaded = yielding.rate(now).unwrap();
+            yielding.hear(heard(30, uploaded), now);
+        }
+        assert_eq!(yielding.rate(now), Some(GIB));
+    }
+
+    #[test]
+    fn an_engine_that_is_not_heard_of_does_not_slow_uploads() {
+        let (mut yielding, now) = (Yielding::new(Some(GIB)), Instant::now());
+        yielding.hear(heard(10, 0), now);
+        assert!(yielding.hear(heard(100, GIB), now + SECOND));
+        assert!(yielding.rate(now + 2 * SECOND).unwrap() < GIB);
+        assert_eq!(yielding.rate(now + SECOND + SILENCE), Some(GIB));
+    }
+
+    proptest! {
+        #[test]
+        fn the_rate_stays_between_the_floor_and_the_most_and_recovers(
+            most in prop::option::of(2_000_000u64..10_000_000_000),
+            words in prop::collection::vec((1u64..500, 0u64..20_000_000_000, 1u64..4), 1..200),
+        ) {
+            let (mut yielding, mut now) = (Yielding::new(most), Instant::now());
+            for (between, uploaded, seconds) in words {
+                now += SECOND * seconds as u32;
+                yielding.hear(heard(between, uploaded), now);
+                if let Some(rate) = yielding.rate(now) {
+                    prop_assert!(rate as f64 >= FLOOR.min(yielding.ceiling()) - 1.0);
+                    prop_assert!(most.is_none_or(|most| rate <= most));
+                }
+            }
+            for _ in 0..40 {
+                now += SECOND;
+                let between = (yielding.own_pace.unwrap() * 1000.0).max(1.0) as u64;
+                yielding.hear(heard(between, 1), now);
+            }
+            prop_assert_eq!(yielding.rate(now), most);
+        }
+    }
+}
