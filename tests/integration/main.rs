@@ -14,6 +14,7 @@ mod harness;
 mod hooks;
 mod layers;
 mod lora;
+mod network;
 mod origin;
 mod proxy;
 mod push;

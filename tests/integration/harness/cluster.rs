@@ -160,14 +160,7 @@ impl Node {
         identity: &SourceIdentity,
         subject: &str,
     ) -> anyhow::Result<Published> {
-        let facts: Vec<String> = identity.facts().iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mut command = vec!["publish".to_owned(), directory.to_str().unwrap().to_owned()];
-        command.extend(["--subject".to_owned(), subject.to_owned(), "--json".to_owned()]);
-        command.extend(["--socket".to_owned(), self.agent.socket().to_str().unwrap().to_owned()]);
-        command.extend(facts.into_iter().flat_map(|fact| ["--fact".to_owned(), fact]));
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(command).output().await?;
-        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        publish(self.agent.socket(), directory, identity, subject).await
     }
 
     pub async fn warm(&self, job: Job) -> Report {
@@ -186,6 +179,23 @@ impl Node {
     pub async fn stop(self) {
         self.agent.shutdown().await;
     }
+}
+
+/// By the command line, at the agent that listens there.
+pub async fn publish(
+    socket: &Path,
+    directory: &Path,
+    identity: &SourceIdentity,
+    subject: &str,
+) -> anyhow::Result<Published> {
+    let facts: Vec<String> = identity.facts().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut command = vec!["publish".to_owned(), directory.to_str().unwrap().to_owned()];
+    command.extend(["--subject".to_owned(), subject.to_owned(), "--json".to_owned()]);
+    command.extend(["--socket".to_owned(), socket.to_str().unwrap().to_owned()]);
+    command.extend(facts.into_iter().flat_map(|fact| ["--fact".to_owned(), fact]));
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(command).output().await?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// What `warmd publish --json` prints.

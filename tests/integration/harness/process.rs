@@ -1,28 +1,34 @@
-//! Agents as processes of their own: for what only a real kill shows.
+//! Agents and servers as processes of their own: for what only a real kill, or a network of their own, shows.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use warmd::agent::AgentConfig;
+use warmd::artifact::SourceIdentity;
 use warmd::local::Client;
+use warmd::serve::warm::{Job, Report, warm};
+
+use super::cluster::{Published, publish};
 
 /// Killed when dropped.
-pub struct AgentProcess {
+pub struct Role {
     child: Child,
-    /// Kept open: an agent that cannot write its log would be another test.
+    /// Kept open: one that cannot write its log would be another test.
     _log: Lines<BufReader<ChildStderr>>,
-    pub client: Client,
 }
 
-impl AgentProcess {
-    /// Returns once the agent says that it is ready.
-    pub async fn start(config: &AgentConfig) -> Self {
-        let path = config.state_dir.join("warmd.toml");
-        std::fs::write(&path, warmd::config::render(config)).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_warmd"))
-            .args(["agent", "--config"])
-            .arg(path)
+impl Role {
+    /// Returns once it says that it is ready. `on` goes before the command: where it runs.
+    pub async fn start(on: &[String], arguments: &[&str], state_dir: &Path) -> Self {
+        let program = env!("CARGO_BIN_EXE_warmd").to_owned();
+        let [first, more @ ..] = &[on, &[program]].concat()[..] else { unreachable!("the program at least") };
+        let mut child = Command::new(first)
+            .args(more)
+            .args(arguments)
+            .arg("--state-dir")
+            .arg(state_dir)
             .env("WARMD_LOG_LEVEL", "info")
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -31,25 +37,53 @@ impl AgentProcess {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut seen = String::new();
         loop {
-            let line = log.next_line().await.unwrap().unwrap_or_else(|| panic!("the agent ended: {seen}"));
-            if line.contains("agent ready") {
-                break;
+            let line = log.next_line().await.unwrap().unwrap_or_else(|| panic!("{arguments:?} ended: {seen}"));
+            if line.contains("agent ready") || line.contains("metadata server ready") {
+                return Self { child, _log: log };
             }
             seen.push_str(&line);
         }
+    }
+}
+
+/// Killed when dropped.
+pub struct AgentProcess {
+    role: Role,
+    pub client: Client,
+    socket: std::path::PathBuf,
+}
+
+impl AgentProcess {
+    pub async fn start(config: &AgentConfig) -> Self {
+        Self::start_on(&[], config).await
+    }
+
+    /// `on` goes before the command.
+    pub async fn start_on(on: &[String], config: &AgentConfig) -> Self {
+        let path = config.state_dir.join("warmd.toml");
+        std::fs::write(&path, warmd::config::render(config)).unwrap();
+        let role = Role::start(on, &["agent", "--config", path.to_str().unwrap()], &config.state_dir).await;
         let client = Client::connect(&config.local.socket).await.unwrap();
-        Self { child, _log: log, client }
+        Self { role, client, socket: config.local.socket.clone() }
+    }
+
+    pub async fn publish(&self, directory: &Path, identity: &SourceIdentity) -> Published {
+        publish(&self.socket, directory, identity, "").await.unwrap()
+    }
+
+    pub async fn warm(&self, job: Job) -> Report {
+        warm(&self.client, job, &|_| ()).await.unwrap()
     }
 
     /// SIGKILL, and waits for the end.
     pub async fn kill(mut self) {
-        self.child.kill().await.unwrap();
+        self.role.child.kill().await.unwrap();
     }
 
     /// SIGTERM, and the exit code.
     pub async fn terminate(mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        let pid = rustix::process::Pid::from_raw(self.role.child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().await.unwrap().code()
+        self.role.child.wait().await.unwrap().code()
     }
 }
