@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::engine::skipped;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Hosts on one switch. Gone when it is dropped, with whatever runs there.
@@ -14,17 +16,17 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// `None`, and why on standard output, where it cannot be had.
+    /// `None`, and why on standard error, where it cannot be had.
     pub fn new(hosts: &[&'static str]) -> Option<Self> {
         let can = |script: &str| shell(script).is_ok_and(|output| output.status.success());
         if !rustix::process::geteuid().is_root() || !can("command -v ip && command -v tc && command -v nft") {
-            println!("skipped: namespaces of the network need root, ip, tc and nft");
+            skipped("namespaces of the network need root, ip, tc and nft");
             return None;
         }
         let prefix = format!("wt{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let lan = Self { prefix, hosts: hosts.to_vec() };
         if !can(&lan.wiring()) {
-            println!("skipped: this kernel lets us make no namespaces of the network");
+            skipped("this kernel lets us make no namespaces of the network");
             return None;
         }
         Some(lan)
@@ -33,17 +35,17 @@ impl Lan {
     /// One bridge in a namespace of its own, a pair of interfaces for each host.
     fn wiring(&self) -> String {
         let switch = self.namespace("switch");
-        let mut script = format!("set -e; ip netns add {switch}; ip -n {switch} link add br type bridge\n");
+        let mut script = format!("set -e; ip netns add {switch}; ip -n {switch} link add name br0 type bridge\n");
         for (n, host) in self.hosts.iter().enumerate() {
             let (space, addr) = (self.namespace(host), self.addr(host));
             script += &format!(
                 "ip netns add {space}; ip -n {space} link set lo up\n\
                  ip -n {space} link add eth0 type veth peer name port{n} netns {switch}\n\
                  ip -n {space} addr add {addr}/24 dev eth0; ip -n {space} link set eth0 up\n\
-                 ip -n {switch} link set port{n} master br up\n"
+                 ip -n {switch} link set port{n} master br0 up\n"
             );
         }
-        script + &format!("ip -n {switch} link set br up\n")
+        script + &format!("ip -n {switch} link set br0 up\n")
     }
 
     fn namespace(&self, host: &str) -> String {
@@ -74,7 +76,7 @@ impl Lan {
 
     /// Rules of a firewall for what reaches `host`, each dropped.
     pub fn drop_on(&self, host: &str, rules: &[&str]) {
-        let rules: String = rules.iter().map(|rule| format!("nft add rule ip filter input {rule} drop\n")).collect();
+        let rules: String = rules.iter().map(|rule| format!("nft add rule ip filter input '{rule} drop'\n")).collect();
         let chain = "nft add chain ip filter input '{ type filter hook input priority 0; }'";
         self.run(host, &format!("nft add table ip filter\n{chain}\n{rules}"));
     }

@@ -43,16 +43,16 @@ impl Relay {
             let mut buffer = vec![0; 65_536];
             loop {
                 let Ok((len, from)) = front.recv_from(&mut buffer).await else { continue };
-                if !known.contains_key(&from) {
-                    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                    back.connect(behind).await.unwrap();
-                    known.insert(from, back.clone());
-                    let (front, bad) = (front.clone(), Bad::new(faults, seed + known.len() as u64, count.clone()));
-                    backs.spawn("relay back", answers(back, front, from, bad));
-                }
+                let peers = known.len() as u64;
+                let there = known.entry(from).or_insert_with(|| {
+                    let back = Arc::new(connected(behind));
+                    let bad = Bad::new(faults, seed + 1 + peers, count.clone());
+                    backs.spawn("relay back", answers(back.clone(), front.clone(), from, bad));
+                    back
+                });
                 for datagram in bad.pass(&buffer[..len]) {
                     // As a network does: what cannot be delivered is lost.
-                    let _ = known[&from].send(&datagram).await;
+                    let _ = there.send(&datagram).await;
                 }
             }
         });
@@ -99,6 +99,13 @@ impl Relay {
     pub fn cut(&self) -> u64 {
         self.cut.load(Ordering::SeqCst)
     }
+}
+
+fn connected(behind: SocketAddr) -> UdpSocket {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(behind).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    UdpSocket::from_std(socket).unwrap()
 }
 
 async fn answers(back: Arc<UdpSocket>, front: Arc<UdpSocket>, to: SocketAddr, mut bad: Bad) {
