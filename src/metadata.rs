@@ -12,6 +12,7 @@ mod backend;
 mod client;
 mod metrics;
 pub mod registry;
+mod room;
 mod server;
 mod service;
 mod watch;

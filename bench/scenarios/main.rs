@@ -6,10 +6,13 @@ mod corpora;
 #[path = "../corpus.rs"]
 mod corpus;
 mod engine;
+mod herd;
 #[path = "../harness.rs"]
 mod harness;
 mod local;
 mod metadata;
+#[path = "../herd.rs"]
+mod model;
 mod peers;
 mod proxy;
 mod swarm;
@@ -37,6 +40,9 @@ pub(crate) struct Options {
     /// A tenth of the bytes: tells whether everything works, not how fast.
     #[arg(long)]
     quick: bool,
+    /// Cold nodes of the scenario `herd`.
+    #[arg(long, default_value_t = 1_000)]
+    nodes: usize,
     /// Only what warmd is compared with.
     #[arg(long)]
     without_warmd: bool,
@@ -64,6 +70,10 @@ enum Scenario {
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
     Proxy,
+    /// A thousand nodes in the model, and nothing else.
+    Herd,
+    /// 32 real agents, and the model of them.
+    Agents,
     All,
 }
 
@@ -123,6 +133,12 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::FanOut) && options.with_warmd() {
         println!("{}", swarm::fan_out(report, options)?);
+    }
+    if options.wants(Scenario::Herd) && options.with_warmd() {
+        println!("{}", herd::model(report, options)?);
+    }
+    if options.wants(Scenario::Agents) && options.with_warmd() {
+        println!("{}", herd::agents(report, options)?);
     }
     if options.wants(Scenario::KillHolder) && options.with_warmd() {
         println!("{}", swarm::kill_holder(report, options)?);

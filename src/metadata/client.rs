@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -18,9 +18,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Response, Status};
 
+use super::room::RETRY_AFTER_MS;
 use crate::digest::IdentityId;
 use crate::identity::{NodeTls, RPC_ALPN, TlsError};
 use crate::protocol::ProtocolError;
@@ -35,6 +37,9 @@ type Rpc = pb::metadata_client::MetadataClient<tonic::transport::Channel>;
 
 /// Characters of a server's own words that we repeat.
 const MAX_WORDS: usize = 200;
+
+/// A server may not send us away for longer than this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// Which servers to ask, and for how long: `[metadata]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +89,9 @@ pub enum ClientError {
     /// No server answered in time; the reason is the last one's.
     #[error("metadata server {server} is unavailable: {words}")]
     Unavailable { server: ServerAddr, words: Words },
+    /// It has too much to do; `retry_after` is what it asks for, bounded.
+    #[error("metadata server {server} is overloaded: {words}")]
+    Overloaded { server: ServerAddr, retry_after: Duration, words: Words },
     #[error("metadata server {server} refused: {words}")]
     Refused { server: ServerAddr, refusal: Refusal, words: Words },
     #[error("metadata server {server} answered nonsense")]
@@ -119,6 +127,7 @@ enum Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum CallResult {
     Ok,
+    Overloaded,
     Unavailable,
     Refused,
     Protocol,
@@ -256,7 +265,31 @@ impl Client {
         self.call(Call::List, rpc, convert).await
     }
 
+    /// Asks again as long as servers have too much to do and there is time.
     async fn call<T, D, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        method: Call,
+        rpc: impl Fn(Rpc) -> F,
+        convert: impl Fn(&Server, T) -> Result<D, ProtocolError>,
+    ) -> Result<D, ClientError> {
+        let give_up = Instant::now() + self.0.deadline;
+        loop {
+            let error = match self.round(method, &rpc, &convert).await {
+                Err(error) => error,
+                answered => return answered,
+            };
+            let ClientError::Overloaded { retry_after, .. } = &error else { return Err(error) };
+            // Those that were sent away together must not come back together.
+            let pause = retry_after.mul_f64(rand::rng().random_range(1.0..2.0));
+            if Instant::now() + pause >= give_up {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Asks each server once, until one answers. That one is overloaded says more than that others cannot be reached.
+    async fn round<T, D, F: Future<Output = Result<Response<T>, Status>>>(
         &self,
         method: Call,
         rpc: impl Fn(Rpc) -> F,
@@ -281,13 +314,20 @@ impl Client {
                 Ok(_) => CallResult::Ok,
                 Err(ClientError::Refused { .. }) => CallResult::Refused,
                 Err(ClientError::Protocol { .. }) => CallResult::Protocol,
+                Err(ClientError::Overloaded { .. }) => CallResult::Overloaded,
                 Err(_) => CallResult::Unavailable,
             };
             metrics.calls.get_or_create(&CallLabels { method, result }).inc();
             match answered {
-                Err(error @ (ClientError::Unavailable { .. } | ClientError::Protocol { .. })) => {
+                Err(
+                    error @ (ClientError::Unavailable { .. }
+                    | ClientError::Overloaded { .. }
+                    | ClientError::Protocol { .. }),
+                ) => {
                     tracing::debug!(server = %server.addr, error = &error as &dyn std::error::Error, "metadata call");
-                    last = error;
+                    if !matches!(last, ClientError::Overloaded { .. }) {
+                        last = error;
+                    }
                 }
                 other => {
                     preferred.store(at, Ordering::Relaxed);
@@ -317,6 +357,11 @@ fn error_of(server: &ServerAddr, status: &Status) -> ClientError {
         // tonic and our codec report so what they could not decode: too long, too many, not the message.
         Code::OutOfRange | Code::DataLoss | Code::Internal | Code::Unimplemented => {
             return ClientError::Protocol { server, source: ProtocolError::Frame };
+        }
+        Code::Unavailable if status.metadata().contains_key(RETRY_AFTER_MS) => {
+            let asked = status.metadata().get(RETRY_AFTER_MS).and_then(|value| value.to_str().ok()?.parse().ok());
+            let retry_after = Duration::from_millis(asked.unwrap_or(0)).min(MAX_RETRY_AFTER);
+            return ClientError::Overloaded { server, retry_after, words: Words::of(status.message()) };
         }
         Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Unavailable => {
             return ClientError::Unavailable { server, words: Words::of(status.message()) };

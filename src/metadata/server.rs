@@ -22,7 +22,8 @@ use tonic::service::interceptor::InterceptedService;
 use super::backend::{self, Backend, BackendError, Marked};
 use super::metrics::{Metrics, Reject};
 use super::registry::{self, Registry};
-use super::service::{Directory, Service, require_caller};
+use super::room::Room;
+use super::service::{Directory, Door, Service};
 use super::watch::{Caps, Watchers};
 use crate::identity::{NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
@@ -49,6 +50,8 @@ pub struct Config {
     pub data: Option<PathBuf>,
     pub registry: registry::Config,
     pub max_connections: usize,
+    /// Requests worked at together; more are told to come again. A quarter is reserved for announcements.
+    pub max_requests: usize,
     pub max_watches: usize,
     pub max_watches_per_caller: usize,
     /// Events that a watcher may be behind before it loses some.
@@ -63,6 +66,7 @@ impl Config {
             data: None,
             registry: registry::Config::default(),
             max_connections: 20_000,
+            max_requests: 1_024,
             max_watches: 20_000,
             max_watches_per_caller: 16,
             watch_backlog: 256,
@@ -119,7 +123,8 @@ impl Server {
         backend::restore(&mut registry, &remembered, Duration::ZERO);
         drop(remembered);
         let marked = Marked::of(&backend);
-        let directory = Arc::new(Directory::new(registry, marked, watchers, metrics));
+        let room = Room::new(config.max_requests);
+        let directory = Arc::new(Directory::new(registry, marked, watchers, room, metrics));
 
         let server = Self {
             addr,
@@ -148,6 +153,11 @@ impl Server {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    #[cfg(test)]
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     #[cfg(test)]
@@ -247,12 +257,10 @@ async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Co
 }
 
 type Handlers = pb::metadata_server::MetadataServer<Service>;
-type Interceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
-
 /// The handlers, none of which a stranger reaches.
-fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Interceptor> {
-    let handlers = Handlers::new(Service(directory)).max_decoding_message_size(MAX_MESSAGE);
-    InterceptedService::new(handlers, require_caller)
+fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Door> {
+    let handlers = Handlers::new(Service(directory.clone())).max_decoding_message_size(MAX_MESSAGE);
+    InterceptedService::new(handlers, Door(directory))
 }
 
 /// Expires leases, sets gauges, writes changes; the last time when the server ends.
@@ -309,7 +317,7 @@ pub(super) mod tests {
     use super::*;
 
     /// What stands behind the TLS gate.
-    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Interceptor> {
+    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Door> {
         guarded(bare_directory())
     }
 
@@ -318,6 +326,6 @@ pub(super) mod tests {
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics))
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, Room::new(1), metrics))
     }
 }

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
 use tonic::{Request, Response, Status};
 
 use super::backend::Marked;
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
 use super::registry::{Registry, RegistryError};
+use super::room::{RETRY_AFTER, RETRY_AFTER_MS, Room};
 use super::server::Peer;
 use super::watch::{Subscription, WatchError, Watchers};
 use crate::digest::IdentityId;
@@ -31,6 +34,8 @@ pub(super) enum ServiceError {
     NotYours { caller: NodeId, node: NodeId },
     #[error("a loopback endpoint from a caller on another machine")]
     Loopback,
+    #[error("too many requests at once: come again later")]
+    Crowded,
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     #[error(transparent)]
@@ -44,6 +49,11 @@ impl From<ServiceError> for Status {
         let text = error.to_string();
         match error {
             ServiceError::NoCaller => Self::unauthenticated(text),
+            ServiceError::Crowded => {
+                let mut status = Self::unavailable(text);
+                status.metadata_mut().insert(RETRY_AFTER_MS, MetadataValue::from(RETRY_AFTER.as_millis() as u64));
+                status
+            }
             ServiceError::NotYours { .. } => Self::permission_denied(text),
             ServiceError::Loopback | ServiceError::Protocol(_) => Self::invalid_argument(text),
             ServiceError::Registry(error) => match error {
@@ -66,6 +76,7 @@ impl ServiceError {
         match self {
             Self::NoCaller | Self::NotYours { .. } => Outcome::Refused,
             Self::Loopback | Self::Protocol(_) => Outcome::Invalid,
+            Self::Crowded => Outcome::Crowded,
             Self::Registry(RegistryError::Full { .. }) => Outcome::Full,
             Self::Registry(_) => Outcome::Refused,
             Self::Watch(WatchError::PerCaller(_) | WatchError::Total(_)) => Outcome::Full,
@@ -81,16 +92,24 @@ pub(super) struct Directory {
     registry: RwLock<Registry>,
     marked: Mutex<Marked>,
     pub(super) watchers: Arc<Watchers>,
+    pub(super) room: Room,
     pub(super) metrics: Metrics,
 }
 
 impl Directory {
-    pub(super) fn new(registry: Registry, marked: Marked, watchers: Arc<Watchers>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        registry: Registry,
+        marked: Marked,
+        watchers: Arc<Watchers>,
+        room: Room,
+        metrics: Metrics,
+    ) -> Self {
         let directory = Self {
             start: Instant::now(),
             registry: RwLock::new(registry),
             marked: Mutex::new(marked),
             watchers,
+            room,
             metrics,
         };
         directory.change(|_, _| ());
@@ -127,10 +146,22 @@ impl Directory {
 #[derive(Debug, Clone)]
 pub(super) struct Service(pub(super) Arc<Directory>);
 
-/// In front of every handler, also of those that are still to be written.
-pub(super) fn require_caller(request: Request<()>) -> Result<Request<()>, Status> {
-    peer(&request)?;
-    Ok(request)
+/// In front of every handler, also of those that are still to be written: no stranger passes, and no more than there is
+/// room for.
+#[derive(Debug, Clone)]
+pub(super) struct Door(pub(super) Arc<Directory>);
+
+impl Interceptor for Door {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        peer(&request)?;
+        let place = self.0.room.enter().ok_or_else(|| {
+            self.0.metrics.turned_away.inc();
+            ServiceError::Crowded
+        })?;
+        // Dropped with the request.
+        request.extensions_mut().insert(place);
+        Ok(request)
+    }
 }
 
 fn peer<T>(request: &Request<T>) -> Result<Peer, ServiceError> {
@@ -145,7 +176,16 @@ impl Service {
         handle: impl FnOnce(&Directory, Peer, D) -> Result<T, ServiceError>,
     ) -> Result<Response<T>, Status> {
         let begin = Instant::now();
-        let result = peer(&request).and_then(|peer| handle(&self.0, peer, request.into_inner().try_into()?));
+        let defers = matches!(method, Method::Lookup | Method::List | Method::Watch) && self.0.room.is_crowded();
+        let result = peer(&request).and_then(|peer| match defers {
+            true => Err(ServiceError::Crowded),
+            false => {
+                let (_, extensions, message) = request.into_parts();
+                // With the place in them, until there is an answer.
+                let _extensions = extensions;
+                handle(&self.0, peer, message.try_into()?)
+            }
+        });
         let outcome = result.as_ref().map_or_else(ServiceError::outcome, |_| Outcome::Ok);
         self.0.metrics.requests.get_or_create(&RequestLabels { method, outcome }).inc();
         self.0.metrics.seconds.get_or_create(&MethodLabels { method }).observe(begin.elapsed().as_secs_f64());

@@ -269,6 +269,11 @@ impl Plan {
         (chunks > 0).then_some(Stuck::NotHeld { chunks })
     }
 
+    /// Whether it has a place, be it gone or not.
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.slot(node).is_some()
+    }
+
     /// Why a holder is not asked any more.
     pub fn gone(&self, node: NodeId) -> Option<Gone> {
         self.slot(node).and_then(|slot| self.holders[slot].gone)

@@ -10,6 +10,7 @@ mod engine;
 mod exec;
 mod failures;
 mod harness;
+mod herd;
 mod hooks;
 mod layers;
 mod lora;

@@ -65,6 +65,7 @@ pub struct RequestId(pub u64);
 pub enum Locality {
     SameRack,
     SameZone,
+    SameRegion,
     Other,
 }
 

@@ -187,6 +187,7 @@ impl Holder {
         let distance = match self.locality {
             Locality::SameRack => 1.0,
             Locality::SameZone => 1.25,
+            Locality::SameRegion => 1.5,
             Locality::Other => 2.0,
         };
         (self.in_flight + bytes) as f64 / rate * distance * f64::from(1 + self.failures)

@@ -1,0 +1,78 @@
+//! The serving side of a node: what `transfer::Provider` does around its desk.
+
+use warmd::protocol::peer::Neighbour;
+use warmd::transfer::plan::RequestId;
+use warmd::transfer::{Ask, NotNow, What};
+
+use super::network::{Cargo, Key};
+use super::world::{Answer, Event, World};
+
+impl World<'_> {
+    fn answer(&mut self, holder: usize, to: usize, answer: Answer) {
+        self.send(holder, to, Event::Answered { from: holder, answer });
+    }
+
+    /// Takes a slot for the stream.
+    fn slot(&mut self, holder: usize, key: Key, what: What<'_>) -> Result<(), NotNow> {
+        let now = self.instant();
+        let by = self.nodes[key.0].id;
+        // Addresses play no part here: nodes are found by their ids.
+        let endpoint = if self.setup.swarming { "10.0.0.1:4780".parse().ok() } else { None };
+        let reachable = endpoint.map(|endpoint| Neighbour { node: by, endpoint });
+        let ask = Ask { artifact: self.directory.artifact(), by, reachable, what };
+        let role = self.nodes[holder].desk.ask(&ask, now, &mut self.rng)?;
+        self.nodes[holder].slots.insert(key, role);
+        Ok(())
+    }
+
+    /// Gives the stream's slot back.
+    pub(super) fn leave(&mut self, holder: usize, key: Key) {
+        if let Some(role) = self.nodes[holder].slots.remove(&key) {
+            self.nodes[holder].desk.end(role);
+        }
+    }
+
+    pub(super) fn asked_manifest(&mut self, holder: usize, by: usize) {
+        if !self.nodes[holder].has_manifest {
+            return self.answer(holder, by, Answer::NoManifest);
+        }
+        let key = (by, Cargo::Manifest(holder));
+        match self.slot(holder, key, What::Manifest) {
+            Ok(()) => self.network.open(holder, key, [(0, self.setup.manifest)]),
+            Err(NotNow::Busy(busy)) => {
+                self.outcome.busy += 1;
+                self.answer(holder, by, Answer::ManifestBusy(busy));
+            }
+            Err(NotNow::Given(_)) => {}
+        }
+    }
+
+    pub(super) fn asked_have(&mut self, holder: usize, by: usize) {
+        let node = &self.nodes[holder];
+        let have = node.has_manifest.then(|| node.have.clone());
+        self.answer(holder, by, Answer::Have(have));
+    }
+
+    pub(super) fn asked(&mut self, holder: usize, by: usize, request: RequestId, indices: &[u32], fresh: bool) {
+        let node = &self.nodes[holder];
+        if !indices.iter().all(|index| node.have.get(*index as usize)) {
+            return self.answer(holder, by, Answer::NotFound(request));
+        }
+        let key = (by, Cargo::Chunks(request.0));
+        let what = What::Chunks { count: self.setup.chunk_lens.len(), indices, fresh };
+        let answer = match self.slot(holder, key, what) {
+            Ok(()) => {
+                let lens = &self.setup.chunk_lens;
+                let parts = indices.iter().map(|index| (*index, u64::from(lens[*index as usize])));
+                self.network.open(holder, key, parts);
+                Answer::First(request)
+            }
+            Err(NotNow::Busy(busy)) => {
+                self.outcome.busy += 1;
+                Answer::Busy(request, busy)
+            }
+            Err(NotNow::Given(given)) => Answer::Given(request, given),
+        };
+        self.answer(holder, by, answer);
+    }
+}

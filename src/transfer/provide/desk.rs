@@ -1,0 +1,203 @@
+//! What a holder decides of each request: whether there is a slot, which chunks others were given, whom to name when it is
+//! busy. Pure: `now` and randomness are parameters.
+//!
+//! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one. Of the slots for
+//! chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many, what others have can be had there.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::given::Given;
+use super::recent::Recent;
+use crate::artifact::Bitmap;
+use crate::digest::ArtifactId;
+use crate::identity::NodeId;
+use crate::protocol::peer::{Busy, Neighbour};
+
+/// Manifests sent at once.
+const MANIFEST_SLOTS: u32 = 8;
+
+/// A chunk of 4 MiB takes about this long at 1 Gbit/s; the puller adds jitter.
+const RETRY_AFTER: Duration = Duration::from_millis(30);
+
+/// What a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Manifest,
+    /// Chunks that no other node was given lately.
+    Fresh,
+    /// Any chunks.
+    Any,
+}
+
+/// A request, as far as it matters who gets a slot.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub artifact: ArtifactId,
+    pub by: NodeId,
+    /// Where `by` serves, if it does.
+    pub reachable: Option<Neighbour>,
+    pub what: What<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum What<'a> {
+    Manifest,
+    /// Some of the artifact's `count` chunks.
+    Chunks {
+        count: usize,
+        indices: &'a [u32],
+        fresh: bool,
+    },
+}
+
+/// Why a request is not served now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotNow {
+    Busy(Busy),
+    /// Of the fresh chunks not all are: what other nodes were given lately.
+    Given(Bitmap),
+}
+
+/// The slots of a holder, and what it remembers of those who came.
+#[derive(Debug)]
+pub struct Desk {
+    slots: u32,
+    manifests: u32,
+    fresh: u32,
+    any: u32,
+    recent: Recent,
+    given: Given,
+}
+
+impl Desk {
+    /// `slots` requests for chunks are served at once, at least one.
+    pub fn new(slots: u32) -> Self {
+        let (recent, given) = (Recent::default(), Given::default());
+        Self { slots: slots.max(1), manifests: 0, fresh: 0, any: 0, recent, given }
+    }
+
+    /// Chunk requests that are served now, and how many can be.
+    pub fn load(&self) -> (u32, u32) {
+        (self.fresh + self.any, self.slots)
+    }
+
+    /// Takes a slot, which is to be given back with [`end`](Self::end).
+    pub fn ask<R: Rng + ?Sized>(&mut self, ask: &Ask<'_>, now: Instant, rng: &mut R) -> Result<Role, NotNow> {
+        let role = match ask.what {
+            What::Manifest => Role::Manifest,
+            What::Chunks { fresh: true, .. } => Role::Fresh,
+            What::Chunks { fresh: false, .. } => Role::Any,
+        };
+        let result = match self.serve(ask, role, now) {
+            Ok(true) => Ok(role),
+            Ok(false) => {
+                let others = self.recent.others(&ask.artifact, ask.by, rng);
+                Err(NotNow::Busy(Busy { retry_after: RETRY_AFTER, others }))
+            }
+            Err(given) => Err(NotNow::Given(given)),
+        };
+        if let Some(neighbour) = ask.reachable {
+            self.recent.saw(&ask.artifact, neighbour, now);
+        }
+        result
+    }
+
+    pub fn end(&mut self, role: Role) {
+        let taken = self.taken(role);
+        *taken = taken.saturating_sub(1);
+    }
+
+    /// False without a slot; the error is what others were given.
+    fn serve(&mut self, ask: &Ask<'_>, role: Role, now: Instant) -> Result<bool, Bitmap> {
+        if let What::Chunks { count, indices, fresh: true } = ask.what {
+            self.given.check(&ask.artifact, count, indices, ask.by, now)?;
+        }
+        if !self.has_slot(role) {
+            return Ok(false);
+        }
+        if let What::Chunks { count, indices, .. } = ask.what {
+            self.given.note(&ask.artifact, count, indices, ask.by, now);
+        }
+        *self.taken(role) += 1;
+        Ok(true)
+    }
+
+    fn taken(&mut self, role: Role) -> &mut u32 {
+        match role {
+            Role::Manifest => &mut self.manifests,
+            Role::Fresh => &mut self.fresh,
+            Role::Any => &mut self.any,
+        }
+    }
+
+    fn has_slot(&self, role: Role) -> bool {
+        match role {
+            Role::Manifest => self.manifests < MANIFEST_SLOTS,
+            Role::Fresh => self.fresh + self.any < self.slots,
+            Role::Any => self.fresh + self.any < self.slots && self.any < self.slots - self.slots / 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::identity::PrivateKey;
+
+    fn neighbour(seed: u8) -> Neighbour {
+        let endpoint = format!("10.0.0.{seed}:4780").parse().unwrap();
+        Neighbour { node: PrivateKey::from_seed(seed).node_id(), endpoint }
+    }
+
+    fn ask(desk: &mut Desk, by: u8, what: What<'_>) -> Result<Role, NotNow> {
+        let by = neighbour(by);
+        let ask = Ask { artifact: ArtifactId::of(b"a"), by: by.node, reachable: Some(by), what };
+        desk.ask(&ask, Instant::now(), &mut SmallRng::seed_from_u64(1))
+    }
+
+    fn chunks(indices: &[u32], fresh: bool) -> What<'_> {
+        What::Chunks { count: 100, indices, fresh }
+    }
+
+    #[test]
+    fn chunks_that_others_have_leave_room_for_fresh_ones_and_both_for_manifests() {
+        let mut desk = Desk::new(4);
+        for _ in 0..3 {
+            assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
+        }
+        assert!(matches!(ask(&mut desk, 1, chunks(&[0], false)), Err(NotNow::Busy(_))));
+        assert_eq!(ask(&mut desk, 1, chunks(&[1], true)), Ok(Role::Fresh));
+        assert!(matches!(ask(&mut desk, 1, chunks(&[2], true)), Err(NotNow::Busy(_))));
+        assert_eq!(desk.load(), (4, 4));
+        assert_eq!(ask(&mut desk, 2, What::Manifest), Ok(Role::Manifest));
+        desk.end(Role::Fresh);
+        assert!(matches!(ask(&mut desk, 1, chunks(&[0], false)), Err(NotNow::Busy(_))));
+        desk.end(Role::Any);
+        assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
+    }
+
+    #[test]
+    fn a_single_slot_serves_everything() {
+        let mut desk = Desk::new(1);
+        assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
+        desk.end(Role::Any);
+        assert_eq!(ask(&mut desk, 1, chunks(&[0], true)), Ok(Role::Fresh));
+    }
+
+    #[test]
+    fn who_is_sent_away_hears_of_others_and_nothing_is_noted_as_given() {
+        let mut desk = Desk::new(1);
+        assert_eq!(ask(&mut desk, 1, chunks(&[0], true)), Ok(Role::Fresh));
+        let Err(NotNow::Busy(busy)) = ask(&mut desk, 2, chunks(&[1], true)) else { panic!("there is no slot") };
+        assert_eq!(busy.others, [neighbour(1)]);
+        desk.end(Role::Fresh);
+        assert_eq!(ask(&mut desk, 3, chunks(&[1], true)), Ok(Role::Fresh), "2 was not given it");
+        let Err(NotNow::Given(given)) = ask(&mut desk, 2, chunks(&[0], true)) else { panic!("1 was given it") };
+        assert_eq!(given.ones().collect::<Vec<_>>(), [0, 1]);
+    }
+}
