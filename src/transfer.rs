@@ -17,7 +17,7 @@ pub use connections::Connections;
 pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Search, Source};
 pub use metrics::Metrics;
 pub use plan::{Locality, PlanConfig};
-pub use provide::{Ask, Desk, MayServe, NotNow, ProvideConfig, Provider, Role, What};
+pub use provide::{Ask, Desk, MayServe, NotNow, ProvideConfig, Provider, Slot, What};
 
 #[cfg(test)]
 mod tests;

@@ -197,16 +197,14 @@ impl World<'_> {
             puller.find_again.reset();
         }
         for other in &busy.others {
-            if !plan.knows(other.node) || plan.gone(other.node).is_some() {
-                plan.add_holder(other.node, Locality::Other, now);
-            }
+            plan.add_neighbour(other.node, now);
         }
         plan.on_failed(request, Failure::Busy { retry_after: busy.retry_after }, now);
         self.pump(node);
     }
 
     fn begin_plan(&mut self, node: usize) {
-        let (now, seed) = (self.instant(), self.rng.random());
+        let seed = self.rng.random();
         let have = self.nodes[node].have.clone();
         let puller = &mut self.nodes[node].puller;
         if puller.plan.is_some() {
@@ -214,7 +212,7 @@ impl World<'_> {
         }
         puller.search = None;
         puller.found_at = self.now;
-        puller.plan = Some(Plan::new(PlanConfig::default(), self.setup.chunk_lens.clone(), &have, seed));
+        puller.plan = Some(Plan::new(config(), self.setup.chunk_lens.clone(), &have, seed));
         let sources = std::mem::take(&mut puller.sources);
         self.nodes[node].has_manifest = true;
         sources.iter().for_each(|source| self.add(node, source));
@@ -268,9 +266,9 @@ impl World<'_> {
                 }
                 self.send(node, holder, Event::Cancelled((node, Cargo::Chunks(request.0))));
             }
-            Action::AskHave { node: id } => {
+            Action::AskHave { node: id, known } => {
                 let holder = self.by_id[&id];
-                self.send(node, holder, Event::AskedHave { by: node });
+                self.send(node, holder, Event::AskedHave { by: node, known });
             }
         }
     }
@@ -292,6 +290,7 @@ impl World<'_> {
             plan.on_finished(request, now);
         }
         self.nodes[node].have.set(index as usize, true);
+        self.tell_listeners(node);
         self.pump(node);
     }
 
@@ -326,7 +325,8 @@ impl World<'_> {
         let puller = &mut self.nodes[node].puller;
         let pause = puller.tell_again.step();
         if chunks > puller.told && self.now < puller.told_at + SPACING && puller.sequence > 0 {
-            return self.at(puller.told_at + SPACING, node, Event::Tell);
+            let at = puller.told_at + SPACING;
+            return self.at(at, node, Event::Tell);
         }
         if chunks > puller.told {
             puller.sequence += 1;
@@ -338,6 +338,13 @@ impl World<'_> {
             self.at(self.now + pause, node, Event::Tell);
         }
     }
+}
+
+pub(super) fn env(name: &str, default: f64) -> f64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+fn config() -> PlanConfig {
+    PlanConfig { batch: Duration::from_secs_f64(env("BATCH", 25.0) / 1e3), max_in_flight_bytes: (env("MEM", 48.0) * 1048576.0) as u64, ..PlanConfig::default() }
 }
 
 /// Whom a busy holder names; nothing is known of it but that.

@@ -12,7 +12,7 @@ use warmd::identity::NodeId;
 use warmd::protocol::metadata::{Closeness, HolderInfo, Locality};
 use warmd::protocol::peer::Busy;
 use warmd::transfer::plan::RequestId;
-use warmd::transfer::{Desk, Role};
+use warmd::transfer::{Desk, Slot};
 
 use super::agent::Puller;
 use super::directory::{Directory, node_ids};
@@ -38,7 +38,7 @@ const VERIFIED_BYTES_PER_SECOND: f64 = 4e9;
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Slots of an agent, as `[provide]` has it.
-const SLOTS: u32 = 8;
+const SLOTS: u32 = 16;
 
 /// What happens at a node.
 #[derive(Debug)]
@@ -61,6 +61,12 @@ pub(super) enum Event {
     },
     AskedHave {
         by: usize,
+        known: Option<u32>,
+    },
+    /// Who asked for news has waited long enough.
+    NoNews {
+        by: usize,
+        since: Duration,
     },
     Asked {
         by: usize,
@@ -101,7 +107,11 @@ pub(super) struct Node {
     pub(super) has_manifest: bool,
     pub(super) have: Bitmap,
     pub(super) desk: Desk,
-    pub(super) slots: BTreeMap<Key, Role>,
+    pub(super) slots: BTreeMap<Key, Slot>,
+    /// Who waits for more chunks than it knows of, and since when.
+    pub(super) listeners: BTreeMap<usize, (u32, Duration)>,
+    /// Of streams that it receives: when the last chunk that landed is verified.
+    pub(super) verified: BTreeMap<Cargo, Duration>,
     /// When the last handshake that this node accepted ended.
     pub(super) handshakes: Duration,
     pub(super) puller: Puller,
@@ -141,8 +151,10 @@ impl<'a> World<'a> {
             dead: false,
             has_manifest: number == 0,
             have: if number == 0 { Bitmap::full(chunks) } else { Bitmap::empty(chunks) },
-            desk: Desk::new(SLOTS),
+            desk: Desk::new(super::agent::env(if number == 0 { "SEED" } else { "SLOTS" }, 16.0) as u32),
             slots: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            verified: BTreeMap::new(),
             handshakes: Duration::ZERO,
             puller: Puller::default(),
         };
@@ -241,7 +253,12 @@ impl<'a> World<'a> {
                 if last {
                     self.leave(from, (to, cargo));
                 }
-                let verified = landed + Duration::from_secs_f64(bytes / VERIFIED_BYTES_PER_SECOND);
+                // A request ends when all that it brought is verified.
+                let before = self.nodes[to].verified.remove(&cargo).unwrap_or_default();
+                let verified = before.max(landed + Duration::from_secs_f64(bytes / VERIFIED_BYTES_PER_SECOND));
+                if !last {
+                    self.nodes[to].verified.insert(cargo, verified);
+                }
                 self.at(verified, to, Event::Chunk(RequestId(number), index, last));
             }
             (Arrived::Bytes(bytes), Cargo::Chunks(number)) => {
@@ -312,7 +329,8 @@ impl<'a> World<'a> {
             }
             Event::Found(holders) => self.found(node, &holders),
             Event::AskedManifest { by } => self.asked_manifest(node, by),
-            Event::AskedHave { by } => self.asked_have(node, by),
+            Event::AskedHave { by, known } => self.asked_have(node, by, known),
+            Event::NoNews { by, since } => self.no_news(node, by, since),
             Event::Asked { by, request, indices, fresh } => self.asked(node, by, request, &indices, fresh),
             Event::Cancelled(key) => {
                 self.network.close(key);

@@ -331,7 +331,8 @@ async fn a_crowded_server_sends_away_and_who_was_sent_away_comes_again() {
         client.announce(&announcement(2, 1, 1, NodeState::Ready)).await.unwrap();
         drop(places);
     };
-    let (found, ()) = tokio::join!(client.lookup(&Lookup { identities: vec![identity(1)], ..Lookup::default() }), crowded);
+    let lookup = Lookup { identities: vec![identity(1)], ..Lookup::default() };
+    let (found, ()) = tokio::join!(client.lookup(&lookup), crowded);
     assert!(found.unwrap().offers.is_empty());
     server.shutdown(PATIENCE).await;
 }

@@ -35,7 +35,8 @@ pub const MAX_OTHERS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     Manifest(ArtifactId),
-    Have(ArtifactId),
+    /// The answer may wait a little until the holder has more chunks than this.
+    Have(ArtifactId, Option<u32>),
     /// Not empty, no index twice.
     Chunks(ArtifactId, Vec<u32>),
     /// The same, unless one of them was sent to another node lately.
@@ -145,7 +146,9 @@ impl Traced {
             Request::Manifest(artifact) => {
                 pb::peer_request::Request::Manifest(pb::ManifestRequest { artifact_id: id(artifact) })
             }
-            Request::Have(artifact) => pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact) }),
+            Request::Have(artifact, known) => {
+                pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact), known: *known })
+            }
             Request::Chunks(artifact, indices) | Request::FreshChunks(artifact, indices) => {
                 let fresh = matches!(self.request, Request::FreshChunks(..));
                 let (artifact_id, indices) = (id(artifact), indices.clone());
@@ -161,7 +164,7 @@ impl Traced {
         let id = |bytes: &[u8]| ArtifactId::try_from(bytes).map_err(|_| ProtocolError::Invalid("artifact_id"));
         let request = match message.request.ok_or(ProtocolError::Missing("request"))? {
             pb::peer_request::Request::Manifest(r) => Request::Manifest(id(&r.artifact_id)?),
-            pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?),
+            pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?, r.known),
             pb::peer_request::Request::Chunks(r) => {
                 let (artifact, indices) = (id(&r.artifact_id)?, check_indices(r.indices)?);
                 if r.fresh { Request::FreshChunks(artifact, indices) } else { Request::Chunks(artifact, indices) }
@@ -315,7 +318,7 @@ mod tests {
     #[test]
     fn the_port_of_the_asker_comes_back() {
         for port in [None, Some(4780)] {
-            let asked = ask(Request::Have(ArtifactId::of(b"a")), port);
+            let asked = ask(Request::Have(ArtifactId::of(b"a"), port.map(u32::from)), port);
             let frame = asked.encode();
             let (head, body) = split(&frame);
             assert_eq!(Traced::decode(head, body), Ok(asked));

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
-pub use self::desk::{Ask, Desk, NotNow, Role, What};
+pub use self::desk::{Ask, Desk, NotNow, Slot, What};
 use super::connections;
 use super::metrics::{Metrics, Outcome, OutcomeLabel};
 use super::rate::Bucket;
@@ -41,6 +41,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An answer to a holder's have waits so long for news. Pullers wait a multiple of it.
+const HAVE_WAIT: Duration = Duration::from_millis(200);
+
 /// Bytes of chunks opened ahead of the one that is being sent.
 const READ_AHEAD: u64 = 8 * 1024 * 1024;
 
@@ -60,7 +63,7 @@ pub struct ProvideConfig {
 
 impl Default for ProvideConfig {
     fn default() -> Self {
-        Self { enabled: true, upload_slots: 8, max_rate: None, max_connections: 1024 }
+        Self { enabled: true, upload_slots: 16, max_rate: None, max_connections: 1024 }
     }
 }
 
@@ -203,8 +206,15 @@ impl Provider {
                 self.write(send, Answer::Manifest { len: envelope.len() }.encode()).await?;
                 self.write(send, envelope).await?;
             }
-            Request::Have(id) => {
-                let have = self.artifact(&id)?.have();
+            Request::Have(id, known) => {
+                let artifact = self.artifact(&id)?;
+                if let Some(known) = known {
+                    let mut progress = artifact.subscribe();
+                    // Whether there is more or not: after that time the asker hears what there is.
+                    let more = progress.wait_for(|progress| progress.chunks > known as usize);
+                    let _ = tokio::time::timeout(HAVE_WAIT, more).await;
+                }
+                let have = artifact.have();
                 let (uploads, upload_slots) = self.load();
                 self.write(send, Answer::Have(HaveAnswer { have, uploads, upload_slots }).encode()).await?;
             }
@@ -236,11 +246,11 @@ impl Provider {
         indices.iter().map(chunk).collect()
     }
 
-    fn slot(&self, ask: &Ask<'_>) -> Result<Slot<'_>, Refused> {
-        let role = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
+    fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
+        let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
         self.uploads.send_modify(|uploads| *uploads += 1);
         self.metrics.uploads.inc();
-        Ok(Slot { provider: self, role })
+        Ok(Upload { provider: self, slot: Some(slot) })
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -324,14 +334,16 @@ impl Provider {
 }
 
 /// Given back when dropped.
-struct Slot<'p> {
+struct Upload<'p> {
     provider: &'p Provider,
-    role: Role,
+    slot: Option<Slot>,
 }
 
-impl Drop for Slot<'_> {
+impl Drop for Upload<'_> {
     fn drop(&mut self) {
-        self.provider.desk().end(self.role);
+        if let Some(slot) = self.slot.take() {
+            self.provider.desk().end(slot, Instant::now());
+        }
         self.provider.uploads.send_modify(|uploads| *uploads -= 1);
         self.provider.metrics.uploads.dec();
     }

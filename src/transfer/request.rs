@@ -88,8 +88,8 @@ impl Shared {
         self.report(event).await;
     }
 
-    pub(super) async fn have(self: Arc<Self>, peer: Peer) {
-        let answer = self.ask(&peer, Request::Have(self.artifact)).await;
+    pub(super) async fn have(self: Arc<Self>, peer: Peer, known: Option<u32>) {
+        let answer = self.ask(&peer, Request::Have(self.artifact, known)).await;
         self.report(match answer {
             Ok((Answer::Have(have), ..)) => Event::Have(peer.node, have),
             Ok((other, ..)) => Event::NoHave(peer.node, unexpected(&other)),

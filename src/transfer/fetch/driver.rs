@@ -134,9 +134,9 @@ impl<'f> Driver<'f> {
                     }
                     self.plan.on_failed(request, Failure::Reset, Instant::now());
                 }
-                Action::AskHave { node } => {
+                Action::AskHave { node, known } => {
                     if let Some(peer) = self.peers.get(&node) {
-                        self.requests.spawn(self.shared.clone().have(peer.clone()));
+                        self.requests.spawn(self.shared.clone().have(peer.clone(), known));
                     }
                 }
             }
@@ -201,8 +201,8 @@ impl<'f> Driver<'f> {
             self.find_again.reset();
         }
         for other in busy.others.iter().filter_map(|other| Source::named(other, &addrs)) {
-            if !self.plan.knows(other.node) || self.plan.gone(other.node).is_some() {
-                self.add(other);
+            if self.plan.add_neighbour(other.node, now) {
+                self.peers.entry(other.node).or_insert(Peer { node: other.node, addrs: other.addrs });
             }
         }
         self.plan.on_failed(id, Failure::Busy { retry_after: busy.retry_after }, now);

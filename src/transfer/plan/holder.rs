@@ -53,6 +53,8 @@ pub(super) struct Holder {
     have_retry: Duration,
     /// When it last had something new.
     pub(super) grew_at: Instant,
+    /// It fetches as we do, and nothing of it was heard yet.
+    pub(super) begins: bool,
 }
 
 /// When to ask what a holder has.
@@ -82,6 +84,7 @@ impl Holder {
             have: HaveState::Due(now),
             have_retry: config.have_retry,
             grew_at: now,
+            begins: false,
         }
     }
 
@@ -164,7 +167,7 @@ impl Holder {
 
     /// What one request should ask for at a pace, bytes.
     pub(super) fn batch(config: &PlanConfig, rate: Option<f64>) -> u64 {
-        let bytes = rate.map_or(FIRST_BATCH, |rate| ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH));
+        let bytes = rate.map_or_else(|| std::env::var("FIRST").ok().and_then(|v| v.parse().ok()).unwrap_or(FIRST_BATCH), |rate| ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH));
         bytes.min(config.max_request_bytes)
     }
 
@@ -187,25 +190,26 @@ impl Holder {
         let distance = match self.locality {
             Locality::SameRack => 1.0,
             Locality::SameZone => 1.25,
-            Locality::SameRegion => 1.5,
-            Locality::Other => 2.0,
+            Locality::SameRegion => 2.0,
+            Locality::Other => 4.0,
         };
         (self.in_flight + bytes) as f64 / rate * distance * f64::from(1 + self.failures)
     }
 
     /// When it should be asked for its bitmap; `None` while that is not useful.
-    pub(super) fn have_due(&self, offers: bool, config: &PlanConfig) -> Option<Instant> {
+    pub(super) fn have_due(&self, offers: bool, age: Duration) -> Option<Instant> {
         match self.have {
             _ if !self.is_live() => None,
             HaveState::Due(at) => Some(at),
-            HaveState::Known(at) if offers => Some(at + config.have_age),
-            HaveState::Known(at) => Some(at + self.have_retry),
+            HaveState::Known(at) if offers => Some(at + age),
+            HaveState::Known(at) => Some(at + self.have_retry.min(age)),
             HaveState::Asked(_) | HaveState::All => None,
         }
     }
 
     pub(super) fn have_known(&mut self, grew: bool, config: &PlanConfig, now: Instant) {
         self.have = HaveState::Known(now);
+        self.begins &= !grew;
         self.have_retry = match grew {
             true => config.have_retry,
             false => (self.have_retry * 2).min(MAX_HAVE_RETRY),

@@ -16,19 +16,30 @@ use crate::identity::NodeId;
 use crate::protocol::peer::{Busy, Neighbour};
 
 /// Manifests sent at once.
-const MANIFEST_SLOTS: u32 = 8;
+const MANIFEST_SLOTS: u32 = 4;
 
-/// A chunk of 4 MiB takes about this long at 1 Gbit/s; the puller adds jitter.
-const RETRY_AFTER: Duration = Duration::from_millis(30);
+/// How long a slot is taken, until it is known: a chunk of 4 MiB takes about this long at 1 Gbit/s.
+const USUAL_TURN: f64 = 0.03;
+
+/// Those who are sent away come back after a turn, within these bounds; the puller adds jitter.
+const SOONEST: Duration = Duration::from_millis(2);
+const LATEST: Duration = Duration::from_millis(250);
 
 /// What a slot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+enum Role {
     Manifest,
     /// Chunks that no other node was given lately.
     Fresh,
     /// Any chunks.
     Any,
+}
+
+/// A slot that is taken.
+#[derive(Debug)]
+pub struct Slot {
+    role: Role,
+    since: Instant,
 }
 
 /// A request, as far as it matters who gets a slot.
@@ -67,6 +78,8 @@ pub struct Desk {
     manifests: u32,
     fresh: u32,
     any: u32,
+    /// Moving average of how long a slot for chunks is taken, seconds.
+    turn: f64,
     recent: Recent,
     given: Given,
 }
@@ -75,7 +88,7 @@ impl Desk {
     /// `slots` requests for chunks are served at once, at least one.
     pub fn new(slots: u32) -> Self {
         let (recent, given) = (Recent::default(), Given::default());
-        Self { slots: slots.max(1), manifests: 0, fresh: 0, any: 0, recent, given }
+        Self { slots: slots.max(1), manifests: 0, fresh: 0, any: 0, turn: USUAL_TURN, recent, given }
     }
 
     /// Chunk requests that are served now, and how many can be.
@@ -84,17 +97,17 @@ impl Desk {
     }
 
     /// Takes a slot, which is to be given back with [`end`](Self::end).
-    pub fn ask<R: Rng + ?Sized>(&mut self, ask: &Ask<'_>, now: Instant, rng: &mut R) -> Result<Role, NotNow> {
+    pub fn ask<R: Rng + ?Sized>(&mut self, ask: &Ask<'_>, now: Instant, rng: &mut R) -> Result<Slot, NotNow> {
         let role = match ask.what {
             What::Manifest => Role::Manifest,
             What::Chunks { fresh: true, .. } => Role::Fresh,
             What::Chunks { fresh: false, .. } => Role::Any,
         };
         let result = match self.serve(ask, role, now) {
-            Ok(true) => Ok(role),
+            Ok(true) => Ok(Slot { role, since: now }),
             Ok(false) => {
                 let others = self.recent.others(&ask.artifact, ask.by, rng);
-                Err(NotNow::Busy(Busy { retry_after: RETRY_AFTER, others }))
+                Err(NotNow::Busy(Busy { retry_after: self.retry_after(), others }))
             }
             Err(given) => Err(NotNow::Given(given)),
         };
@@ -104,8 +117,12 @@ impl Desk {
         result
     }
 
-    pub fn end(&mut self, role: Role) {
-        let taken = self.taken(role);
+    pub fn end(&mut self, slot: Slot, now: Instant) {
+        if slot.role != Role::Manifest {
+            let took = now.saturating_duration_since(slot.since).as_secs_f64();
+            self.turn += (took - self.turn) / 8.0;
+        }
+        let taken = self.taken(slot.role);
         *taken = taken.saturating_sub(1);
     }
 
@@ -122,6 +139,10 @@ impl Desk {
         }
         *self.taken(role) += 1;
         Ok(true)
+    }
+
+    fn retry_after(&self) -> Duration {
+        Duration::from_secs_f64(self.turn.max(0.0)).clamp(SOONEST, LATEST)
     }
 
     fn taken(&mut self, role: Role) -> &mut u32 {
@@ -154,50 +175,75 @@ mod tests {
         Neighbour { node: PrivateKey::from_seed(seed).node_id(), endpoint }
     }
 
-    fn ask(desk: &mut Desk, by: u8, what: What<'_>) -> Result<Role, NotNow> {
+    fn ask(desk: &mut Desk, by: u8, what: What<'_>) -> Result<Slot, NotNow> {
+        ask_at(desk, by, what, Instant::now())
+    }
+
+    fn ask_at(desk: &mut Desk, by: u8, what: What<'_>, now: Instant) -> Result<Slot, NotNow> {
         let by = neighbour(by);
         let ask = Ask { artifact: ArtifactId::of(b"a"), by: by.node, reachable: Some(by), what };
-        desk.ask(&ask, Instant::now(), &mut SmallRng::seed_from_u64(1))
+        desk.ask(&ask, now, &mut SmallRng::seed_from_u64(1))
     }
 
     fn chunks(indices: &[u32], fresh: bool) -> What<'_> {
         What::Chunks { count: 100, indices, fresh }
     }
 
+    fn busy(answer: Result<Slot, NotNow>) -> Busy {
+        let Err(NotNow::Busy(busy)) = answer else { panic!("not busy: {answer:?}") };
+        busy
+    }
+
     #[test]
     fn chunks_that_others_have_leave_room_for_fresh_ones_and_both_for_manifests() {
         let mut desk = Desk::new(4);
-        for _ in 0..3 {
-            assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
-        }
-        assert!(matches!(ask(&mut desk, 1, chunks(&[0], false)), Err(NotNow::Busy(_))));
-        assert_eq!(ask(&mut desk, 1, chunks(&[1], true)), Ok(Role::Fresh));
-        assert!(matches!(ask(&mut desk, 1, chunks(&[2], true)), Err(NotNow::Busy(_))));
+        let any: Vec<Slot> = (0..3).map(|_| ask(&mut desk, 1, chunks(&[0], false)).unwrap()).collect();
+        busy(ask(&mut desk, 1, chunks(&[0], false)));
+        let fresh = ask(&mut desk, 1, chunks(&[1], true)).unwrap();
+        busy(ask(&mut desk, 1, chunks(&[2], true)));
         assert_eq!(desk.load(), (4, 4));
-        assert_eq!(ask(&mut desk, 2, What::Manifest), Ok(Role::Manifest));
-        desk.end(Role::Fresh);
-        assert!(matches!(ask(&mut desk, 1, chunks(&[0], false)), Err(NotNow::Busy(_))));
-        desk.end(Role::Any);
-        assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
+        ask(&mut desk, 2, What::Manifest).unwrap();
+        desk.end(fresh, Instant::now());
+        busy(ask(&mut desk, 1, chunks(&[0], false)));
+        any.into_iter().for_each(|slot| desk.end(slot, Instant::now()));
+        assert_eq!(desk.load(), (0, 4));
+        ask(&mut desk, 1, chunks(&[0], false)).unwrap();
     }
 
     #[test]
     fn a_single_slot_serves_everything() {
         let mut desk = Desk::new(1);
-        assert_eq!(ask(&mut desk, 1, chunks(&[0], false)), Ok(Role::Any));
-        desk.end(Role::Any);
-        assert_eq!(ask(&mut desk, 1, chunks(&[0], true)), Ok(Role::Fresh));
+        let slot = ask(&mut desk, 1, chunks(&[0], false)).unwrap();
+        desk.end(slot, Instant::now());
+        ask(&mut desk, 1, chunks(&[0], true)).unwrap();
     }
 
     #[test]
     fn who_is_sent_away_hears_of_others_and_nothing_is_noted_as_given() {
         let mut desk = Desk::new(1);
-        assert_eq!(ask(&mut desk, 1, chunks(&[0], true)), Ok(Role::Fresh));
-        let Err(NotNow::Busy(busy)) = ask(&mut desk, 2, chunks(&[1], true)) else { panic!("there is no slot") };
-        assert_eq!(busy.others, [neighbour(1)]);
-        desk.end(Role::Fresh);
-        assert_eq!(ask(&mut desk, 3, chunks(&[1], true)), Ok(Role::Fresh), "2 was not given it");
+        let slot = ask(&mut desk, 1, chunks(&[0], true)).unwrap();
+        assert_eq!(busy(ask(&mut desk, 2, chunks(&[1], true))).others, [neighbour(1)]);
+        desk.end(slot, Instant::now());
+        ask(&mut desk, 3, chunks(&[1], true)).expect("2 was not given it");
         let Err(NotNow::Given(given)) = ask(&mut desk, 2, chunks(&[0], true)) else { panic!("1 was given it") };
         assert_eq!(given.ones().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn who_is_sent_away_comes_back_after_about_a_turn() {
+        let (mut desk, start) = (Desk::new(1), Instant::now());
+        let ms = Duration::from_millis;
+        for turn in 0..60 {
+            let slot = ask_at(&mut desk, 1, chunks(&[0], false), start).unwrap();
+            desk.end(slot, start + if turn < 30 { ms(10) } else { ms(5_000) });
+            let slot = ask_at(&mut desk, 1, chunks(&[0], false), start).unwrap();
+            let after = busy(ask_at(&mut desk, 2, chunks(&[0], false), start)).retry_after;
+            match turn {
+                29 => assert!(after > ms(9) && after < ms(14), "{after:?}"),
+                59 => assert_eq!(after, LATEST),
+                _ => {}
+            }
+            desk.end(slot, start + if turn < 30 { ms(10) } else { ms(5_000) });
+        }
     }
 }

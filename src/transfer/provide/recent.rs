@@ -35,8 +35,8 @@ impl Recent {
         }
         let peers = self.0.entry(*artifact).or_insert_with(|| Peers { nodes: Vec::new(), next: 0, at: now });
         peers.at = now;
-        match peers.nodes.iter_mut().find(|known| known.node == peer.node) {
-            Some(known) => *known = peer,
+        match peers.nodes.iter().position(|known| known.node == peer.node) {
+            Some(at) => peers.nodes[at] = peer,
             None if peers.nodes.len() < MAX_PEERS => peers.nodes.push(peer),
             None => {
                 peers.nodes[peers.next] = peer;
