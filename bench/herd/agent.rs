@@ -68,7 +68,7 @@ impl World<'_> {
 
     fn find(&mut self, node: usize) {
         if !std::mem::replace(&mut self.nodes[node].puller.finding, true) {
-            self.to_directory(node, Event::Lookup);
+            self.call_directory(node, Event::Lookup);
         }
     }
 
@@ -212,7 +212,7 @@ impl World<'_> {
         }
         puller.search = None;
         puller.found_at = self.now;
-        puller.plan = Some(Plan::new(config(), self.setup.chunk_lens.clone(), &have, seed));
+        puller.plan = Some(Plan::new(PlanConfig::default(), self.setup.chunk_lens.clone(), &have, seed));
         let sources = std::mem::take(&mut puller.sources);
         self.nodes[node].has_manifest = true;
         sources.iter().for_each(|source| self.add(node, source));
@@ -332,19 +332,12 @@ impl World<'_> {
             puller.sequence += 1;
             (puller.told, puller.told_at) = (chunks, self.now);
             let sequence = puller.sequence;
-            self.to_directory(node, Event::Announce { sequence, chunks });
+            self.call_directory(node, Event::Announce { sequence, chunks });
         }
         if !complete {
             self.at(self.now + pause, node, Event::Tell);
         }
     }
-}
-
-pub(super) fn env(name: &str, default: f64) -> f64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-fn config() -> PlanConfig {
-    PlanConfig { batch: Duration::from_secs_f64(env("BATCH", 25.0) / 1e3), max_in_flight_bytes: (env("MEM", 48.0) * 1048576.0) as u64, ..PlanConfig::default() }
 }
 
 /// Whom a busy holder names; nothing is known of it but that.

@@ -151,7 +151,7 @@ impl<'a> World<'a> {
             dead: false,
             has_manifest: number == 0,
             have: if number == 0 { Bitmap::full(chunks) } else { Bitmap::empty(chunks) },
-            desk: Desk::new(super::agent::env(if number == 0 { "SEED" } else { "SLOTS" }, 16.0) as u32),
+            desk: Desk::new(SLOTS),
             slots: BTreeMap::new(),
             listeners: BTreeMap::new(),
             verified: BTreeMap::new(),
@@ -343,7 +343,7 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(super) fn to_directory(&mut self, node: usize, event: Event) {
+    pub(super) fn call_directory(&mut self, node: usize, event: Event) {
         self.at(self.now + TO_DIRECTORY, node, event);
     }
 

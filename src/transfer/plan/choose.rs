@@ -112,7 +112,7 @@ impl Plan {
     /// All was given to somebody, and little is left: the rest may be with the dead and the slow, and complete holders have
     /// nothing else to do.
     fn is_ending(&self) -> bool {
-        self.chunks.wanted_of_nobody() == 0 && self.chunks.bytes_wanted() < self.chunks.bytes() / std::env::var("ENDING").ok().and_then(|v| v.parse().ok()).unwrap_or(ENDING)
+        self.chunks.wanted_of_nobody() == 0 && self.chunks.bytes_wanted() < self.chunks.bytes() / ENDING
     }
 
     fn offers(&self, slot: usize, sparing: bool) -> bool {

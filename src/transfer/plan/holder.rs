@@ -17,7 +17,7 @@ const FIRST_REST: Duration = Duration::from_millis(100);
 pub(super) const MAX_REST: Duration = Duration::from_secs(5);
 
 /// First request to a holder of unknown pace, bytes.
-const FIRST_BATCH: u64 = 1 << 20;
+const FIRST_BATCH: u64 = 256 << 10;
 
 /// Splitting further than this costs more in round trips than it shares, bytes.
 pub(super) const MIN_BATCH: u64 = 64 << 10;
@@ -167,7 +167,7 @@ impl Holder {
 
     /// What one request should ask for at a pace, bytes.
     pub(super) fn batch(config: &PlanConfig, rate: Option<f64>) -> u64 {
-        let bytes = rate.map_or_else(|| std::env::var("FIRST").ok().and_then(|v| v.parse().ok()).unwrap_or(FIRST_BATCH), |rate| ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH));
+        let bytes = rate.map_or(FIRST_BATCH, |rate| ((rate * config.batch.as_secs_f64()) as u64).max(MIN_BATCH));
         bytes.min(config.max_request_bytes)
     }
 
