@@ -291,7 +291,8 @@ mod tests {
 
     #[test]
     fn where_a_node_stands_may_come_from_labels_of_its_node() {
-        let env = [("WARMD_LOCALITY_ZONE", "eu-1a"), ("WARMD_LOCALITY_RACK", "12"), ("WARMD_LOCALITY_REGION", "\"eu\"")];
+        let env =
+            [("WARMD_LOCALITY_ZONE", "eu-1a"), ("WARMD_LOCALITY_RACK", "12"), ("WARMD_LOCALITY_REGION", "\"eu\"")];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let locality = load::<crate::agent::AgentConfig>(None, env).unwrap().locality;
         assert_eq!((locality.region.as_str(), locality.zone.as_str(), locality.rack.as_str()), ("eu", "eu-1a", "12"));

@@ -6,9 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use warmd::artifact::{
-    Draft, Family, Outputs, Provenance, RelPath, SourceFile, SourceIdentity, Stamp, build,
-};
+use warmd::artifact::{Draft, Family, Outputs, Provenance, RelPath, SourceFile, SourceIdentity, Stamp, build};
 use warmd::identity::{TrustClass, UnixTime};
 
 use crate::Options;

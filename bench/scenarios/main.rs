@@ -6,9 +6,9 @@ mod corpora;
 #[path = "../corpus.rs"]
 mod corpus;
 mod engine;
-mod herd;
 #[path = "../harness.rs"]
 mod harness;
+mod herd;
 mod local;
 mod metadata;
 #[path = "../herd.rs"]

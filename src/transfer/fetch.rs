@@ -17,10 +17,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, watch};
 
 use self::driver::Driver;
+pub use self::search::Search;
 use super::buffers::Buffers;
 use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
-pub use self::search::Search;
 use super::plan::{Locality, PlanConfig};
 use super::request::{Event, Peer, Shared};
 use crate::artifact::Admitted;

@@ -28,9 +28,7 @@ use crate::digest::ArtifactId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata;
-use crate::protocol::peer::{
-    Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len, chunk_head,
-};
+use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len, chunk_head};
 use crate::store::{Artifact, Store};
 use crate::transport::{Connection, Endpoint, Incoming, RecvStream, SendStream, StreamCode, TransportError};
 

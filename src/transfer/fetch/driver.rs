@@ -98,7 +98,12 @@ impl<'f> Driver<'f> {
                 return Ok(Fetched { wire_bytes: self.wire_bytes, reused_bytes: self.reused_bytes, holders });
             }
             self.look_around()?;
-            let wake = self.plan.next_deadline().unwrap_or(deadline).min(deadline).min(self.found_at + self.find_again.pause());
+            let wake = self
+                .plan
+                .next_deadline()
+                .unwrap_or(deadline)
+                .min(deadline)
+                .min(self.found_at + self.find_again.pause());
             tokio::select! {
                 Some(event) = events.recv() => {
                     self.apply(event)?;
