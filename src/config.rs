@@ -3,6 +3,8 @@
 //! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections. A value is read as TOML, or
 //! as plain text if that fails. Unknown keys are refused with the place where they were found.
 
+mod agent;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::identity::NodeConfig;
-use crate::metadata;
 use crate::metadata::registry::Config as Limits;
-
+use crate::metadata::{self, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
+
+pub use agent::{AgentFile, EngineSection, ServedEngine};
 
 const PREFIX: &str = "WARMD_";
 
@@ -63,6 +66,7 @@ pub struct MetadataConfig {
     pub drain_deadline: Duration,
     pub node: NodeConfig,
     pub server: ServerSection,
+    pub redis: RedisConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -74,6 +78,7 @@ impl Default for MetadataConfig {
             drain_deadline: Duration::from_secs(10),
             node: NodeConfig::default(),
             server: ServerSection::default(),
+            redis: RedisConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }
@@ -85,8 +90,11 @@ impl MetadataConfig {
         let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections, max_requests } =
             self.server.clone();
         let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
-        let data = Some(data.unwrap_or_else(|| self.state_dir.clone()));
-        metadata::Config { data, registry, max_connections, max_requests, ..metadata::Config::new(listen) }
+        let store = match &self.redis.url {
+            Some(url) => Store::Shared(url.clone(), self.redis.clone()),
+            None => Store::File(data.unwrap_or_else(|| self.state_dir.clone())),
+        };
+        metadata::Config { store, registry, max_connections, max_requests, ..metadata::Config::new(listen) }
     }
 }
 
@@ -96,7 +104,7 @@ impl MetadataConfig {
 pub struct ServerSection {
     /// TCP address that agents reach the server at.
     pub listen: SocketAddr,
-    /// Directory of the database that bridges a restart. Absent: the state directory.
+    /// Directory of the database that bridges a restart. Absent: the state directory. Not used where a store is shared.
     pub data: Option<PathBuf>,
     /// How often nodes renew their leases.
     #[serde(with = "humantime_serde")]
@@ -140,13 +148,13 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     let file = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
     // First the file alone, so that a mistake is reported where it is.
     let _: T = parse(table.clone(), &file)?;
-    let defaults = defaults_of::<T>();
+    let known = known_to::<T>(&table);
     let is_config =
         |name: &str| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name) && !is_service_link(&name[PREFIX.len()..]);
     let mut variables: Vec<(String, String)> = env.into_iter().filter(|(name, _)| is_config(name)).collect();
     variables.sort();
     for (name, value) in &variables {
-        set(&mut table, &defaults, name, value)?;
+        set(&mut table, &known, name, value)?;
     }
     let origin = match variables.is_empty() {
         true => file,
@@ -193,24 +201,26 @@ fn parse<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T, ConfigErr
         .map_err(|source| ConfigError::Content { origin: origin.to_owned(), source: Box::new(source) })
 }
 
-fn defaults_of<T: Serialize + Default>() -> Table {
-    match Value::try_from(T::default()) {
-        Ok(Value::Table(table)) => table,
-        _ => Table::new(),
+/// The default configuration, and the tables that only the file has.
+fn known_to<T: Serialize + Default>(file: &Table) -> Table {
+    let mut known = Table::try_from(T::default()).unwrap_or_default();
+    for (name, value) in file.iter().filter(|(_, value)| value.is_table()) {
+        known.entry(name.clone()).or_insert_with(|| value.clone());
     }
+    known
 }
 
-fn set(table: &mut Table, defaults: &Table, name: &str, text: &str) -> Result<(), ConfigError> {
+fn set(table: &mut Table, known: &Table, name: &str, text: &str) -> Result<(), ConfigError> {
     let key = name[PREFIX.len()..].to_lowercase();
     // A key of its own may begin like a section: the longest section name wins.
-    let sections = defaults.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
+    let sections = known.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
     let section =
         sections.filter(|section| key.starts_with(&format!("{section}_"))).max_by_key(|section| section.len());
-    let default = match section {
-        Some(section) => defaults[section].get(&key[section.len() + 1..]),
-        None => defaults.get(&key),
+    let before = match section {
+        Some(section) => known[section].get(&key[section.len() + 1..]),
+        None => known.get(&key),
     };
-    let value = parse_value(text, default.is_some_and(Value::is_str));
+    let value = parse_value(text, before.is_some_and(Value::is_str));
     match section {
         Some(section) => {
             let inner = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
@@ -237,6 +247,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::serve::serving::ServeConfig;
 
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
@@ -300,7 +311,9 @@ mod tests {
 
     #[test]
     fn no_key_looks_like_what_kubernetes_tells() {
-        for config in [render(&crate::agent::AgentConfig::default()), render(&MetadataConfig::default())] {
+        let served = ServedEngine { engine: EngineSection::default(), serve: ServeConfig::default() };
+        let agent = AgentFile { served: Some(served), ..AgentFile::default() };
+        for config in [render(&agent), render(&MetadataConfig::default())] {
             let keys = config.lines().filter_map(|line| line.split_once(" = "));
             for (key, _) in keys {
                 assert!(!is_service_link(&format!("X_{}", key.to_uppercase())), "{key}");

@@ -23,6 +23,7 @@ use rustls::{
 
 use super::cert::{CertError, NodeCertificate, read_certificates};
 use super::key::{NodeId, PrivateKey};
+use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
 pub const PEER_ALPN: &[u8] = b"warmd/1";
@@ -126,6 +127,14 @@ impl NodeTls {
 
     pub fn node_id(&self) -> NodeId {
         self.key.node_id()
+    }
+
+    /// Names the cluster's authorities: a digest of their public keys; `None` where only listed nodes are admitted.
+    pub fn cluster(&self) -> Option<KeyId> {
+        let roots = self.admission.roots.as_ref()?;
+        let mut keys: Vec<_> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
+        keys.sort_unstable();
+        Some(KeyId::of(&keys.concat()))
     }
 
     /// For accepting: every client must present an admitted certificate.

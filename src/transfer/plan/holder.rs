@@ -10,7 +10,7 @@ use super::{Gone, Locality, PlanConfig};
 /// Failures in a row after which a holder is given up.
 const MAX_FAILURES: u32 = 4;
 
-/// Rest after the first failure; doubles with each further one.
+/// The longest rest after the first failure; doubles with each further one.
 const FIRST_REST: Duration = Duration::from_millis(100);
 
 /// A holder may not send us away for longer than this.
@@ -104,11 +104,13 @@ impl Holder {
         self.grew_at = now;
     }
 
-    /// Failures of requests that were in flight together count once. True if that was one too many.
-    pub(super) fn fail(&mut self, now: Instant) -> bool {
+    /// Failures of requests that were in flight together count once. True if that was one too many. `jitter` is from 0 to 1:
+    /// those that lost a holder together must not all connect to it again at the same moment.
+    pub(super) fn fail(&mut self, jitter: f64, now: Instant) -> bool {
         if !self.is_resting(now) {
             self.failures += 1;
-            self.rest_until = Some(now + FIRST_REST * (1 << (self.failures.min(MAX_FAILURES) - 1)));
+            let rest = FIRST_REST * (1 << (self.failures.min(MAX_FAILURES) - 1));
+            self.rest_until = Some(now + rest.mul_f64(0.5 + jitter / 2.0));
         }
         self.failures >= MAX_FAILURES
     }

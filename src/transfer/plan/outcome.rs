@@ -90,15 +90,15 @@ impl Plan {
     }
 
     pub(super) fn fail(&mut self, slot: usize, failure: Failure, now: Instant) {
-        let holder = &mut self.holders[slot];
+        let (holder, jitter) = (&mut self.holders[slot], self.rng.random_range(0.0..1.0));
         match failure {
-            Failure::Busy { retry_after } => holder.busy(retry_after, self.rng.random_range(0.0..1.0), now),
+            Failure::Busy { retry_after } => holder.busy(retry_after, jitter, now),
             Failure::Given => {}
             Failure::NotFound => self.lose(slot, Gone::NotFound, now),
             Failure::Draining => self.lose(slot, Gone::Draining, now),
             Failure::Forbidden => self.lose(slot, Gone::Forbidden, now),
             Failure::Reset | Failure::Disconnected | Failure::TimedOut => {
-                if holder.fail(now) {
+                if holder.fail(jitter, now) {
                     self.lose(slot, Gone::Unreachable, now);
                 }
             }
