@@ -3,7 +3,9 @@
 //!
 //! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one. Of the slots for
 //! chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many, what others have can be had there.
+//! Nobody has more than a fair share of the slots while others are sent away: what many got a little of spreads faster.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -25,6 +27,9 @@ const USUAL_TURN: f64 = 0.03;
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(250);
 
+/// Slots are scarce for so long after somebody was sent away.
+const SCARCE_FOR: Duration = Duration::from_millis(100);
+
 /// What a slot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -38,6 +43,7 @@ enum Role {
 /// A slot that is taken.
 #[derive(Debug)]
 pub struct Slot {
+    by: NodeId,
     role: Role,
     since: Instant,
 }
@@ -78,6 +84,9 @@ pub struct Desk {
     manifests: u32,
     fresh: u32,
     any: u32,
+    /// Slots for chunks by who has them.
+    peers: HashMap<NodeId, u32>,
+    scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
     recent: Recent,
@@ -87,8 +96,17 @@ pub struct Desk {
 impl Desk {
     /// `slots` requests for chunks are served at once, at least one.
     pub fn new(slots: u32) -> Self {
-        let (recent, given) = (Recent::default(), Given::default());
-        Self { slots: slots.max(1), manifests: 0, fresh: 0, any: 0, turn: USUAL_TURN, recent, given }
+        Self {
+            slots: slots.max(1),
+            manifests: 0,
+            fresh: 0,
+            any: 0,
+            peers: HashMap::new(),
+            scarce_until: None,
+            turn: USUAL_TURN,
+            recent: Recent::default(),
+            given: Given::default(),
+        }
     }
 
     /// Chunk requests that are served now, and how many can be.
@@ -104,7 +122,7 @@ impl Desk {
             What::Chunks { fresh: false, .. } => Role::Any,
         };
         let result = match self.serve(ask, role, now) {
-            Ok(true) => Ok(Slot { role, since: now }),
+            Ok(true) => Ok(Slot { by: ask.by, role, since: now }),
             Ok(false) => {
                 let others = self.recent.others(&ask.artifact, ask.by, rng);
                 Err(NotNow::Busy(Busy { retry_after: self.retry_after(), others }))
@@ -121,6 +139,7 @@ impl Desk {
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
             self.turn += (took - self.turn) / 8.0;
+            self.give_back(slot.by);
         }
         let taken = self.taken(slot.role);
         *taken = taken.saturating_sub(1);
@@ -131,14 +150,36 @@ impl Desk {
         if let What::Chunks { count, indices, fresh: true } = ask.what {
             self.given.check(&ask.artifact, count, indices, ask.by, now)?;
         }
-        if !self.has_slot(role) {
+        let is_fair = role == Role::Manifest || self.has_share(ask.by, now);
+        if !is_fair || !self.has_slot(role) {
+            if is_fair && role != Role::Manifest {
+                self.scarce_until = Some(now + SCARCE_FOR);
+            }
             return Ok(false);
         }
         if let What::Chunks { count, indices, .. } = ask.what {
             self.given.note(&ask.artifact, count, indices, ask.by, now);
+            *self.peers.entry(ask.by).or_default() += 1;
         }
         *self.taken(role) += 1;
         Ok(true)
+    }
+
+    /// Whether one more slot for `peer` leaves a place for another one like those who have some.
+    fn has_share(&self, peer: NodeId, now: Instant) -> bool {
+        let mine = self.peers.get(&peer).copied().unwrap_or(0);
+        let is_scarce = self.scarce_until.is_some_and(|until| now < until);
+        let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+        mine == 0 || !is_scarce || mine < self.slots / peers.saturating_add(1)
+    }
+
+    fn give_back(&mut self, peer: NodeId) {
+        if let Some(mine) = self.peers.get_mut(&peer) {
+            *mine -= 1;
+            if *mine == 0 {
+                self.peers.remove(&peer);
+            }
+        }
     }
 
     fn retry_after(&self) -> Duration {
@@ -227,6 +268,22 @@ mod tests {
         ask(&mut desk, 3, chunks(&[1], true)).expect("2 was not given it");
         let Err(NotNow::Given(given)) = ask(&mut desk, 2, chunks(&[0], true)) else { panic!("1 was given it") };
         assert_eq!(given.ones().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn who_comes_first_keeps_no_more_than_a_share_while_others_are_sent_away() {
+        let (mut desk, now) = (Desk::new(8), Instant::now());
+        let fresh = |index: u32| [index];
+        let mut first: Vec<Slot> =
+            (0..8).map(|index| ask_at(&mut desk, 1, chunks(&fresh(index), true), now).unwrap()).collect();
+        busy(ask_at(&mut desk, 2, chunks(&fresh(10), true), now));
+        first.drain(..3).for_each(|slot| desk.end(slot, now));
+        busy(ask_at(&mut desk, 1, chunks(&fresh(11), true), now));
+        let second = ask_at(&mut desk, 2, chunks(&fresh(10), true), now).unwrap();
+        ask_at(&mut desk, 2, chunks(&fresh(12), true), now).unwrap();
+        busy(ask_at(&mut desk, 2, chunks(&fresh(13), true), now));
+        desk.end(second, now);
+        ask_at(&mut desk, 1, chunks(&fresh(11), true), now + SCARCE_FOR).expect("nobody was sent away lately");
     }
 
     #[test]
