@@ -13,6 +13,7 @@ mod trust;
 mod uploads;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use self::control::{Control, Parts};
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
+pub use self::holdings::TELL_AGAIN;
 use self::publish::Publisher;
 use self::starts::StartMetrics;
 use self::trust::Trust;
@@ -187,7 +189,8 @@ impl Agent {
         let provider = Provider::new(store.clone(), provide, trust.may_serve(), transfer_metrics.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
-        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);
+        let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
+        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, transfer_metrics);
 
         let client = Client::new(config.metadata.clone(), &tls, ClientMetrics::register(&mut registry))?;
         let endpoints = advertised(&config, endpoint.local_addr())?;

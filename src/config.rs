@@ -87,13 +87,14 @@ impl Default for MetadataConfig {
 
 impl MetadataConfig {
     pub fn server_config(&self) -> metadata::Config {
-        let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections } = self.server.clone();
+        let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections, max_requests } =
+            self.server.clone();
         let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
         let store = match &self.redis.url {
             Some(url) => Store::Shared(url.clone(), self.redis.clone()),
             None => Store::File(data.unwrap_or_else(|| self.state_dir.clone())),
         };
-        metadata::Config { store, registry, max_connections, ..metadata::Config::new(listen) }
+        metadata::Config { store, registry, max_connections, max_requests, ..metadata::Config::new(listen) }
     }
 }
 
@@ -116,15 +117,17 @@ pub struct ServerSection {
     pub forget: Duration,
     pub max_nodes: usize,
     pub max_connections: usize,
+    /// Requests worked at together; more are told to come again.
+    pub max_requests: usize,
 }
 
 impl Default for ServerSection {
     fn default() -> Self {
         let limits = Limits::default();
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4781));
-        let max_connections = metadata::Config::new(listen).max_connections;
+        let metadata::Config { max_connections, max_requests, .. } = metadata::Config::new(listen);
         let Limits { heartbeat, lease, forget, max_nodes, .. } = limits;
-        Self { listen, data: None, heartbeat, lease, forget, max_nodes, max_connections }
+        Self { listen, data: None, heartbeat, lease, forget, max_nodes, max_connections, max_requests }
     }
 }
 
@@ -145,13 +148,13 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     let file = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
     // First the file alone, so that a mistake is reported where it is.
     let _: T = parse(table.clone(), &file)?;
-    let sections = sections_of::<T>(&table);
+    let known = known_to::<T>(&table);
     let is_config =
         |name: &str| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name) && !is_service_link(&name[PREFIX.len()..]);
     let mut variables: Vec<(String, String)> = env.into_iter().filter(|(name, _)| is_config(name)).collect();
     variables.sort();
     for (name, value) in &variables {
-        set(&mut table, &sections, name, value)?;
+        set(&mut table, &known, name, value)?;
     }
     let origin = match variables.is_empty() {
         true => file,
@@ -198,19 +201,26 @@ fn parse<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T, ConfigErr
         .map_err(|source| ConfigError::Content { origin: origin.to_owned(), source: Box::new(source) })
 }
 
-/// Names of the tables in the default configuration, and of those in the file.
-fn sections_of<T: Serialize + Default>(file: &Table) -> Vec<String> {
-    let default = Table::try_from(T::default()).unwrap_or_default();
-    let sections = default.iter().chain(file).filter(|(_, value)| value.is_table());
-    sections.map(|(name, _)| name.clone()).collect()
+/// The default configuration, and the tables that only the file has.
+fn known_to<T: Serialize + Default>(file: &Table) -> Table {
+    let mut known = Table::try_from(T::default()).unwrap_or_default();
+    for (name, value) in file.iter().filter(|(_, value)| value.is_table()) {
+        known.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    known
 }
 
-fn set(table: &mut Table, sections: &[String], name: &str, text: &str) -> Result<(), ConfigError> {
+fn set(table: &mut Table, known: &Table, name: &str, text: &str) -> Result<(), ConfigError> {
     let key = name[PREFIX.len()..].to_lowercase();
     // A key of its own may begin like a section: the longest section name wins.
+    let sections = known.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
     let section =
-        sections.iter().filter(|section| key.starts_with(&format!("{section}_"))).max_by_key(|section| section.len());
-    let value = parse_value(text);
+        sections.filter(|section| key.starts_with(&format!("{section}_"))).max_by_key(|section| section.len());
+    let before = match section {
+        Some(section) => known[section].get(&key[section.len() + 1..]),
+        None => known.get(&key),
+    };
+    let value = parse_value(text, before.is_some_and(Value::is_str));
     match section {
         Some(section) => {
             let inner = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
@@ -226,9 +236,10 @@ fn set(table: &mut Table, sections: &[String], name: &str, text: &str) -> Result
     Ok(())
 }
 
-fn parse_value(text: &str) -> Value {
+/// Where a text is expected, a number is one: racks are called 12.
+fn parse_value(text: &str, expects_text: bool) -> Value {
     let parsed = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
-    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+    parsed.filter(|value| value.is_str() || !expects_text).unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -287,6 +298,15 @@ mod tests {
             ("WARMD_METADATA_PORT_4781_UDP_PORT", "4781"),
         ];
         assert_eq!(with("", &links).unwrap(), with("", &[]).unwrap());
+    }
+
+    #[test]
+    fn where_a_node_stands_may_come_from_labels_of_its_node() {
+        let env =
+            [("WARMD_LOCALITY_ZONE", "eu-1a"), ("WARMD_LOCALITY_RACK", "12"), ("WARMD_LOCALITY_REGION", "\"eu\"")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let locality = load::<crate::agent::AgentConfig>(None, env).unwrap().locality;
+        assert_eq!((locality.region.as_str(), locality.zone.as_str(), locality.rack.as_str()), ("eu", "eu-1a", "12"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Roles end in one order: stop accepting, let work finish, cancel the rest, close.
 
 pub mod child;
+mod doubling;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -13,6 +14,8 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use self::doubling::Doubling;
 
 /// A group of tasks that live no longer than their owner.
 #[derive(Debug)]

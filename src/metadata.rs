@@ -14,6 +14,7 @@ mod backend;
 mod client;
 mod metrics;
 pub mod registry;
+mod room;
 mod server;
 mod service;
 mod watch;

@@ -1,7 +1,7 @@
 //! Moving artifacts between nodes.
 //!
 //! [`plan::Plan`] decides which chunk is asked of which holder and when: it is pure, and it is the only place where such
-//! decisions are made. [`Fetcher`] carries them out and reports every event back; [`Provider`] serves. What a fetch has
+//! decisions are made; [`Search`] does the same for manifests, and [`Desk`] for a holder. [`Fetcher`] carries them out and reports every event back; [`Provider`] serves. What a fetch has
 //! verified is in the store at once, where the provider of the same node serves it onward.
 
 mod buffers;
@@ -14,10 +14,10 @@ mod provide;
 mod request;
 
 pub use connections::Connections;
-pub use fetch::{FetchError, Fetched, Fetcher, Find, Progress, Source};
+pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Search, Source};
 pub use metrics::Metrics;
 pub use plan::{Locality, PlanConfig};
-pub use provide::{MayServe, ProvideConfig, Provider};
+pub use provide::{Ask, Desk, MayServe, NotNow, ProvideConfig, Provider, Slot, What};
 
 #[cfg(test)]
 mod tests;

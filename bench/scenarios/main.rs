@@ -9,9 +9,12 @@ mod corpus;
 mod engine;
 #[path = "../harness.rs"]
 mod harness;
+mod herd;
 mod http;
 mod local;
 mod metadata;
+#[path = "../herd.rs"]
+mod model;
 mod peers;
 mod proxy;
 mod swarm;
@@ -39,6 +42,9 @@ pub(crate) struct Options {
     /// A tenth of the bytes: tells whether everything works, not how fast.
     #[arg(long)]
     quick: bool,
+    /// Cold nodes of the scenario `herd`.
+    #[arg(long, default_value_t = 1_000)]
+    nodes: usize,
     /// Only what warmd is compared with.
     #[arg(long)]
     without_warmd: bool,
@@ -73,6 +79,10 @@ enum Scenario {
     EngineStart,
     Proxy,
     Adapter,
+    /// A thousand nodes in the model, and nothing else.
+    Herd,
+    /// 32 real agents, and the model of them.
+    Agents,
     All,
 }
 
@@ -140,6 +150,12 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::FanOut) && options.with_warmd() {
         println!("{}", swarm::fan_out(report, options)?);
+    }
+    if options.wants(Scenario::Herd) && options.with_warmd() {
+        println!("{}", herd::model(report, options)?);
+    }
+    if options.wants(Scenario::Agents) && options.with_warmd() {
+        println!("{}", herd::agents(report, options)?);
     }
     if options.wants(Scenario::KillHolder) && options.with_warmd() {
         println!("{}", swarm::kill_holder(report, options)?);

@@ -63,6 +63,11 @@ impl Cluster {
     }
 
     pub(crate) fn start_agent(&mut self, name: &str) -> Result<()> {
+        self.start_agent_with(name, &[])
+    }
+
+    /// With more of the environment.
+    pub(crate) fn start_agent_with(&mut self, name: &str, settings: &[(&str, &str)]) -> Result<()> {
         node_key(&self.dir, name)?;
         let state = self.dir.join(name);
         let (socket, metrics) = (state.join("agent.sock"), free_port()?);
@@ -72,7 +77,7 @@ impl Cluster {
         agent.arg("--policy").arg(self.dir.join("policy.toml")).arg("--signer").arg(self.dir.join("signer.key"));
         agent.args(["--listen", "127.0.0.1:0", "--metrics", &metrics, "--metadata", &format!("localhost:{port}")]);
         // What is stored here is gone at the end: it needs no room beside it.
-        agent.env("WARMD_STORE_RESERVE_BYTES", "0");
+        agent.env("WARMD_STORE_RESERVE_BYTES", "0").envs(settings.iter().copied());
         let process = daemon(&mut agent, &self.dir.join(format!("{name}.log")))?;
         let begin = Instant::now();
         while !socket.exists() {

@@ -344,7 +344,8 @@ fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
         locality: match here.closeness(&holder.locality) {
             Closeness::SameRack => transfer::Locality::SameRack,
             Closeness::SameZone => transfer::Locality::SameZone,
-            Closeness::SameRegion | Closeness::Other => transfer::Locality::Other,
+            Closeness::SameRegion => transfer::Locality::SameRegion,
+            Closeness::Other => transfer::Locality::Other,
         },
         complete: holder.chunks_held >= chunks,
     }

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::digest::ArtifactId;
+use crate::lifecycle::Doubling;
 use crate::metadata::Announcer;
 use crate::protocol::metadata::{Held, Load, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::transfer::Provider;
 
 /// While something is being fetched, what is already here is told: soon at first, because others who began at the same
-/// time wait for it, then half as often each time, down to the last.
-const FIRST_WHILE_FETCHING: Duration = Duration::from_millis(50);
-const LAST_WHILE_FETCHING: Duration = Duration::from_millis(800);
+/// time wait for it.
+pub const TELL_AGAIN: Doubling = Doubling::new(Duration::from_millis(10), Duration::from_millis(800));
 
 /// Otherwise the store tells of its changes; this catches what it might not.
 const WHEN_QUIET: Duration = Duration::from_secs(10);
@@ -33,11 +33,13 @@ impl Holdings {
 
     pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
-        let mut next = FIRST_WHILE_FETCHING;
+        let mut again = TELL_AGAIN;
         loop {
             let fetching = self.tell();
-            let pause = if fetching { next } else { WHEN_QUIET };
-            next = if fetching { (next * 2).min(LAST_WHILE_FETCHING) } else { FIRST_WHILE_FETCHING };
+            if !fetching {
+                again.reset();
+            }
+            let pause = if fetching { again.step() } else { WHEN_QUIET };
             if let Ok(Err(_)) = tokio::time::timeout(pause, changes.changed()).await {
                 return;
             }
@@ -54,6 +56,9 @@ impl Holdings {
 
     /// True while an artifact is partial.
     fn tell(&self) -> bool {
+        if !self.provider.is_enabled() {
+            return false;
+        }
         let (uploads, upload_slots) = self.provider.load();
         self.announcer.set_load(Load { uploads, upload_slots });
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@
 
 mod address;
 mod connect;
+mod error;
 mod metrics;
 
 use std::fmt;
@@ -12,14 +13,15 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::Stream;
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use crate::digest::IdentityId;
-use crate::identity::{NodeTls, RPC_ALPN, TlsError};
+use crate::identity::{NodeTls, RPC_ALPN};
 use crate::protocol::ProtocolError;
 use crate::protocol::metadata::{
     AnnounceReply, Announcement, Found, Lookup, MAX_MESSAGE, Offer, Page, PageRequest, ServerEpoch, WatchEvent,
@@ -27,13 +29,12 @@ use crate::protocol::metadata::{
 };
 pub use address::{InvalidServerAddr, ServerAddr};
 use connect::{Link, MAX_ADDRESSES};
+use error::error_of;
+pub use error::{ClientError, Refusal, Words};
 pub use metrics::ClientMetrics;
 use metrics::{Call, CallResult};
 
 type Rpc = pb::metadata_client::MetadataClient<tonic::transport::Channel>;
-
-/// Characters of a server's own words that we repeat.
-const MAX_WORDS: usize = 200;
 
 /// Which servers to ask, and for how long: `[metadata]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,54 +56,6 @@ impl Default for ClientConfig {
 impl ClientConfig {
     pub fn new(servers: Vec<ServerAddr>) -> Self {
         Self { servers, deadline: Duration::from_secs(5) }
-    }
-}
-
-/// Why a server refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// The caller may not do this.
-    Forbidden,
-    /// The epoch is over, or the change of state impossible.
-    Ended,
-    /// A later message of this epoch arrived before.
-    Overtaken,
-    /// A table or a cap of the server is full.
-    Full,
-    /// The server finds the message invalid.
-    Invalid,
-}
-
-/// A call gave no answer that can be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    #[error("no metadata server is configured")]
-    NoServer,
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// No server answered in time; the reason is the last one's.
-    #[error("metadata server {server} is unavailable: {words}")]
-    Unavailable { server: ServerAddr, words: Words },
-    #[error("metadata server {server} refused: {words}")]
-    Refused { server: ServerAddr, refusal: Refusal, words: Words },
-    #[error("metadata server {server} answered nonsense")]
-    Protocol { server: ServerAddr, source: ProtocolError },
-}
-
-/// What a server said, made harmless for logs and terminals.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Words(String);
-
-impl Words {
-    fn of(text: &str) -> Self {
-        let plain = |c: char| if c.is_control() { '?' } else { c };
-        Self(text.chars().take(MAX_WORDS).map(plain).collect())
-    }
-}
-
-impl fmt::Display for Words {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -264,7 +217,31 @@ impl Client {
         self.call(Call::List, rpc, convert).await
     }
 
+    /// Asks again as long as servers have too much to do and there is time.
     async fn call<T, D, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        method: Call,
+        rpc: impl Fn(Rpc) -> F,
+        convert: impl Fn(&Server, T) -> Result<D, ProtocolError>,
+    ) -> Result<D, ClientError> {
+        let give_up = Instant::now() + self.0.deadline;
+        loop {
+            let error = match self.round(method, &rpc, &convert).await {
+                Err(error) => error,
+                answered => return answered,
+            };
+            let ClientError::Overloaded { retry_after, .. } = &error else { return Err(error) };
+            // Those that were sent away together must not come back together.
+            let pause = retry_after.mul_f64(rand::rng().random_range(1.0..2.0));
+            if Instant::now() + pause >= give_up {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Asks each server once, until one answers. That one is overloaded says more than that others cannot be reached.
+    async fn round<T, D, F: Future<Output = Result<Response<T>, Status>>>(
         &self,
         method: Call,
         rpc: impl Fn(Rpc) -> F,
@@ -281,7 +258,15 @@ impl Client {
                 match self.ask(server, method, rpc(channel), &convert).await {
                     Err(error @ (ClientError::Unavailable { .. } | ClientError::Protocol { .. })) => {
                         tracing::debug!(server = %server.addr, error = &error as &dyn std::error::Error, "metadata call");
+                        if !matches!(last, ClientError::Overloaded { .. }) {
+                            last = error;
+                        }
+                    }
+                    // Its connection is good. To leave it for another address of the name is more work for everybody.
+                    Err(error @ ClientError::Overloaded { .. }) => {
+                        server.link.answered();
                         last = error;
+                        break;
                     }
                     other => {
                         server.link.answered();
@@ -318,6 +303,7 @@ impl Client {
             Ok(_) => CallResult::Ok,
             Err(ClientError::Refused { .. }) => CallResult::Refused,
             Err(ClientError::Protocol { .. }) => CallResult::Protocol,
+            Err(ClientError::Overloaded { .. }) => CallResult::Overloaded,
             Err(_) => CallResult::Unavailable,
         };
         metrics.called(method, result);
@@ -330,25 +316,6 @@ fn remove_unreachable(server: &Server, offer: &mut Offer) {
     if !server.link.is_loopback() {
         offer.holders.retain(|holder| !holder.endpoints.iter().any(|endpoint| endpoint.is_loopback()));
     }
-}
-
-fn error_of(server: &ServerAddr, status: &Status) -> ClientError {
-    let server = server.clone();
-    let refusal = match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated => Refusal::Forbidden,
-        Code::FailedPrecondition => Refusal::Ended,
-        Code::Aborted => Refusal::Overtaken,
-        Code::ResourceExhausted => Refusal::Full,
-        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => Refusal::Invalid,
-        // tonic and our codec report so what they could not decode: too long, too many, not the message.
-        Code::OutOfRange | Code::DataLoss | Code::Internal | Code::Unimplemented => {
-            return ClientError::Protocol { server, source: ProtocolError::Frame };
-        }
-        Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Unavailable => {
-            return ClientError::Unavailable { server, words: Words::of(status.message()) };
-        }
-    };
-    ClientError::Refused { server, refusal, words: Words::of(status.message()) }
 }
 
 /// Events from one server. Ends after its first error: watch again, and look up again, since events may be missing.

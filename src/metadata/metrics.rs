@@ -31,6 +31,8 @@ pub(super) enum Outcome {
     Refused,
     /// A table or a cap is full.
     Full,
+    /// Too much at once: to come again later.
+    Crowded,
     Unavailable,
 }
 
@@ -97,6 +99,7 @@ pub(super) struct Metrics {
     pub(super) connections: Gauge,
     pub(super) rejects: Family<RejectLabels, Counter>,
     pub(super) lapses: Counter,
+    pub(super) turned_away: Counter,
     pub(super) requests: Family<RequestLabels, Counter>,
     pub(super) seconds: Family<MethodLabels, Histogram>,
     pub(super) store_errors: Counter,
@@ -117,6 +120,7 @@ impl Metrics {
             connections: Gauge::default(),
             rejects: Family::default(),
             lapses: Counter::default(),
+            turned_away: Counter::default(),
             requests: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 4.0, 9))),
             store_errors: Counter::default(),
@@ -134,6 +138,7 @@ impl Metrics {
         r.register("connections", "Open connections", metrics.connections.clone());
         r.register("connection_rejects", "Connections refused", metrics.rejects.clone());
         r.register("lease_expiries", "Leases that ran out", metrics.lapses.clone());
+        r.register("turned_away", "Requests for which there was no room at all", metrics.turned_away.clone());
         r.register("requests", "Requests by method and outcome", metrics.requests.clone());
         r.register("request_seconds", "Time to answer a request", metrics.seconds.clone());
         r.register("store_errors", "Failed writes of hints to disk", metrics.store_errors.clone());

@@ -23,7 +23,8 @@ use super::backend::shared::{Drifted, Follower, JoinError, RedisConfig, Shared, 
 use super::backend::{self, Backend, BackendError, Marked};
 use super::metrics::{Metrics, Reject};
 use super::registry::{self, Registry};
-use super::service::{Directory, Service, require_caller};
+use super::room::Room;
+use super::service::{Directory, Door, Service};
 use super::watch::{Caps, Watchers};
 use crate::identity::{NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
@@ -60,6 +61,8 @@ pub struct Config {
     pub store: Store,
     pub registry: registry::Config,
     pub max_connections: usize,
+    /// Requests worked at together; more are told to come again. A quarter is reserved for announcements.
+    pub max_requests: usize,
     pub max_watches: usize,
     pub max_watches_per_caller: usize,
     /// Events that a watcher may be behind before it loses some.
@@ -74,6 +77,7 @@ impl Config {
             store: Store::Memory,
             registry: registry::Config::default(),
             max_connections: 20_000,
+            max_requests: 1_024,
             max_watches: 20_000,
             max_watches_per_caller: 16,
             watch_backlog: 256,
@@ -154,7 +158,8 @@ impl Server {
         drop(remembered);
         let marked = Marked::of(&backend);
         let shared = follower.as_ref().map(|_| Shared::new());
-        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), watchers, metrics));
+        let room = Room::new(config.max_requests);
+        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), watchers, room, metrics));
 
         let server = Self {
             addr,
@@ -191,6 +196,11 @@ impl Server {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    #[cfg(test)]
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     #[cfg(test)]
@@ -290,12 +300,10 @@ async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Co
 }
 
 type Handlers = pb::metadata_server::MetadataServer<Service>;
-type Interceptor = fn(tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status>;
-
 /// The handlers, none of which a stranger reaches.
-fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Interceptor> {
-    let handlers = Handlers::new(Service(directory)).max_decoding_message_size(MAX_MESSAGE);
-    InterceptedService::new(handlers, require_caller)
+fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Door> {
+    let handlers = Handlers::new(Service(directory.clone())).max_decoding_message_size(MAX_MESSAGE);
+    InterceptedService::new(handlers, Door(directory))
 }
 
 /// Expires leases, sets gauges, writes changes; the last time when the server ends.
@@ -352,7 +360,7 @@ pub(super) mod tests {
     use super::*;
 
     /// What stands behind the TLS gate.
-    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Interceptor> {
+    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Door> {
         guarded(bare_directory())
     }
 
@@ -361,6 +369,6 @@ pub(super) mod tests {
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, watchers, metrics))
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, watchers, Room::new(1), metrics))
     }
 }

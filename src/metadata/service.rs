@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
 use tonic::{Request, Response, Status};
 
 use super::backend::Marked;
 use super::backend::shared::{ChangeError, Shared, StoreError};
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
 use super::registry::{Change, Registry, RegistryError};
+use super::room::{RETRY_AFTER, RETRY_AFTER_MS, Room};
 use super::server::Peer;
 use super::watch::{Subscription, WatchError, Watchers};
 use crate::digest::IdentityId;
@@ -33,6 +36,8 @@ pub(super) enum ServiceError {
     NotYours { caller: NodeId, node: NodeId },
     #[error("a loopback endpoint from a caller on another machine")]
     Loopback,
+    #[error("too many requests at once: come again later")]
+    Crowded,
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     #[error(transparent)]
@@ -57,6 +62,11 @@ impl From<ServiceError> for Status {
         let text = error.to_string();
         match error {
             ServiceError::NoCaller => Self::unauthenticated(text),
+            ServiceError::Crowded => {
+                let mut status = Self::unavailable(text);
+                status.metadata_mut().insert(RETRY_AFTER_MS, MetadataValue::from(RETRY_AFTER.as_millis() as u64));
+                status
+            }
             ServiceError::NotYours { .. } => Self::permission_denied(text),
             ServiceError::Loopback | ServiceError::Protocol(_) => Self::invalid_argument(text),
             ServiceError::Registry(error) => match error {
@@ -80,6 +90,7 @@ impl ServiceError {
         match self {
             Self::NoCaller | Self::NotYours { .. } => Outcome::Refused,
             Self::Loopback | Self::Protocol(_) => Outcome::Invalid,
+            Self::Crowded => Outcome::Crowded,
             Self::Registry(RegistryError::Full { .. }) => Outcome::Full,
             Self::Registry(_) => Outcome::Refused,
             Self::Watch(WatchError::PerCaller(_) | WatchError::Total(_)) => Outcome::Full,
@@ -99,6 +110,7 @@ pub(super) struct Directory {
     /// This server counts for the directory, and not another one that shares the store.
     counts: AtomicBool,
     pub(super) watchers: Arc<Watchers>,
+    pub(super) room: Room,
     pub(super) metrics: Metrics,
 }
 
@@ -108,6 +120,7 @@ impl Directory {
         marked: Marked,
         shared: Option<Arc<Shared>>,
         watchers: Arc<Watchers>,
+        room: Room,
         metrics: Metrics,
     ) -> Self {
         let directory = Self {
@@ -117,6 +130,7 @@ impl Directory {
             counts: AtomicBool::new(shared.is_none()),
             shared,
             watchers,
+            room,
             metrics,
         };
         directory.change(|_, _| ());
@@ -202,10 +216,22 @@ impl Directory {
 #[derive(Debug, Clone)]
 pub(super) struct Service(pub(super) Arc<Directory>);
 
-/// In front of every handler, also of those that are still to be written.
-pub(super) fn require_caller(request: Request<()>) -> Result<Request<()>, Status> {
-    peer(&request)?;
-    Ok(request)
+/// In front of every handler, also of those that are still to be written: no stranger passes, and no more than there is
+/// room for.
+#[derive(Debug, Clone)]
+pub(super) struct Door(pub(super) Arc<Directory>);
+
+impl Interceptor for Door {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        peer(&request)?;
+        let place = self.0.room.enter().ok_or_else(|| {
+            self.0.metrics.turned_away.inc();
+            ServiceError::Crowded
+        })?;
+        // Dropped with the request.
+        request.extensions_mut().insert(place);
+        Ok(request)
+    }
 }
 
 fn peer<T>(request: &Request<T>) -> Result<Peer, ServiceError> {
@@ -222,7 +248,12 @@ impl Service {
         let begin = Instant::now();
         let handled = async {
             let peer = peer(&request)?;
-            handle(&self.0, peer, request.into_inner().try_into()?).await
+            if matches!(method, Method::Lookup | Method::List | Method::Watch) && self.0.room.is_crowded() {
+                return Err(ServiceError::Crowded);
+            }
+            // The extensions hold the place until there is an answer.
+            let (_, _place, message) = request.into_parts();
+            handle(&self.0, peer, message.try_into()?).await
         };
         let result = handled.await;
         let outcome = result.as_ref().map_or_else(ServiceError::outcome, |_| Outcome::Ok);

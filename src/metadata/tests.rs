@@ -322,3 +322,34 @@ async fn counts_and_outcomes_are_exposed_with_closed_labels() {
     }
     assert!(!text.contains(&key(2).short()));
 }
+
+#[tokio::test]
+async fn a_crowded_server_sends_away_and_who_was_sent_away_comes_again() {
+    let cluster = Cluster::new(1);
+    let server = cluster.server(None).await;
+    let client = cluster.client(2, &server);
+    let (room, turned_away) = (&server.directory().room, &server.directory().metrics.turned_away);
+    let mut places: Vec<_> = std::iter::from_fn(|| room.enter()).collect();
+    let crowded = async {
+        while turned_away.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Renewals go on while look-ups still wait.
+        places.truncate(places.len() - 2);
+        let error = crate::metadata::Client::new(short(&server), &cluster.node(3), ClientMetrics::default()).unwrap();
+        let error = error.list(&PageRequest::default()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Overloaded { .. }), "{error}");
+        client.announce(&announcement(2, 1, 1, NodeState::Ready)).await.unwrap();
+        drop(places);
+    };
+    let lookup = Lookup { identities: vec![identity(1)], ..Lookup::default() };
+    let (found, ()) = tokio::join!(client.lookup(&lookup), crowded);
+    assert!(found.unwrap().offers.is_empty());
+    server.shutdown(PATIENCE).await;
+}
+
+/// A client that gives up soon.
+fn short(server: &Server) -> ClientConfig {
+    let addr = ServerAddr::new(Some(PrivateKey::from_seed(SERVER).node_id()), server.addr());
+    ClientConfig { deadline: Duration::from_millis(150), ..ClientConfig::new(vec![addr]) }
+}

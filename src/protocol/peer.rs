@@ -4,11 +4,13 @@
 //! index, encoded length, CRC32C of those eight bytes. The checksums tell a desynchronised or damaged stream at once;
 //! chunk digests and signatures decide trust.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
+use super::metadata::Endpoint;
 use super::{ProtocolError, pb};
 use crate::artifact::{Bitmap, MAX_CHUNK, MAX_CHUNKS, MAX_ENVELOPE};
 use crate::digest::ArtifactId;
@@ -26,13 +28,15 @@ pub const CHUNK_HEAD: usize = 12;
 /// Most chunks in one request.
 pub const MAX_INDICES: usize = 64;
 
-const MAX_OTHERS: usize = 16;
+/// Most neighbours that one answer names.
+pub const MAX_OTHERS: usize = 16;
 
 /// What a puller asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     Manifest(ArtifactId),
-    Have(ArtifactId),
+    /// The answer may wait a little until the holder has more chunks than this.
+    Have(ArtifactId, Option<u32>),
     /// Not empty, no index twice.
     Chunks(ArtifactId, Vec<u32>),
     /// The same, unless one of them was sent to another node lately.
@@ -43,6 +47,8 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traced {
     pub request: Request,
+    /// UDP port at which the asker serves, at the address that it is seen at; `None` if it does not.
+    pub port: Option<NonZeroU16>,
     pub traceparent: String,
 }
 
@@ -75,8 +81,15 @@ pub struct HaveAnswer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Busy {
     pub retry_after: Duration,
-    /// Others that have fetched chunks of the artifact from this holder.
-    pub others: Vec<NodeId>,
+    /// Others that fetch the same artifact and may have chunks of it; at most [`MAX_OTHERS`].
+    pub others: Vec<Neighbour>,
+}
+
+/// A node that may be asked, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    pub node: NodeId,
+    pub endpoint: Endpoint,
 }
 
 /// Why a holder does not serve.
@@ -133,14 +146,17 @@ impl Traced {
             Request::Manifest(artifact) => {
                 pb::peer_request::Request::Manifest(pb::ManifestRequest { artifact_id: id(artifact) })
             }
-            Request::Have(artifact) => pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact) }),
+            Request::Have(artifact, known) => {
+                pb::peer_request::Request::Have(pb::HaveRequest { artifact_id: id(artifact), known: *known })
+            }
             Request::Chunks(artifact, indices) | Request::FreshChunks(artifact, indices) => {
                 let fresh = matches!(self.request, Request::FreshChunks(..));
                 let (artifact_id, indices) = (id(artifact), indices.clone());
                 pb::peer_request::Request::Chunks(pb::ChunksRequest { artifact_id, indices, fresh })
             }
         };
-        frame(&pb::PeerRequest { request: Some(request), traceparent: self.traceparent.clone() })
+        let port = self.port.map_or(0, |port| port.get().into());
+        frame(&pb::PeerRequest { request: Some(request), port, traceparent: self.traceparent.clone() })
     }
 
     pub fn decode(head: [u8; FRAME_HEAD], body: &[u8]) -> Result<Self, ProtocolError> {
@@ -148,7 +164,7 @@ impl Traced {
         let id = |bytes: &[u8]| ArtifactId::try_from(bytes).map_err(|_| ProtocolError::Invalid("artifact_id"));
         let request = match message.request.ok_or(ProtocolError::Missing("request"))? {
             pb::peer_request::Request::Manifest(r) => Request::Manifest(id(&r.artifact_id)?),
-            pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?),
+            pb::peer_request::Request::Have(r) => Request::Have(id(&r.artifact_id)?, r.known),
             pb::peer_request::Request::Chunks(r) => {
                 let (artifact, indices) = (id(&r.artifact_id)?, check_indices(r.indices)?);
                 if r.fresh { Request::FreshChunks(artifact, indices) } else { Request::Chunks(artifact, indices) }
@@ -158,7 +174,8 @@ impl Traced {
         if traceparent.len() > 64 || !traceparent.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
             return Err(ProtocolError::Invalid("traceparent"));
         }
-        Ok(Self { request, traceparent })
+        let port = u16::try_from(message.port).map_err(|_| ProtocolError::Invalid("port"))?;
+        Ok(Self { request, port: NonZeroU16::new(port), traceparent })
     }
 }
 
@@ -189,7 +206,7 @@ impl Answer {
             Self::Chunks { len } => Pb::Chunks(pb::ChunksAnswer { len: *len }),
             Self::Busy(busy) => Pb::Busy(pb::Busy {
                 retry_after_ms: u32::try_from(busy.retry_after.as_millis()).unwrap_or(u32::MAX),
-                others: busy.others.iter().take(MAX_OTHERS).map(|id| Bytes::copy_from_slice(id.as_bytes())).collect(),
+                others: busy.others.iter().take(MAX_OTHERS).map(encode_neighbour).collect(),
             }),
             Self::Given(given) => Pb::Given(pb::Given {
                 chunk_count: u32::try_from(given.len()).unwrap_or(u32::MAX),
@@ -243,12 +260,19 @@ fn decode_have(answer: &pb::HaveAnswer) -> Result<HaveAnswer, ProtocolError> {
     Ok(HaveAnswer { have, uploads: answer.uploads, upload_slots: answer.upload_slots })
 }
 
+fn encode_neighbour(other: &Neighbour) -> pb::Neighbour {
+    pb::Neighbour { node_id: Bytes::copy_from_slice(other.node.as_bytes()), endpoint: other.endpoint.to_string() }
+}
+
 fn decode_busy(busy: &pb::Busy) -> Result<Busy, ProtocolError> {
     if busy.others.len() > MAX_OTHERS {
         return Err(ProtocolError::TooMany { field: "others", limit: MAX_OTHERS });
     }
-    let others =
-        busy.others.iter().map(|bytes| NodeId::from_bytes(bytes).map_err(|_| ProtocolError::Invalid("others")));
+    let others = busy.others.iter().map(|other| {
+        let node = NodeId::from_bytes(&other.node_id).map_err(|_| ProtocolError::Invalid("others"))?;
+        let endpoint = other.endpoint.parse().map_err(|_| ProtocolError::Invalid("others"))?;
+        Ok(Neighbour { node, endpoint })
+    });
     let retry_after = Duration::from_millis(u64::from(busy.retry_after_ms));
     Ok(Busy { retry_after, others: others.collect::<Result<_, _>>()? })
 }
@@ -287,6 +311,20 @@ mod tests {
         (head, &frame[FRAME_HEAD..])
     }
 
+    fn ask(request: Request, port: Option<u16>) -> Traced {
+        Traced { request, port: port.and_then(NonZeroU16::new), traceparent: String::new() }
+    }
+
+    #[test]
+    fn the_port_of_the_asker_comes_back() {
+        for port in [None, Some(4780)] {
+            let asked = ask(Request::Have(ArtifactId::of(b"a"), port.map(u32::from)), port);
+            let frame = asked.encode();
+            let (head, body) = split(&frame);
+            assert_eq!(Traced::decode(head, body), Ok(asked));
+        }
+    }
+
     fn answer_comes_back(answer: &Answer) -> bool {
         let frame = answer.encode();
         let (head, body) = split(&frame);
@@ -296,7 +334,7 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_request_for_two_chunks() {
         let artifact = ArtifactId::from_array([0xab; 32]);
-        let bytes = Traced { request: Request::Chunks(artifact, vec![1, 300]), traceparent: String::new() }.encode();
+        let bytes = ask(Request::Chunks(artifact, vec![1, 300]), None).encode();
         let mut expected = vec![
             0x00, 0x00, 0x00, 0x29, // length
             0x00, 0x00, 0x00, 0x00, // CRC32C, filled in below
@@ -309,8 +347,7 @@ mod tests {
         expected[4..8].copy_from_slice(&crc.to_be_bytes());
         assert_eq!(crc, 0xc7a6_c296);
         assert_eq!(bytes, expected);
-        let fresh =
-            Traced { request: Request::FreshChunks(artifact, vec![1, 300]), traceparent: String::new() }.encode();
+        let fresh = ask(Request::FreshChunks(artifact, vec![1, 300]), None).encode();
         assert_eq!(fresh[FRAME_HEAD..FRAME_HEAD + 2], [0x1a, 0x29]);
         assert_eq!(fresh[fresh.len() - 2..], [0x18, 0x01]); // field 3: fresh
     }
@@ -325,7 +362,8 @@ mod tests {
         let mut have = Bitmap::empty(100);
         have.set(3, true);
         let given = have.clone();
-        let others = vec![PrivateKey::from_seed(1).node_id()];
+        let endpoint = "[2001:db8::7]:4780".parse().unwrap();
+        let others = vec![Neighbour { node: PrivateKey::from_seed(1).node_id(), endpoint }];
         for answer in [
             Answer::Manifest { len: 5 },
             Answer::Have(HaveAnswer { have, uploads: 1, upload_slots: 16 }),
@@ -343,7 +381,7 @@ mod tests {
     fn bad_requests_are_refused() {
         let artifact = ArtifactId::of(b"a");
         let decode = |request: Request| {
-            let frame = Traced { request, traceparent: String::new() }.encode();
+            let frame = ask(request, None).encode();
             let (head, body) = split(&frame);
             Traced::decode(head, body).map(drop)
         };
@@ -369,10 +407,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_frames_never_decode_to_something_else(at in 0usize..60, flip in 1u8..=255) {
-            let frame = Traced {
-                request: Request::Chunks(ArtifactId::of(b"a"), vec![1, 2, 3]),
-                traceparent: String::new(),
-            }.encode();
+            let frame = ask(Request::Chunks(ArtifactId::of(b"a"), vec![1, 2, 3]), None).encode();
             let mut damaged = frame.to_vec();
             let at = at % damaged.len();
             damaged[at] ^= flip;

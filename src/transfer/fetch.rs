@@ -4,8 +4,10 @@
 //! verified is in the store at once, where this node's own provider serves it onward while the rest is still on its way.
 
 mod driver;
+mod search;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, watch};
 
 use self::driver::Driver;
+pub use self::search::Search;
 use super::buffers::Buffers;
 use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
@@ -23,13 +26,18 @@ use super::request::{Event, Peer, Shared};
 use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
+use crate::lifecycle::Doubling;
+use crate::protocol::peer::Neighbour;
 use crate::store::{Store, StoreError};
-
-/// A holder that does not answer with the manifest within this time gets company.
-const HEDGE_AFTER: Duration = Duration::from_millis(300);
 
 /// No holder is asked for a manifest longer than this.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Nor are all of them together, however many they name.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// While a fetch runs, the directory is asked again, because pullers that started with us have become holders.
+pub const FIND_AGAIN: Doubling = Doubling::new(Duration::from_millis(40), Duration::from_secs(2));
 
 /// Events that requests may be ahead of the driver.
 const EVENTS: usize = 1024;
@@ -42,6 +50,20 @@ pub struct Source {
     pub locality: Locality,
     /// All chunks, as far as the directory knows.
     pub complete: bool,
+}
+
+impl Source {
+    /// Of a holder at `by` that is busy and names another. An address on this machine means something only if it is itself
+    /// here.
+    fn named(other: &Neighbour, by: &[SocketAddr]) -> Option<Self> {
+        let is_here = by.iter().any(|addr| addr.ip().is_loopback());
+        (is_here || !other.endpoint.is_loopback()).then(|| Self {
+            node: other.node,
+            addrs: vec![other.endpoint.addr()],
+            locality: Locality::Other,
+            complete: false,
+        })
+    }
 }
 
 /// Asks the directory for holders of the artifact that is being fetched.
@@ -88,16 +110,24 @@ pub struct Fetcher {
     store: Store,
     buffers: Buffers,
     config: PlanConfig,
+    port: Option<NonZeroU16>,
     metrics: Metrics,
 }
 
 impl Fetcher {
-    pub fn new(connections: Arc<Connections>, store: Store, config: PlanConfig, metrics: Metrics) -> Self {
-        Self { connections, store, buffers: Buffers::default(), config, metrics }
+    /// `port` is where this node serves, if it does: holders name it to others.
+    pub fn new(
+        connections: Arc<Connections>,
+        store: Store,
+        config: PlanConfig,
+        port: Option<NonZeroU16>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { connections, store, buffers: Buffers::default(), config, port, metrics }
     }
 
-    /// The envelope of an artifact from whichever source answers first with one that `accept` takes. The sources are asked
-    /// one after the other, the next one as soon as the one before fails or is slow.
+    /// The envelope of an artifact from whichever source answers first with one that `accept` takes: [`Search`] says who is
+    /// asked when.
     pub async fn manifest(
         &self,
         artifact: ArtifactId,
@@ -107,32 +137,41 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let (events, _unused) = mpsc::channel(1);
         let shared = self.shared(artifact, traceparent, events);
-        let mut waiting = sources.iter();
+        let mut search = Search::new(sources.iter().cloned(), Instant::now());
         let mut asking = FuturesUnordered::new();
-        loop {
-            if let Some(source) = waiting.next() {
-                let peer = Peer { node: source.node, addrs: source.addrs.clone() };
+        let give_up = Instant::now() + SEARCH_TIMEOUT;
+        while Instant::now() < give_up {
+            while let Some(source) = search.next(Instant::now()) {
                 let shared = shared.clone();
-                asking.push(async move { tokio::time::timeout(MANIFEST_TIMEOUT, shared.manifest(&peer)).await });
+                asking.push(async move {
+                    let peer = Peer { node: source.node, addrs: source.addrs.clone() };
+                    (source, tokio::time::timeout(MANIFEST_TIMEOUT, shared.manifest(&peer)).await)
+                });
             }
-            let hedge = async {
-                match waiting.len() {
-                    0 => std::future::pending().await,
-                    _ => tokio::time::sleep(HEDGE_AFTER).await,
-                }
+            if search.is_over() {
+                break;
+            }
+            let wake = search.next_deadline().map_or(give_up, |at| at.min(give_up));
+            let (source, answer) = tokio::select! {
+                Some(answered) = asking.next() => answered,
+                () = tokio::time::sleep_until(wake.into()) => continue,
             };
-            tokio::select! {
-                answer = asking.next() => match answer {
-                    Some(Ok(Ok(envelope))) if accept(envelope.clone()) => return Ok(()),
-                    Some(Ok(Ok(_))) => {
-                        self.metrics.bad_manifests.inc();
-                    }
-                    Some(_) => {}
-                    None => return Err(FetchError::NoHolder(artifact)),
-                },
-                () = hedge => {}
+            let now = Instant::now();
+            match answer {
+                Ok(Ok(Ok(envelope))) if accept(envelope.clone()) => return Ok(()),
+                Ok(Ok(Err(busy))) => {
+                    let others: Vec<Source> =
+                        busy.others.iter().filter_map(|other| Source::named(other, &source.addrs)).collect();
+                    search.busy(source, busy.retry_after, others, rand::random(), now);
+                }
+                Ok(Ok(Ok(_))) => {
+                    self.metrics.bad_manifests.inc();
+                    search.failed(source.node, now);
+                }
+                Ok(Err(_)) | Err(_) => search.failed(source.node, now),
             }
         }
+        Err(FetchError::NoHolder(artifact))
     }
 
     /// Brings all chunks of an admitted artifact into the store and seals it.
@@ -189,6 +228,7 @@ impl Fetcher {
             buffers: self.buffers.clone(),
             metrics: self.metrics.clone(),
             artifact,
+            port: self.port,
             traceparent: traceparent.to_owned(),
             events,
         })

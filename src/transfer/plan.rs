@@ -26,7 +26,7 @@ mod sim;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -37,6 +37,7 @@ use crate::identity::NodeId;
 use chunks::Chunks;
 pub use config::{Action, ChunkOutcome, Failure, Gone, Have, Locality, PlanConfig, Progress, RequestId, Stuck};
 use holder::{HaveState, Holder};
+use rate::Rate;
 use request::Request;
 
 /// Most holders that a plan uses at a time. One bit of a word for each, and one is for what was given to others.
@@ -63,6 +64,10 @@ pub struct Plan {
     to_cancel: VecDeque<(RequestId, NodeId)>,
     /// When stealing is worth another look; `None` while it is at any time.
     steal_at: Option<Instant>,
+    /// Of all holders together.
+    pace: Rate,
+    /// See [`PlanConfig::have_age`]; less when the whole fetch is soon over.
+    have_age: Duration,
     rng: SmallRng,
 }
 
@@ -71,6 +76,7 @@ impl Plan {
     /// must differ between nodes: it spreads their choices.
     pub fn new(config: PlanConfig, chunk_lens: Vec<u32>, have: &Bitmap, seed: u64) -> Self {
         Self {
+            have_age: config.have_age,
             config,
             largest_chunk: chunk_lens.iter().copied().max().map_or(0, u64::from),
             chunks: Chunks::new(chunk_lens, have),
@@ -84,6 +90,7 @@ impl Plan {
             last_request: 0,
             to_cancel: VecDeque::new(),
             steal_at: None,
+            pace: Rate::new(),
             rng: SmallRng::seed_from_u64(seed),
         }
     }
@@ -109,6 +116,22 @@ impl Plan {
         }
         let free = self.holders.iter_mut().find(|holder| !holder.is_live() && holder.requests == 0);
         free.map(|place| *place = holder).is_some()
+    }
+
+    /// As [`add_holder`](Self::add_holder), of a node that fetches the artifact as we do and may not have begun: it is asked
+    /// again when it knows nothing. Where it is, is not known, nor changed.
+    pub fn add_neighbour(&mut self, node: NodeId, now: Instant) -> bool {
+        match self.slot(node) {
+            Some(slot) if self.holders[slot].is_live() => true,
+            Some(slot) => self.add_holder(node, self.holders[slot].locality, now),
+            None => {
+                let added = self.add_holder(node, Locality::Other, now);
+                if let Some(slot) = self.slot(node).filter(|_| added) {
+                    self.holders[slot].begins = true;
+                }
+                added
+            }
+        }
     }
 
     /// An answer to [`Action::AskHave`], or news that came by itself. A bitmap of the wrong length is a failure of the
@@ -193,6 +216,7 @@ impl Plan {
         if let Some(open) = self.requests.get_mut(&request) {
             let new = open.arrive(bytes, &self.config, now);
             self.holders[open.slot].arrive(new, now);
+            self.pace.add(new, now);
         }
     }
 
@@ -204,6 +228,7 @@ impl Plan {
             let new = open.verify(len, &self.config, now);
             self.holders[open.slot].arrive(new, now);
             self.holders[open.slot].verify(len);
+            self.pace.add(new, now);
         }
         let new = self.chunks.finish(index);
         self.unload(request, index);

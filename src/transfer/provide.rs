@@ -2,30 +2,33 @@
 //!
 //! Memory per peer is bounded: requests are small, chunks are mapped files, and what is queued in a connection is bounded
 //! by its send window. Work per node is bounded by upload slots: when all are taken the answer is Busy with the names of
-//! others who have fetched the artifact here, never a queue. Who asks for fresh chunks is told which ones others were given. A reader that is too slow loses its stream.
+//! others who fetch the artifact, too, never a queue. Who asks for fresh chunks is told which ones others were given. [`Desk`]
+//! decides that. A reader that is too slow loses its stream.
 
+mod desk;
 mod given;
 mod recent;
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
-use self::given::Given;
-use self::recent::Recent;
+pub use self::desk::{Ask, Desk, NotNow, Slot, What};
 use super::cap::Cap;
-use super::connections::watch;
+use super::connections;
 use super::metrics::{Metrics, Outcome, OutcomeLabel};
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
-use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head};
+use crate::protocol::metadata;
+use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len, chunk_head};
 use crate::store::{Artifact, Store};
 use crate::transport::{Connection, Endpoint, Incoming, RecvStream, SendStream, StreamCode, TransportError};
 
@@ -36,6 +39,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An answer to a holder's have waits so long for news. Pullers wait a multiple of it.
+const HAVE_WAIT: Duration = Duration::from_millis(200);
+
 /// Bytes of chunks opened ahead of the one that is being sent.
 const READ_AHEAD: u64 = 8 * 1024 * 1024;
 
@@ -43,6 +49,8 @@ const READ_AHEAD: u64 = 8 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProvideConfig {
+    /// False: this node only fetches. It announces nothing, and peers are refused.
+    pub enabled: bool,
     /// Chunk requests served at once; more are answered Busy.
     pub upload_slots: u32,
     /// Upload cap in bytes a second over all peers. Absent: none.
@@ -55,7 +63,7 @@ pub struct ProvideConfig {
 
 impl Default for ProvideConfig {
     fn default() -> Self {
-        Self { upload_slots: 8, max_rate: None, link_share: None, max_connections: 1024 }
+        Self { enabled: true, upload_slots: 16, max_rate: None, link_share: None, max_connections: 1024 }
     }
 }
 
@@ -68,19 +76,18 @@ pub struct Provider {
     config: ProvideConfig,
     metrics: Metrics,
     may_serve: MayServe,
-    uploads: Arc<Semaphore>,
+    desk: Mutex<Desk>,
+    /// Uploads in progress.
+    uploads: watch::Sender<u32>,
     connections: Arc<Semaphore>,
     draining: AtomicBool,
     cap: Cap,
-    recent: Recent,
-    given: Given,
 }
 
 /// How a request was refused.
 enum Refused {
     Reason(Reason),
-    Busy(Busy),
-    Given(Bitmap),
+    NotNow(NotNow),
     Transport(TransportError),
     TooSlow,
     Store(crate::store::StoreError),
@@ -94,13 +101,11 @@ impl From<TransportError> for Refused {
 
 impl Provider {
     pub fn new(store: Store, config: ProvideConfig, may_serve: MayServe, metrics: Metrics) -> Arc<Self> {
-        let slots = |count: u32| Arc::new(Semaphore::new(count.max(1) as usize));
         Arc::new(Self {
-            uploads: slots(config.upload_slots),
-            connections: slots(config.max_connections),
+            desk: Mutex::new(Desk::new(config.upload_slots)),
+            uploads: watch::Sender::new(0),
+            connections: Arc::new(Semaphore::new(config.max_connections.max(1) as usize)),
             cap: Cap::new(config.max_rate, Instant::now()),
-            recent: Recent::default(),
-            given: Given::default(),
             draining: AtomicBool::new(false),
             store,
             config,
@@ -111,9 +116,12 @@ impl Provider {
 
     /// Uploads in progress, and how many there can be.
     pub fn load(&self) -> (u32, u32) {
-        let slots = self.config.upload_slots.max(1);
-        let free = u32::try_from(self.uploads.available_permits()).unwrap_or(u32::MAX);
-        (slots.saturating_sub(free), slots)
+        self.desk().load()
+    }
+
+    /// Whether this node serves what it has.
+    pub fn is_enabled(&self) -> bool {
+        self.config.enabled
     }
 
     /// What clients of the engine on this node wait from one token to the next: uploads yield while that is long.
@@ -130,9 +138,9 @@ impl Provider {
 
     /// Waits until no upload is in progress, at most until `deadline`.
     pub async fn idle(&self, deadline: Duration) {
-        let all = self.uploads.acquire_many(self.config.upload_slots.max(1));
+        let mut uploads = self.uploads.subscribe();
         // Those that are still at it then are cut off.
-        let _ = tokio::time::timeout(deadline, all).await;
+        let _ = tokio::time::timeout(deadline, uploads.wait_for(|uploads| *uploads == 0)).await;
     }
 
     /// From now on new requests are answered Draining.
@@ -163,7 +171,7 @@ impl Provider {
                 return;
             }
         };
-        watch(&tasks, &self.metrics, connection.clone());
+        connections::watch(&tasks, &self.metrics, connection.clone());
         while let Ok((send, recv)) = connection.accept().await {
             let provider = self.clone();
             let connection = connection.clone();
@@ -177,7 +185,7 @@ impl Provider {
             Ok(Ok(traced)) => {
                 let (peer, traceparent) = (connection.peer(), traced.traceparent.clone());
                 let span = tracing::debug_span!("serve", peer = %peer.short(), traceparent);
-                self.answer(peer, traced, &mut send).instrument(span).await
+                self.answer(peer, connection.remote_address().ip(), traced, &mut send).instrument(span).await
             }
             Ok(Err(refused)) => Err(refused),
             Err(_) => Err(Refused::TooSlow),
@@ -189,18 +197,32 @@ impl Provider {
         self.metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    async fn answer(&self, peer: NodeId, traced: Traced, send: &mut SendStream) -> Result<(), Refused> {
+    async fn answer(&self, peer: NodeId, ip: IpAddr, traced: Traced, send: &mut SendStream) -> Result<(), Refused> {
+        if !self.config.enabled {
+            return Err(Refused::Reason(Reason::Forbidden));
+        }
         if self.draining.load(Ordering::Acquire) {
             return Err(Refused::Reason(Reason::Draining));
         }
+        let endpoint = traced.port.and_then(|port| metadata::Endpoint::new((ip, port.get()).into()).ok());
+        let reachable = endpoint.map(|endpoint| Neighbour { node: peer, endpoint });
+        let ask = |artifact, what| self.slot(&Ask { artifact, by: peer, reachable, what });
         match traced.request {
             Request::Manifest(id) => {
                 let envelope = self.artifact(&id)?.signed().envelope().clone();
+                let _slot = ask(id, What::Manifest)?;
                 self.write(send, Answer::Manifest { len: envelope.len() }.encode()).await?;
                 self.write(send, envelope).await?;
             }
-            Request::Have(id) => {
-                let have = self.artifact(&id)?.have();
+            Request::Have(id, known) => {
+                let artifact = self.artifact(&id)?;
+                if let Some(known) = known {
+                    let mut progress = artifact.subscribe();
+                    // Whether there is more or not: after that time the asker hears what there is.
+                    let more = progress.wait_for(|progress| progress.chunks > known as usize);
+                    let _ = tokio::time::timeout(HAVE_WAIT, more).await;
+                }
+                let have = artifact.have();
                 let (uploads, upload_slots) = self.load();
                 self.write(send, Answer::Have(HaveAnswer { have, uploads, upload_slots }).encode()).await?;
             }
@@ -208,13 +230,9 @@ impl Provider {
                 let fresh = matches!(traced.request, Request::FreshChunks(..));
                 let artifact = self.artifact(&id)?;
                 let chunks = self.chunks_of(&artifact, indices)?;
-                let _slot = self.upload_slot(&id, peer)?;
                 let count = artifact.manifest().chunks.len();
-                self.given.give(&id, count, indices, peer, fresh, Instant::now()).map_err(Refused::Given)?;
-                self.metrics.uploads.inc();
-                let served = self.send_chunks(&artifact, indices, chunks, send).await;
-                self.metrics.uploads.dec();
-                served?;
+                let _slot = ask(id, What::Chunks { count, indices, fresh })?;
+                self.send_chunks(&artifact, indices, chunks, send).await?;
             }
         }
         send.finish()?;
@@ -236,12 +254,15 @@ impl Provider {
         indices.iter().map(chunk).collect()
     }
 
-    fn upload_slot(&self, id: &ArtifactId, peer: NodeId) -> Result<OwnedSemaphorePermit, Refused> {
-        let others = self.recent.others(id, peer);
-        let slot = self.uploads.clone().try_acquire_owned();
-        self.recent.saw(id, peer, Instant::now());
-        // A chunk of 4 MiB takes about this long at 1 Gbit/s; the puller adds jitter.
-        slot.map_err(|_| Refused::Busy(Busy { retry_after: Duration::from_millis(30), others }))
+    fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
+        let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
+        self.uploads.send_modify(|uploads| *uploads += 1);
+        self.metrics.uploads.inc();
+        Ok(Upload { provider: self, slot: Some(slot) })
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn send_chunks(
@@ -317,6 +338,22 @@ impl Provider {
     }
 }
 
+/// Given back when dropped.
+struct Upload<'p> {
+    provider: &'p Provider,
+    slot: Option<Slot>,
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.provider.desk().end(slot, Instant::now());
+        }
+        self.provider.uploads.send_modify(|uploads| *uploads -= 1);
+        self.provider.metrics.uploads.dec();
+    }
+}
+
 async fn read_request(recv: &mut RecvStream) -> Result<Traced, Refused> {
     let bad = |_| Refused::Reason(Reason::BadRequest);
     let mut head = [0; FRAME_HEAD];
@@ -330,8 +367,8 @@ async fn read_request(recv: &mut RecvStream) -> Result<Traced, Refused> {
 async fn refuse(refused: Refused, peer: NodeId, send: &mut SendStream) -> Outcome {
     let (answer, outcome) = match refused {
         Refused::Reason(reason) => (Answer::Refused(reason), reason.into()),
-        Refused::Busy(busy) => (Answer::Busy(busy), Outcome::Busy),
-        Refused::Given(given) => (Answer::Given(given), Outcome::Given),
+        Refused::NotNow(NotNow::Busy(busy)) => (Answer::Busy(busy), Outcome::Busy),
+        Refused::NotNow(NotNow::Given(given)) => (Answer::Given(given), Outcome::Given),
         Refused::TooSlow => {
             tracing::info!(peer = %peer.short(), "peer is too slow: stream reset");
             send.reset(StreamCode::TooSlow);

@@ -1,6 +1,7 @@
 //! One request to one holder: a stream, its answer, and the chunks that follow, verified off the network threads.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::artifact::{Bitmap, Chunk};
 use crate::digest::{ArtifactId, Digest};
 use crate::identity::NodeId;
 use crate::protocol::peer::{
-    Answer, CHUNK_HEAD, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head,
+    Answer, Busy, CHUNK_HEAD, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head,
 };
 use crate::store::{Store, StoreError};
 use crate::transport::{RecvStream, StreamCode, TransportError};
@@ -38,6 +39,8 @@ pub(super) enum Event {
     Failed(RequestId, Failure),
     /// The request failed because of what others were given.
     Given(RequestId, Bitmap),
+    /// The request found no slot.
+    Busy(RequestId, Busy),
     Have(NodeId, HaveAnswer),
     NoHave(NodeId, Failure),
 }
@@ -49,6 +52,8 @@ pub(super) struct Shared {
     pub(super) buffers: Buffers,
     pub(super) metrics: Metrics,
     pub(super) artifact: ArtifactId,
+    /// At which this node serves, if it does.
+    pub(super) port: Option<NonZeroU16>,
     pub(super) traceparent: String,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -57,6 +62,7 @@ pub(super) struct Shared {
 enum Ended {
     Whole,
     Given(Bitmap),
+    Busy(Busy),
 }
 
 /// The holder that is asked.
@@ -76,13 +82,14 @@ impl Shared {
         let event = match ended {
             Ok(Ended::Whole) => Event::Finished(id),
             Ok(Ended::Given(given)) => Event::Given(id, given),
+            Ok(Ended::Busy(busy)) => Event::Busy(id, busy),
             Err(failure) => Event::Failed(id, failure),
         };
         self.report(event).await;
     }
 
-    pub(super) async fn have(self: Arc<Self>, peer: Peer) {
-        let answer = self.ask(&peer, Request::Have(self.artifact)).await;
+    pub(super) async fn have(self: Arc<Self>, peer: Peer, known: Option<u32>) {
+        let answer = self.ask(&peer, Request::Have(self.artifact, known)).await;
         self.report(match answer {
             Ok((Answer::Have(have), ..)) => Event::Have(peer.node, have),
             Ok((other, ..)) => Event::NoHave(peer.node, unexpected(&other)),
@@ -91,14 +98,15 @@ impl Shared {
         .await;
     }
 
-    /// The envelope as the holder has it; nothing about it is verified.
-    pub(super) async fn manifest(&self, peer: &Peer) -> Result<Bytes, Failure> {
+    /// The envelope as the holder has it; nothing about it is verified. Or whom it names, because it is busy.
+    pub(super) async fn manifest(&self, peer: &Peer) -> Result<Result<Bytes, Busy>, Failure> {
         match self.ask(peer, Request::Manifest(self.artifact)).await? {
             (Answer::Manifest { len }, _, mut recv) => {
                 let mut envelope = vec![0; len];
                 recv.read_exact(&mut envelope).await.map_err(|error| failure(&error))?;
-                Ok(envelope.into())
+                Ok(Ok(envelope.into()))
             }
+            (Answer::Busy(busy), ..) => Ok(Err(busy)),
             (answer, ..) => Err(unexpected(&answer)),
         }
     }
@@ -116,7 +124,7 @@ impl Shared {
         })?;
         let exchange = async {
             let (mut send, mut recv) = connection.open().await?;
-            send.write(Traced { request, traceparent: self.traceparent.clone() }.encode()).await?;
+            send.write(Traced { request, port: self.port, traceparent: self.traceparent.clone() }.encode()).await?;
             send.finish()?;
             let mut head = [0; FRAME_HEAD];
             recv.read_exact(&mut head).await?;
@@ -145,6 +153,7 @@ impl Shared {
         match answer {
             Answer::Chunks { len } if len == expected => {}
             Answer::Given(given) if fresh => return Ok(Ended::Given(given)),
+            Answer::Busy(busy) => return Ok(Ended::Busy(busy)),
             other => return Err(unexpected(&other)),
         }
         self.metrics.first_byte_seconds.observe(asked.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! Real endpoints on loopback, honest and hostile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -71,8 +72,9 @@ impl Node {
         };
         let provider = Provider::new(store.clone(), provide, may_serve, metrics.clone());
         tasks.spawn("serve", provider.clone().serve(endpoint.clone(), tasks.clone()));
+        let port = NonZeroU16::new(endpoint.local_addr().port());
         let connections = Arc::new(Connections::new(endpoint.clone(), metrics.clone(), tasks.child()));
-        let fetcher = Fetcher::new(connections, store.clone(), plan, metrics.clone());
+        let fetcher = Fetcher::new(connections, store.clone(), plan, port, metrics.clone());
         Self { store, endpoint, provider, fetcher, metrics, allowed, id: key(seed).node_id(), tasks, _dir: dir }
     }
 
@@ -456,7 +458,8 @@ async fn a_peer_that_speaks_garbage_or_never_reads_does_not_hurt_the_holder() {
     for n in 0..60u8 {
         let (mut send, recv) = connection.open().await.unwrap();
         let garbage = Bytes::from(vec![n; 64]);
-        let request = Traced { request: Request::Chunks(artifact.id(), vec![0, 1, 2]), traceparent: String::new() };
+        let request = Request::Chunks(artifact.id(), vec![0, 1, 2]);
+        let request = Traced { request, port: None, traceparent: String::new() };
         send.write(if n % 2 == 0 { garbage } else { request.encode() }).await.unwrap();
         send.finish().unwrap();
         never_read.push((send, recv));

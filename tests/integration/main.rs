@@ -11,6 +11,7 @@ mod engine;
 mod exec;
 mod failures;
 mod harness;
+mod herd;
 mod hooks;
 mod layers;
 mod lora;

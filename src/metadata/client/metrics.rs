@@ -18,6 +18,7 @@ pub(super) enum Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum CallResult {
     Ok,
+    Overloaded,
     Unavailable,
     Refused,
     Protocol,

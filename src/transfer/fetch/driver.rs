@@ -2,23 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{FetchError, Fetched, Fetcher, Find, Progress, Source};
+use super::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Source};
 use crate::artifact::Manifest;
 use crate::identity::NodeId;
+use crate::lifecycle::Doubling;
+use crate::protocol::peer::Busy;
 use crate::store::Held;
 use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, Plan, RequestId};
 use crate::transfer::request::{Event, Peer, Shared};
-
-/// While a fetch runs, the directory is asked again, because pullers that started with us have become holders: soon at
-/// first, then half as often each time, down to the last.
-const FIND_FIRST: Duration = Duration::from_millis(40);
-const FIND_LAST: Duration = Duration::from_secs(2);
 
 /// The state of one fetch.
 pub(super) struct Driver<'f> {
@@ -34,7 +31,7 @@ pub(super) struct Driver<'f> {
     finding: Option<BoxFuture<'static, Vec<Source>>>,
     /// When the directory answered last, and how long that answer serves.
     found_at: Instant,
-    find_every: Duration,
+    find_again: Doubling,
     progress: &'f watch::Sender<Progress>,
     wire_bytes: u64,
     reused_bytes: u64,
@@ -66,7 +63,7 @@ impl<'f> Driver<'f> {
             find,
             finding: None,
             found_at: now,
-            find_every: FIND_FIRST,
+            find_again: FIND_AGAIN,
             progress,
             wire_bytes: 0,
             reused_bytes,
@@ -101,7 +98,12 @@ impl<'f> Driver<'f> {
                 return Ok(Fetched { wire_bytes: self.wire_bytes, reused_bytes: self.reused_bytes, holders });
             }
             self.look_around()?;
-            let wake = self.plan.next_deadline().unwrap_or(deadline).min(deadline).min(self.found_at + self.find_every);
+            let wake = self
+                .plan
+                .next_deadline()
+                .unwrap_or(deadline)
+                .min(deadline)
+                .min(self.found_at + self.find_again.pause());
             tokio::select! {
                 Some(event) = events.recv() => {
                     self.apply(event)?;
@@ -113,7 +115,7 @@ impl<'f> Driver<'f> {
                 sources = found(&mut self.finding) => {
                     self.finding = None;
                     self.found_at = Instant::now();
-                    self.find_every = (self.find_every * 2).min(FIND_LAST);
+                    self.find_again.step();
                     sources.into_iter().for_each(|source| self.add(source));
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -137,9 +139,9 @@ impl<'f> Driver<'f> {
                     }
                     self.plan.on_failed(request, Failure::Reset, Instant::now());
                 }
-                Action::AskHave { node } => {
+                Action::AskHave { node, known } => {
                     if let Some(peer) = self.peers.get(&node) {
-                        self.requests.spawn(self.shared.clone().have(peer.clone()));
+                        self.requests.spawn(self.shared.clone().have(peer.clone(), known));
                     }
                 }
             }
@@ -175,8 +177,8 @@ impl<'f> Driver<'f> {
                 self.plan.on_finished(id, now);
             }
             Event::Failed(id, failure) => {
-                if matches!(failure, Failure::Busy { .. } | Failure::NotFound) {
-                    self.look_again();
+                if failure == Failure::NotFound {
+                    self.find_again.reset();
                 }
                 self.handles.remove(&id);
                 self.plan.on_failed(id, failure, now);
@@ -186,6 +188,7 @@ impl<'f> Driver<'f> {
                 let failure = if self.plan.set_given(id, &given, now) { Failure::Given } else { Failure::Forbidden };
                 self.plan.on_failed(id, failure, now);
             }
+            Event::Busy(id, busy) => self.busy(id, &busy, now),
             Event::Have(node, answer) => {
                 let have = if answer.have.is_full() { Have::All } else { Have::Some(answer.have) };
                 self.plan.set_have(node, have, now);
@@ -193,6 +196,21 @@ impl<'f> Driver<'f> {
             Event::NoHave(node, failure) => self.plan.on_have_failed(node, failure, now),
         }
         Ok(())
+    }
+
+    /// Those that a busy holder names are as good as those that the directory knows, and are known at once.
+    fn busy(&mut self, id: RequestId, busy: &Busy, now: Instant) {
+        let holder = self.handles.remove(&id).and_then(|(node, _)| self.peers.get(&node));
+        let addrs = holder.map(|holder| holder.addrs.clone()).unwrap_or_default();
+        if busy.others.is_empty() {
+            self.find_again.reset();
+        }
+        for other in busy.others.iter().filter_map(|other| Source::named(other, &addrs)) {
+            if self.plan.add_neighbour(other.node, now) {
+                self.peers.entry(other.node).or_insert(Peer { node: other.node, addrs: other.addrs });
+            }
+        }
+        self.plan.on_failed(id, Failure::Busy { retry_after: busy.retry_after }, now);
     }
 
     fn verified(&mut self, id: RequestId, index: u32, now: Instant) {
@@ -213,8 +231,8 @@ impl<'f> Driver<'f> {
     fn look_around(&mut self) -> Result<(), FetchError> {
         let now = Instant::now();
         let stuck = self.plan.is_stuck(now);
-        if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + self.find_every) {
-            let fresh = now < self.found_at + self.find_every;
+        if self.finding.is_none() && (stuck.is_some() || now >= self.found_at + self.find_again.pause()) {
+            let fresh = now < self.found_at + self.find_again.pause();
             match stuck {
                 Some(_) if fresh && self.handles.is_empty() => {
                     return Err(FetchError::NoHolder(self.shared.artifact));

@@ -23,6 +23,9 @@ const STEAL_AGAIN: Duration = Duration::from_millis(5);
 /// A partial holder that had nothing new for so long is not waited for.
 const GROWS: Duration = Duration::from_secs(1);
 
+/// A complete holder that was spared is asked for anything when so small a part of the bytes is left.
+const ENDING: u64 = 12;
+
 /// A chunk is in flight at most so many times.
 const MAX_COPIES: u8 = 3;
 
@@ -51,11 +54,12 @@ impl Plan {
     pub(super) fn ask_have(&mut self, now: Instant) -> Option<Action> {
         let due = |slot: &usize| {
             let offers = self.chunks.offered(*slot) > 0;
-            self.holders[*slot].have_due(offers, &self.config).is_some_and(|at| at <= now)
+            self.holders[*slot].have_due(offers, self.have_age).is_some_and(|at| at <= now)
         };
         let slot = (0..self.holders.len()).find(due)?;
+        let known = matches!(self.holders[slot].have, HaveState::Known(_)).then(|| self.chunks.held(slot)).flatten();
         self.holders[slot].have = HaveState::Asked(now);
-        Some(Action::AskHave { node: self.holders[slot].node })
+        Some(Action::AskHave { node: self.holders[slot].node, known })
     }
 
     /// Asks the better of two random holders for its rarest wanted chunks.
@@ -105,8 +109,14 @@ impl Plan {
         partial.0 > complete.0 && partial.1 >= complete.1
     }
 
+    /// All was given to somebody, and little is left: the rest may be with the dead and the slow, and complete holders have
+    /// nothing else to do.
+    fn is_ending(&self) -> bool {
+        self.chunks.wanted_of_nobody() == 0 && self.chunks.bytes_wanted() < self.chunks.bytes() / ENDING
+    }
+
     fn offers(&self, slot: usize, sparing: bool) -> bool {
-        let all = !sparing || self.holders[slot].have != HaveState::All || self.requests.is_empty();
+        let all = !sparing || self.holders[slot].have != HaveState::All || self.requests.is_empty() || self.is_ending();
         if all { self.chunks.offered(slot) > 0 } else { self.chunks.wanted_of_nobody() > 0 }
     }
 

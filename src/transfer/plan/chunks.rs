@@ -142,6 +142,14 @@ impl Chunks {
         }
     }
 
+    /// Chunks that the holder is known to have; `None` if it never said or has all.
+    pub(super) fn held(&self, slot: usize) -> Option<u32> {
+        match &self.held[slot] {
+            Held::Part(set) => Some(set.len() as u32),
+            Held::Nothing | Held::All => None,
+        }
+    }
+
     /// Wanted chunks that the holder has.
     pub(super) fn offered(&self, slot: usize) -> usize {
         match &self.held[slot] {

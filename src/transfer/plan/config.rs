@@ -27,8 +27,8 @@ pub struct PlanConfig {
     pub batch: Duration,
     /// How old the bitmap of a partial holder may become that has something for us; it decides what counts as rare. 250 ms.
     pub have_age: Duration,
-    /// How soon a partial holder that has nothing for us is asked again; doubles up to one second while it does not
-    /// grow. 20 ms.
+    /// How soon a partial holder that has nothing for us is asked again; doubles up to a quarter of a second while it does
+    /// not grow. It answers when it grows, so this is only the least time between two answers. 5 ms.
     pub have_retry: Duration,
     /// Partial holders that did not grow for so long are not expected to. 10 s.
     pub growth: Duration,
@@ -50,7 +50,7 @@ impl Default for PlanConfig {
             total: Duration::from_secs(60),
             batch: Duration::from_millis(25),
             have_age: Duration::from_millis(250),
-            have_retry: Duration::from_millis(20),
+            have_retry: Duration::from_millis(5),
             growth: Duration::from_secs(10),
             steal_ratio: 6.0,
         }
@@ -65,6 +65,7 @@ pub struct RequestId(pub u64);
 pub enum Locality {
     SameRack,
     SameZone,
+    SameRegion,
     Other,
 }
 
@@ -84,8 +85,9 @@ pub enum Action {
     Request { request: RequestId, node: NodeId, indices: Vec<u32>, fresh: bool },
     /// Stop the request; what arrives of it nevertheless may be reported and counts.
     Cancel { request: RequestId, node: NodeId },
-    /// Ask what the holder has; ends with `set_have` or `on_have_failed`.
-    AskHave { node: NodeId },
+    /// Ask what the holder has; ends with `set_have` or `on_have_failed`. The answer may wait a little until there are more
+    /// chunks than `known`.
+    AskHave { node: NodeId, known: Option<u32> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

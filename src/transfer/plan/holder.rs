@@ -10,14 +10,14 @@ use super::{Gone, Locality, PlanConfig};
 /// Failures in a row after which a holder is given up.
 const MAX_FAILURES: u32 = 4;
 
-/// Rest after the first failure; doubles with each further one.
+/// The longest rest after the first failure; doubles with each further one.
 const FIRST_REST: Duration = Duration::from_millis(100);
 
 /// A holder may not send us away for longer than this.
 pub(super) const MAX_REST: Duration = Duration::from_secs(5);
 
 /// First request to a holder of unknown pace, bytes.
-const FIRST_BATCH: u64 = 1 << 20;
+const FIRST_BATCH: u64 = 256 << 10;
 
 /// Splitting further than this costs more in round trips than it shares, bytes.
 pub(super) const MIN_BATCH: u64 = 64 << 10;
@@ -53,6 +53,8 @@ pub(super) struct Holder {
     have_retry: Duration,
     /// When it last had something new.
     pub(super) grew_at: Instant,
+    /// It fetches as we do, and nothing of it was heard yet.
+    pub(super) begins: bool,
 }
 
 /// When to ask what a holder has.
@@ -82,6 +84,7 @@ impl Holder {
             have: HaveState::Due(now),
             have_retry: config.have_retry,
             grew_at: now,
+            begins: false,
         }
     }
 
@@ -101,11 +104,13 @@ impl Holder {
         self.grew_at = now;
     }
 
-    /// Failures of requests that were in flight together count once. True if that was one too many.
-    pub(super) fn fail(&mut self, now: Instant) -> bool {
+    /// Failures of requests that were in flight together count once. True if that was one too many. `jitter` is from 0 to 1:
+    /// those that lost a holder together must not all connect to it again at the same moment.
+    pub(super) fn fail(&mut self, jitter: f64, now: Instant) -> bool {
         if !self.is_resting(now) {
             self.failures += 1;
-            self.rest_until = Some(now + FIRST_REST * (1 << (self.failures.min(MAX_FAILURES) - 1)));
+            let rest = FIRST_REST * (1 << (self.failures.min(MAX_FAILURES) - 1));
+            self.rest_until = Some(now + rest.mul_f64(0.5 + jitter / 2.0));
         }
         self.failures >= MAX_FAILURES
     }
@@ -187,24 +192,26 @@ impl Holder {
         let distance = match self.locality {
             Locality::SameRack => 1.0,
             Locality::SameZone => 1.25,
-            Locality::Other => 2.0,
+            Locality::SameRegion => 2.0,
+            Locality::Other => 4.0,
         };
         (self.in_flight + bytes) as f64 / rate * distance * f64::from(1 + self.failures)
     }
 
     /// When it should be asked for its bitmap; `None` while that is not useful.
-    pub(super) fn have_due(&self, offers: bool, config: &PlanConfig) -> Option<Instant> {
+    pub(super) fn have_due(&self, offers: bool, age: Duration) -> Option<Instant> {
         match self.have {
             _ if !self.is_live() => None,
             HaveState::Due(at) => Some(at),
-            HaveState::Known(at) if offers => Some(at + config.have_age),
-            HaveState::Known(at) => Some(at + self.have_retry),
+            HaveState::Known(at) if offers => Some(at + age),
+            HaveState::Known(at) => Some(at + self.have_retry.min(age)),
             HaveState::Asked(_) | HaveState::All => None,
         }
     }
 
     pub(super) fn have_known(&mut self, grew: bool, config: &PlanConfig, now: Instant) {
         self.have = HaveState::Known(now);
+        self.begins &= !grew;
         self.have_retry = match grew {
             true => config.have_retry,
             false => (self.have_retry * 2).min(MAX_HAVE_RETRY),

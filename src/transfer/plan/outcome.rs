@@ -13,6 +13,14 @@ use super::{Action, Failure, Gone, Plan, RequestId};
 /// What was given to others and did not come to light for so long may be lost.
 const GIVEN_FOR: Duration = Duration::from_secs(5);
 
+/// Bitmaps of a holder that are asked for in the time that is left.
+const HAVES_LEFT: f64 = 16.0;
+
+const SHORTEST_HAVE_AGE: Duration = Duration::from_millis(5);
+
+/// Before anything arrived: many who begin together have news for each other all the time.
+const FIRST_HAVE_AGE: Duration = Duration::from_millis(10);
+
 impl Plan {
     pub(super) fn slot(&self, node: NodeId) -> Option<usize> {
         self.holders.iter().position(|holder| holder.node == node)
@@ -24,13 +32,14 @@ impl Plan {
             HaveState::Asked(at) if holder.is_live() => Some(at + self.config.first_byte),
             _ => None,
         };
-        let due = holder.have_due(self.chunks.offered(slot) > 0, &self.config);
+        let due = holder.have_due(self.chunks.offered(slot) > 0, self.have_age);
         let rest = holder.rest_until.filter(|_| holder.is_live());
         asked.into_iter().chain(due).chain(rest).min()
     }
 
     /// Ends rests and waits that are over.
     pub(super) fn expire(&mut self, now: Instant) {
+        self.have_age = self.have_age_at(now);
         if self.given_at.is_some_and(|at| now >= at + GIVEN_FOR) {
             self.given_at = None;
             self.chunks.forget_given();
@@ -60,8 +69,19 @@ impl Plan {
         self.late_at = self.requests.values().map(|request| request.deadline(&self.config)).min();
     }
 
+    /// What is asked for early comes from whoever had it then: how old a bitmap may be is a part of the time that is left.
+    fn have_age_at(&self, now: Instant) -> Duration {
+        let Some(pace) = self.pace.at(now) else { return self.config.have_age.min(FIRST_HAVE_AGE) };
+        let left = (self.chunks.bytes() - self.chunks.bytes_done()) as f64 / pace.max(1.0);
+        let age = Duration::try_from_secs_f64(left / HAVES_LEFT).unwrap_or(self.config.have_age);
+        age.clamp(SHORTEST_HAVE_AGE, self.config.have_age)
+    }
+
     pub(super) fn have_failed(&mut self, slot: usize, failure: Failure, now: Instant) {
         let again = match failure {
+            Failure::NotFound if self.holders[slot].begins => {
+                return self.holders[slot].have_known(false, &self.config, now);
+            }
             // It may be too busy to tell and still serve.
             Failure::Busy { retry_after } => now + retry_after.clamp(self.config.have_retry, MAX_REST),
             _ => {
@@ -73,15 +93,15 @@ impl Plan {
     }
 
     pub(super) fn fail(&mut self, slot: usize, failure: Failure, now: Instant) {
-        let holder = &mut self.holders[slot];
+        let (holder, jitter) = (&mut self.holders[slot], self.rng.random_range(0.0..1.0));
         match failure {
-            Failure::Busy { retry_after } => holder.busy(retry_after, self.rng.random_range(0.0..1.0), now),
+            Failure::Busy { retry_after } => holder.busy(retry_after, jitter, now),
             Failure::Given => {}
             Failure::NotFound => self.lose(slot, Gone::NotFound, now),
             Failure::Draining => self.lose(slot, Gone::Draining, now),
             Failure::Forbidden => self.lose(slot, Gone::Forbidden, now),
             Failure::Reset | Failure::Disconnected | Failure::TimedOut => {
-                if holder.fail(now) {
+                if holder.fail(jitter, now) {
                     self.lose(slot, Gone::Unreachable, now);
                 }
             }
@@ -114,6 +134,7 @@ impl Plan {
         let late_at = now + self.config.first_byte.min(self.config.progress).min(self.config.total);
         self.late_at = Some(self.late_at.map_or(late_at, |at| at.min(late_at)));
         self.holders[slot].start(bytes, now);
+        self.pace.start(now);
         self.requests.insert(request, Request::new(slot, indices.clone(), bytes, now));
         Action::Request { request, node: self.holders[slot].node, indices, fresh }
     }

@@ -128,7 +128,7 @@ impl Driver {
                     assert_eq!(self.open.remove(&request).map(|open| open.node), Some(node), "cancels what is open");
                     self.cancelled.push(request);
                 }
-                Action::AskHave { node } => {
+                Action::AskHave { node, .. } => {
                     let before = self.asked.insert(node, self.now);
                     let over = before.is_none_or(|at| self.now >= at + self.plan.config.first_byte);
                     assert!(over, "asked while it is being asked");

@@ -1,7 +1,6 @@
 //! Which chunks were lately sent to whom, so that many who begin together get different ones. Bounded; a hint.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::artifact::Bitmap;
@@ -17,7 +16,7 @@ const MAX_NODES: usize = u8::MAX as usize;
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
-pub(super) struct Given(Mutex<HashMap<ArtifactId, Chunks>>);
+pub(super) struct Given(HashMap<ArtifactId, Chunks>);
 
 #[derive(Debug)]
 struct Chunks {
@@ -28,51 +27,62 @@ struct Chunks {
 }
 
 impl Given {
-    /// Notes that `peer` gets these of an artifact's `count` chunks. If they are to be fresh and another node was given one
-    /// of them, nothing is noted, and the error is what others were given.
-    pub(super) fn give(
+    /// Whether no other node was given one of these of an artifact's `count` chunks; the error is what others were given.
+    pub(super) fn check(
         &self,
         artifact: &ArtifactId,
         count: usize,
         indices: &[u32],
         peer: NodeId,
-        fresh: bool,
         now: Instant,
     ) -> Result<(), Bitmap> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, chunks| now.saturating_duration_since(chunks.since) < FORGET_AFTER);
-        if all.len() >= MAX_ARTIFACTS && !all.contains_key(artifact) {
+        let Some(chunks) = self.0.get(artifact).filter(|chunks| !chunks.is_old(now)) else { return Ok(()) };
+        let place = chunks.nodes.iter().position(|node| *node == peer).map(number);
+        let others = |last: u8| last != 0 && Some(last) != place;
+        if !indices.iter().any(|index| chunks.last.get(*index as usize).is_some_and(|last| others(*last))) {
             return Ok(());
         }
-        let chunks =
-            all.entry(*artifact).or_insert_with(|| Chunks { since: now, nodes: Vec::new(), last: vec![0; count] });
-        let place = chunks.place(peer);
-        let others = |last: u8| last != 0 && Some(last) != place;
-        if fresh && indices.iter().any(|index| chunks.last.get(*index as usize).is_some_and(|last| others(*last))) {
-            let mut given = Bitmap::empty(count);
-            chunks.last.iter().enumerate().for_each(|(index, last)| given.set(index, others(*last)));
-            return Err(given);
+        let mut given = Bitmap::empty(count);
+        chunks.last.iter().enumerate().for_each(|(index, last)| given.set(index, others(*last)));
+        Err(given)
+    }
+
+    /// `peer` gets these.
+    pub(super) fn note(&mut self, artifact: &ArtifactId, count: usize, indices: &[u32], peer: NodeId, now: Instant) {
+        self.0.retain(|_, chunks| !chunks.is_old(now));
+        if self.0.len() >= MAX_ARTIFACTS && !self.0.contains_key(artifact) {
+            return;
         }
+        let chunks =
+            self.0.entry(*artifact).or_insert_with(|| Chunks { since: now, nodes: Vec::new(), last: vec![0; count] });
+        let Some(place) = chunks.place(peer) else { return };
         for index in indices {
-            if let (Some(last), Some(place)) = (chunks.last.get_mut(*index as usize), place) {
+            if let Some(last) = chunks.last.get_mut(*index as usize) {
                 *last = place;
             }
         }
-        Ok(())
     }
 }
 
+/// From 1 on; 0 is nobody.
+fn number(place: usize) -> u8 {
+    u8::try_from(place + 1).unwrap_or(u8::MAX)
+}
+
 impl Chunks {
+    fn is_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= FORGET_AFTER
+    }
+
     fn place(&mut self, peer: NodeId) -> Option<u8> {
         let known = self.nodes.iter().position(|node| *node == peer);
         let index = known.or_else(|| {
-            let free = self.nodes.len() < MAX_NODES;
-            free.then(|| {
+            (self.nodes.len() < MAX_NODES).then(|| {
                 self.nodes.push(peer);
                 self.nodes.len() - 1
             })
         });
-        index.and_then(|index| u8::try_from(index + 1).ok())
+        index.map(number)
     }
 }
 
@@ -87,26 +97,26 @@ mod tests {
 
     #[test]
     fn fresh_is_what_no_other_node_was_given_lately() {
-        let (given, id, now) = (Given::default(), ArtifactId::of(b"a"), Instant::now());
-        let ask = |indices: &[u32], seed, fresh, now| given.give(&id, 10, indices, node(seed), fresh, now);
-        assert_eq!(ask(&[1, 2], 1, true, now), Ok(()));
-        assert_eq!(ask(&[2], 1, true, now), Ok(()), "the same node again");
-        let told = ask(&[3, 2], 2, true, now).unwrap_err();
-        assert_eq!(told.ones().collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(ask(&[3], 3, true, now), Ok(()), "a refusal notes nothing");
-        assert_eq!(ask(&[2], 2, false, now), Ok(()), "whoever insists gets it");
-        assert_eq!(ask(&[2], 1, true, now).unwrap_err().ones().collect::<Vec<_>>(), [2, 3]);
-        assert_eq!(ask(&[2], 1, true, now + FORGET_AFTER), Ok(()));
+        let (mut given, id, now) = (Given::default(), ArtifactId::of(b"a"), Instant::now());
+        given.note(&id, 10, &[1, 2], node(1), now);
+        let others = |given: &Given, indices: &[u32], seed, now| {
+            given.check(&id, 10, indices, node(seed), now).map_err(|given| given.ones().collect::<Vec<_>>())
+        };
+        assert_eq!(others(&given, &[2], 1, now), Ok(()), "the same node again");
+        assert_eq!(others(&given, &[3, 2], 2, now), Err(vec![1, 2]));
+        assert_eq!(others(&given, &[3], 3, now), Ok(()));
+        given.note(&id, 10, &[2], node(2), now);
+        assert_eq!(others(&given, &[2], 1, now), Err(vec![2]));
+        assert_eq!(others(&given, &[2], 3, now + FORGET_AFTER), Ok(()));
     }
 
     #[test]
     fn the_table_is_bounded_and_beyond_it_everything_is_fresh() {
-        let (given, now) = (Given::default(), Instant::now());
+        let (mut given, now) = (Given::default(), Instant::now());
         for number in 0..=MAX_ARTIFACTS as u32 {
             let id = ArtifactId::of(&number.to_be_bytes());
-            assert_eq!(given.give(&id, 1, &[0], node(1), true, now), Ok(()));
-            let again = given.give(&id, 1, &[0], node(2), true, now);
-            assert_eq!(again.is_ok(), number == MAX_ARTIFACTS as u32);
+            given.note(&id, 1, &[0], node(1), now);
+            assert_eq!(given.check(&id, 1, &[0], node(2), now).is_ok(), number == MAX_ARTIFACTS as u32);
         }
     }
 }

@@ -295,7 +295,7 @@ impl<'a> World<'a> {
                 self.tell(holder, Event::Cancelled { stream: (node, request) });
                 self.at(self.now, node, Event::Failed { request, failure: Failure::Reset });
             }
-            Action::AskHave { node: id } => {
+            Action::AskHave { node: id, .. } => {
                 let holder = self.by_id[&id];
                 match self.peers[holder].dead {
                     true => self.tell(node, Event::HaveIs { of: holder, bits: None }),

@@ -1,0 +1,105 @@
+//! The serving side of a node: what `transfer::Provider` does around its desk.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use warmd::protocol::peer::Neighbour;
+use warmd::transfer::plan::RequestId;
+use warmd::transfer::{Ask, NotNow, What};
+
+use super::network::{Cargo, Key};
+use super::world::{Answer, Event, World};
+
+/// How long a holder waits for news before it answers, as `transfer::Provider` does.
+const HAVE_WAIT: Duration = Duration::from_millis(200);
+
+impl World<'_> {
+    fn answer(&mut self, holder: usize, to: usize, answer: Answer) {
+        self.send(holder, to, Event::Answered { from: holder, answer });
+    }
+
+    /// Takes a slot for the stream.
+    fn slot(&mut self, holder: usize, key: Key, what: What<'_>) -> Result<(), NotNow> {
+        let now = self.instant();
+        let by = self.nodes[key.0].id;
+        // Addresses play no part here: nodes are found by their ids.
+        let endpoint = if self.setup.swarming { "10.0.0.1:4780".parse().ok() } else { None };
+        let reachable = endpoint.map(|endpoint| Neighbour { node: by, endpoint });
+        let ask = Ask { artifact: self.directory.artifact(), by, reachable, what };
+        let slot = self.nodes[holder].desk.ask(&ask, now, &mut self.rng)?;
+        self.nodes[holder].slots.insert(key, slot);
+        Ok(())
+    }
+
+    /// Gives the stream's slot back.
+    pub(super) fn leave(&mut self, holder: usize, key: Key) {
+        let now = self.instant();
+        if let Some(slot) = self.nodes[holder].slots.remove(&key) {
+            self.nodes[holder].desk.end(slot, now);
+        }
+    }
+
+    pub(super) fn asked_manifest(&mut self, holder: usize, by: usize) {
+        if !self.nodes[holder].has_manifest {
+            return self.answer(holder, by, Answer::NoManifest);
+        }
+        let key = (by, Cargo::Manifest(holder));
+        match self.slot(holder, key, What::Manifest) {
+            Ok(()) => self.network.open(holder, key, [(0, self.setup.manifest)]),
+            Err(NotNow::Busy(busy)) => {
+                self.outcome.busy += 1;
+                self.answer(holder, by, Answer::ManifestBusy(busy));
+            }
+            Err(NotNow::Given(_)) => {}
+        }
+    }
+
+    pub(super) fn asked_have(&mut self, holder: usize, by: usize, known: Option<u32>) {
+        let node = &mut self.nodes[holder];
+        if let Some(known) = known.filter(|known| node.have.count() <= *known as usize) {
+            node.listeners.insert(by, (known, self.now));
+            return self.at(self.now + HAVE_WAIT, holder, Event::NoNews { by, since: self.now });
+        }
+        let have = node.has_manifest.then(|| node.have.clone());
+        self.answer(holder, by, Answer::Have(have));
+    }
+
+    pub(super) fn tell_listeners(&mut self, holder: usize) {
+        let count = self.nodes[holder].have.count();
+        let (told, waiting) = std::mem::take(&mut self.nodes[holder].listeners)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, (known, _))| count > *known as usize);
+        self.nodes[holder].listeners = waiting;
+        told.into_keys().for_each(|by| self.asked_have(holder, by, None));
+    }
+
+    pub(super) fn no_news(&mut self, holder: usize, by: usize, since: Duration) {
+        if self.nodes[holder].listeners.get(&by).is_some_and(|(_, at)| *at == since) {
+            self.nodes[holder].listeners.remove(&by);
+            self.asked_have(holder, by, None);
+        }
+    }
+
+    pub(super) fn asked(&mut self, holder: usize, by: usize, request: RequestId, indices: &[u32], fresh: bool) {
+        let node = &self.nodes[holder];
+        if !indices.iter().all(|index| node.have.get(*index as usize)) {
+            return self.answer(holder, by, Answer::NotFound(request));
+        }
+        let key = (by, Cargo::Chunks(request.0));
+        let what = What::Chunks { count: self.setup.chunk_lens.len(), indices, fresh };
+        let answer = match self.slot(holder, key, what) {
+            Ok(()) => {
+                let lens = &self.setup.chunk_lens;
+                let parts = indices.iter().map(|index| (*index, u64::from(lens[*index as usize])));
+                self.network.open(holder, key, parts);
+                Answer::First(request)
+            }
+            Err(NotNow::Busy(busy)) => {
+                self.outcome.busy += 1;
+                Answer::Busy(request, busy)
+            }
+            Err(NotNow::Given(given)) => Answer::Given(request, given),
+        };
+        self.answer(holder, by, answer);
+    }
+}
