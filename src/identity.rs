@@ -1,6 +1,6 @@
 //! Who somebody is and whom we trust.
 //!
-//! Two kinds of ed25519 keys exist. A *node key* is the node's id, its TLS key and (later) its libp2p peer id: it admits to
+//! Two kinds of ed25519 keys exist. A *node key* is the node's id, its TLS key and its libp2p peer id: it admits to
 //! the conversation and nothing more. A *signer key* makes manifests installable, within the scopes that the trust policy
 //! gives it. Serving is not signing: a holder passes on the signer's bytes.
 //!
@@ -11,6 +11,7 @@ mod cert;
 mod config;
 mod envelope;
 mod key;
+mod membership;
 mod policy;
 mod time;
 mod tls;
@@ -19,6 +20,7 @@ pub use cert::{CertError, ClusterCa, NodeCertificate};
 pub use config::{NodeConfig, TrustConfig};
 pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
+pub use membership::{Membership, Stranger};
 pub use policy::{
     Claim, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer, TrustClass,
     Verdict, Verified,

@@ -5,6 +5,7 @@ mod ceilings;
 mod corpora;
 #[path = "../corpus.rs"]
 mod corpus;
+mod discovery;
 mod engine;
 #[path = "../harness.rs"]
 mod harness;
@@ -61,6 +62,7 @@ enum Scenario {
     FanOut,
     KillHolder,
     Metadata,
+    Discovery,
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
     Proxy,
@@ -129,6 +131,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Metadata) && options.with_warmd() {
         println!("{}", metadata::run(report, options)?);
+    }
+    if options.wants(Scenario::Discovery) && options.with_warmd() {
+        println!("{}", discovery::run(report, options)?);
     }
     if options.wants(Scenario::Proxy) && options.with_warmd() {
         println!("{}", proxy::run(report, options)?);

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{keys, output, policy, publish, sample, warm};
 use crate::agent::{Agent, AgentConfig};
+use crate::discovery::Mode;
 use crate::artifact::{Family, SourceIdentity};
 use crate::caches::{ScanRules, scan};
 use crate::config::MetadataConfig;
@@ -158,6 +159,7 @@ impl Cluster {
             };
             // What is stored here is gone at the end: it needs no room beside it.
             config.store.reserve_bytes = Some(0);
+            config.discovery.mode = Mode::Server;
             config.metadata.servers = vec![format!("localhost:{}", server.addr().port()).parse()?];
             anyhow::Ok(config)
         };

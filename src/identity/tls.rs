@@ -23,6 +23,7 @@ use rustls::{
 
 use super::cert::{CertError, NodeCertificate, read_certificates};
 use super::key::{NodeId, PrivateKey};
+use super::membership::Membership;
 
 /// ALPN of the peer protocol over QUIC.
 pub const PEER_ALPN: &[u8] = b"warmd/1";
@@ -82,6 +83,19 @@ impl Admission {
         Ok(Self { roots, allow })
     }
 
+    /// The node of these certificates, if it may speak with us. Whether the other side has the key is not looked at.
+    pub(super) fn admit(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<NodeId, rustls::Error> {
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        if let Some(roots) = &self.roots {
+            let algorithms = crypto_provider().signature_verification_algorithms.all;
+            let leaf = ParsedCertificate::try_from(leaf)?;
+            verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)?;
+        }
+        let node = node_of(leaf)?;
+        self.check_listed(node)?;
+        Ok(node)
+    }
+
     fn check_listed(&self, node: NodeId) -> Result<(), rustls::Error> {
         match &self.allow {
             Some(allow) if !allow.contains(&node) => Err(CertificateError::ApplicationVerificationFailure.into()),
@@ -126,6 +140,16 @@ impl NodeTls {
 
     pub fn node_id(&self) -> NodeId {
         self.key.node_id()
+    }
+
+    /// For protocols with an encryption of their own.
+    pub fn membership(&self) -> Membership {
+        Membership::new(self.certificate.chain().to_vec(), self.admission.clone())
+    }
+
+    /// The private half of the node key, for protocols that want to sign with it themselves.
+    pub(crate) fn seed(&self) -> [u8; 32] {
+        self.key.seed()
     }
 
     /// For accepting: every client must present an admitted certificate.
@@ -242,17 +266,12 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        if let Some(roots) = &self.admission.roots {
-            let algorithms = self.provider.signature_verification_algorithms.all;
-            verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-        }
-        let node = node_of(end_entity)?;
-        self.admission.check_listed(node)?;
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        let node = self.admission.admit(&chain, now)?;
         match pinned(server_name) {
             Some(expected) if expected == node => {}
             Some(_) => return Err(CertificateError::NotValidForName.into()),
-            None => verify_server_name(&parsed, server_name)?,
+            None => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?,
         }
         Ok(ServerCertVerified::assertion())
     }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod caches;
 mod deploy;
+mod discovery;
 mod doctor;
 mod engine;
 mod exec;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use warmd::agent::{Agent, AgentConfig};
 use warmd::artifact::{Family, SourceIdentity};
+use warmd::discovery::Mode;
 use warmd::identity::{ClusterCa, NodeConfig, Policy, PrivateKey, PublicKey, TrustConfig};
 use warmd::install::Limits;
 use warmd::local::{Client, SocketConfig};
@@ -109,6 +110,7 @@ impl Cluster {
             ..Default::default()
         };
         config.store.reserve_bytes = Some(0);
+        config.discovery.mode = Mode::Server;
         config.metadata.servers = self.servers.clone();
         config.metadata.deadline = Duration::from_secs(2);
         config

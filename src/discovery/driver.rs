@@ -1,0 +1,368 @@
+//! The task that owns the swarm. Everybody else talks to it through a bounded channel; it never waits for anybody.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libp2p::core::ConnectedPoint;
+use libp2p::futures::StreamExt;
+use libp2p::kad::store::RecordStore;
+use libp2p::request_response::{self as rr, OutboundRequestId};
+use libp2p::swarm::dial_opts::DialOpts;
+use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{DiscoveryConfig, Shared};
+use super::key::{Shards, key};
+use super::metrics::{Labels, Metrics, Outcome};
+use super::network::{Behaviour, BehaviourEvent, KAD};
+use super::peer::{dialable, multiaddr, node_of, peer_of};
+use super::search::{Search, Step};
+use crate::identity::{NodeId, UnixTime};
+use crate::protocol::metadata::{Holdings, Lookup, Offer, Question};
+
+/// Searches in progress. One more is refused.
+const MAX_SEARCHES: usize = 64;
+
+/// Addresses believed of one node, of a record, or dialled because of one message.
+const MAX_ADDRS: usize = 8;
+
+/// While the routing table grows, own records are published again to the nodes that are nearer now, but not for each.
+const SETTLE: Duration = Duration::from_millis(250);
+
+const SWEEP: Duration = Duration::from_secs(30);
+
+pub(super) enum Command {
+    Look(Lookup, oneshot::Sender<Vec<Offer>>),
+    /// Dial these.
+    Meet(Vec<SocketAddr>),
+}
+
+struct Asker {
+    search: Search,
+    reply: oneshot::Sender<Vec<Offer>>,
+}
+
+/// Numbers searches.
+type SearchId = u64;
+
+pub(super) struct Driver {
+    swarm: Swarm<Behaviour>,
+    shared: Arc<Shared>,
+    node: NodeId,
+    deadline: Duration,
+    direct: usize,
+    metrics: Metrics,
+    searches: HashMap<SearchId, Asker>,
+    next_search: SearchId,
+    walks: HashMap<kad::QueryId, SearchId>,
+    asks: HashMap<OutboundRequestId, (SearchId, NodeId)>,
+    /// Addresses that connections of ours go to.
+    dialled: HashMap<ConnectionId, SocketAddr>,
+    announced: HashSet<[u8; 32]>,
+    /// Size of the routing table when everything was announced last.
+    announced_to: usize,
+    announce_due: Option<Instant>,
+    sweep_due: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(
+        swarm: Swarm<Behaviour>,
+        shared: Arc<Shared>,
+        node: NodeId,
+        config: &DiscoveryConfig,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            swarm,
+            shared,
+            node,
+            deadline: config.deadline,
+            direct: config.direct,
+            metrics,
+            searches: HashMap::new(),
+            next_search: 0,
+            walks: HashMap::new(),
+            asks: HashMap::new(),
+            dialled: HashMap::new(),
+            announced: HashSet::new(),
+            announced_to: 0,
+            announce_due: None,
+            sweep_due: Instant::now() + SWEEP,
+        }
+    }
+
+    /// Ends when nobody can send a command any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let shared = self.shared.clone();
+        loop {
+            let due = self.due().into();
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event),
+                command = commands.recv() => match command {
+                    Some(Command::Look(lookup, reply)) => self.look(&lookup, reply),
+                    Some(Command::Meet(addrs)) => self.meet(addrs),
+                    None => return,
+                },
+                () = shared.changed.notified() => self.announce(false),
+                () = tokio::time::sleep_until(due) => self.tick(Instant::now()),
+            }
+        }
+    }
+
+    fn due(&self) -> Instant {
+        let searches = self.searches.values().map(|asker| asker.search.due());
+        searches.chain(self.announce_due).fold(self.sweep_due, Instant::min)
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let due: Vec<_> = self.searches.iter().filter(|(_, asker)| asker.search.due() <= now).map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|id| self.advance(id, &[]));
+        if self.announce_due.is_some_and(|due| due <= now) {
+            self.announce(true);
+        }
+        if self.sweep_due <= now {
+            self.sweep_due = now + SWEEP;
+            let store = self.swarm.behaviour_mut().kad.store_mut();
+            store.remove_expired(now);
+            self.metrics.records.set(store.len() as i64);
+        }
+    }
+
+    fn look(&mut self, lookup: &Lookup, reply: oneshot::Sender<Vec<Offer>>) {
+        if self.searches.len() >= MAX_SEARCHES {
+            self.metrics.lookups.get_or_create(&Labels { result: Outcome::Refused }).inc();
+            return;
+        }
+        let id = self.next_search;
+        self.next_search += 1;
+        let loopback = self.shared.table().is_loopback();
+        let search = Search::new(self.node, lookup, loopback, self.direct, Instant::now() + self.deadline);
+        self.searches.insert(id, Asker { search, reply });
+        let known = self.known();
+        self.advance(id, &known);
+    }
+
+    /// Does what a search wants next, until it waits or ends. One that begins has to know of `members`.
+    fn advance(&mut self, id: SearchId, members: &[NodeId]) {
+        let shards = Shards::for_table(self.routing_table());
+        loop {
+            let Some(asker) = self.searches.get_mut(&id) else { return };
+            match asker.search.next(members, shards, Instant::now()) {
+                Step::Ask(nodes) => self.ask(id, nodes),
+                Step::Walk(keys) => {
+                    for key in keys {
+                        let walk = self.swarm.behaviour_mut().kad.get_providers(key.to_vec().into());
+                        self.walks.insert(walk, id);
+                    }
+                }
+                Step::Wait => return,
+                Step::Done => return self.finish(id),
+            }
+        }
+    }
+
+    fn ask(&mut self, id: SearchId, nodes: Vec<NodeId>) {
+        let Some(asker) = self.searches.get_mut(&id) else { return };
+        for node in nodes {
+            match peer_of(&node) {
+                Some(peer) => {
+                    let question = asker.search.question().clone();
+                    let ask = self.swarm.behaviour_mut().exchange.send_request(&peer, question);
+                    self.asks.insert(ask, (id, node));
+                }
+                None => asker.search.failed(&node),
+            }
+        }
+    }
+
+    fn finish(&mut self, id: SearchId) {
+        let Some(Asker { search, reply }) = self.searches.remove(&id) else { return };
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        self.walks.retain(|walk, of| {
+            if *of == id && let Some(mut query) = kad.query_mut(walk) {
+                query.finish();
+            }
+            *of != id
+        });
+        self.asks.retain(|_, (of, _)| *of != id);
+        let offers = search.finish();
+        let result = if offers.is_empty() { Outcome::Nothing } else { Outcome::Found };
+        self.metrics.lookups.get_or_create(&Labels { result }).inc();
+        // Who asked may have gone.
+        let _ = reply.send(offers);
+    }
+
+    fn meet(&mut self, addrs: Vec<SocketAddr>) {
+        for addr in addrs.into_iter().take(MAX_ADDRS).filter_map(|addr| dialable(&multiaddr(addr))) {
+            if !self.dialled.values().any(|dialled| *dialled == addr) {
+                self.dial(DialOpts::unknown_peer_id().address(multiaddr(addr)).build());
+            }
+        }
+    }
+
+    fn dial(&mut self, opts: DialOpts) {
+        if let Err(error) = self.swarm.dial(opts) {
+            tracing::debug!(%error, "dial another agent");
+        }
+    }
+
+    /// Nodes that were admitted: connected ones and those of the routing table.
+    fn known(&mut self) -> Vec<NodeId> {
+        let mut known: HashSet<PeerId> = self.swarm.connected_peers().copied().collect();
+        for bucket in self.swarm.behaviour_mut().kad.kbuckets() {
+            known.extend(bucket.iter().map(|entry| *entry.node.key.preimage()));
+        }
+        known.iter().filter_map(node_of).collect()
+    }
+
+    fn routing_table(&mut self) -> usize {
+        self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
+    }
+
+    /// Publishes what is new, or everything, and withdraws what is gone.
+    fn announce(&mut self, everything: bool) {
+        let identities = self.shared.table().announced();
+        self.metrics.announced.set(identities.len() as i64);
+        let known = self.routing_table();
+        let shard = Shards::for_table(known).of(&self.node);
+        let wanted: HashSet<_> = identities.iter().map(|identity| key(identity, shard)).collect();
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        for gone in self.announced.difference(&wanted) {
+            kad.stop_providing(&gone.to_vec().into());
+        }
+        for key in wanted.iter().filter(|key| everything || !self.announced.contains(*key)) {
+            if let Err(error) = kad.start_providing(key.to_vec().into()) {
+                tracing::warn!(%error, "announce to other agents");
+            }
+        }
+        self.announced = wanted;
+        if everything {
+            (self.announced_to, self.announce_due) = (known, None);
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Exchange(event)) => self.on_exchange(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_kad(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+                self.on_identified(peer_id, &info);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
+                for (peer, addr) in found.into_iter().take(MAX_ADDRS) {
+                    if let Some(addr) = dialable(&addr) {
+                        self.dial(DialOpts::peer_id(peer).addresses(vec![multiaddr(addr)]).build());
+                    }
+                }
+            }
+            SwarmEvent::ConnectionEstablished { connection_id, endpoint, .. } => {
+                if let ConnectedPoint::Dialer { address, .. } = &endpoint
+                    && let Some(addr) = dialable(address)
+                {
+                    self.dialled.insert(connection_id, addr);
+                }
+                self.count();
+            }
+            SwarmEvent::ConnectionClosed { connection_id, .. } => {
+                self.dialled.remove(&connection_id);
+                self.count();
+            }
+            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
+                self.metrics.turned_away.inc();
+                tracing::debug!(%error, from = %send_back_addr, "turned away");
+            }
+            SwarmEvent::OutgoingConnectionError { error, .. } => tracing::debug!(%error, "another agent not reached"),
+            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "discovery listener"),
+            SwarmEvent::ListenerClosed { reason, .. } => tracing::error!(?reason, "discovery listener ended"),
+            _ => {}
+        }
+    }
+
+    fn count(&mut self) {
+        let connected = self.swarm.connected_peers().count();
+        self.metrics.connected.set(connected as i64);
+        self.shared.connected.send_replace(connected);
+    }
+
+    /// Where a node says that it is found: without this, nobody would know who only dials.
+    fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
+        if info.protocols.contains(&KAD) {
+            for addr in addrs(&info.listen_addrs) {
+                self.swarm.behaviour_mut().kad.add_address(&peer, addr);
+            }
+        }
+    }
+
+    fn on_exchange(&mut self, event: rr::Event<Question, Holdings>) {
+        match event {
+            rr::Event::Message { message: rr::Message::Request { request, channel, .. }, .. } => {
+                let answer = self.shared.table().answer(&request);
+                // Who asked may have gone.
+                let _ = self.swarm.behaviour_mut().exchange.send_response(channel, answer);
+            }
+            rr::Event::Message { message: rr::Message::Response { request_id, response }, .. } => {
+                self.answered(&request_id, Some(&response));
+            }
+            rr::Event::OutboundFailure { request_id, error, .. } => {
+                tracing::debug!(%error, "another agent gave no answer");
+                self.answered(&request_id, None);
+            }
+            rr::Event::InboundFailure { .. } | rr::Event::ResponseSent { .. } => {}
+        }
+    }
+
+    fn answered(&mut self, ask: &OutboundRequestId, holdings: Option<&Holdings>) {
+        let Some((id, node)) = self.asks.remove(ask) else { return };
+        let Some(asker) = self.searches.get_mut(&id) else { return };
+        match holdings {
+            Some(holdings) => asker.search.answered(node, holdings, Instant::now(), UnixTime::now()),
+            None => asker.search.failed(&node),
+        }
+        self.advance(id, &[]);
+    }
+
+    fn on_kad(&mut self, event: kad::Event) {
+        match event {
+            kad::Event::OutboundQueryProgressed { id: walk, result, step, .. } => {
+                let Some(id) = self.walks.get(&walk).copied() else { return };
+                if let kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) = result
+                    && let Some(asker) = self.searches.get_mut(&id)
+                {
+                    let ask = asker.search.named(providers.iter().filter_map(node_of));
+                    self.ask(id, ask);
+                }
+                if step.last {
+                    self.walks.remove(&walk);
+                    if let Some(asker) = self.searches.get_mut(&id) {
+                        asker.search.walk_ended();
+                    }
+                    self.advance(id, &[]);
+                }
+            }
+            kad::Event::InboundRequest { request: kad::InboundRequest::AddProvider { record: Some(mut record) } } => {
+                record.addresses = addrs(&record.addresses).collect();
+                if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
+                    tracing::debug!(%error, "record of another agent not kept");
+                }
+            }
+            kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
+                let known = self.routing_table();
+                self.metrics.known.set(known as i64);
+                if known >= 2 * self.announced_to {
+                    self.announce_due.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Those that could be a node's, within bounds.
+fn addrs(addrs: &[Multiaddr]) -> impl Iterator<Item = Multiaddr> {
+    let addrs: Vec<_> = addrs.iter().take(MAX_ADDRS).filter_map(dialable).map(multiaddr).collect();
+    addrs.into_iter()
+}

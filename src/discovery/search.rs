@@ -1,0 +1,176 @@
+//! One look-up among the other agents: whom to ask next, and what came of it. Pure: time is a parameter.
+//!
+//! In a small cluster everybody is asked at once. In a larger one the DHT names holders, and those are asked. What nobody is
+//! found for is looked for again under the keys that a node with a larger view of the cluster would use.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::found::Found;
+use super::key::{Shards, key};
+use crate::digest::IdentityId;
+use crate::identity::{NodeId, UnixTime};
+use crate::protocol::metadata::{Holdings, Lookup, MAX_IDENTITIES, Offer, Question};
+
+/// Nodes asked and DHT keys walked to in one search.
+const MAX_ASKED: usize = 64;
+const MAX_WALKS: usize = 256;
+
+/// Holders of each artifact, unless the look-up says otherwise.
+const WANT: usize = 16;
+
+/// How long those who were asked directly hold up the DHT, and how long others are waited for when there is something of
+/// everything.
+const DIRECT: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(200);
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Ask(Vec<NodeId>),
+    Walk(Vec<[u8; 32]>),
+    /// Until something comes, or until [`Search::due`].
+    Wait,
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Begin,
+    Direct { ends: Instant },
+    Walk(Shards),
+}
+
+#[derive(Debug)]
+pub(super) struct Search {
+    question: Question,
+    want: usize,
+    /// With at most so many members, all are asked.
+    direct: usize,
+    /// Excluded or asked already.
+    asked: HashSet<NodeId>,
+    waiting: HashSet<NodeId>,
+    asks: usize,
+    walking: usize,
+    walks: usize,
+    phase: Phase,
+    ends: Instant,
+    grace: Option<Instant>,
+    found: Found,
+}
+
+impl Search {
+    pub(super) fn new(here: NodeId, lookup: &Lookup, loopback: bool, direct: usize, ends: Instant) -> Self {
+        let mut identities = lookup.identities.clone();
+        identities.sort_unstable();
+        identities.dedup();
+        identities.truncate(MAX_IDENTITIES);
+        let want = lookup.want.map_or(WANT, |want| want as usize).max(1);
+        Self {
+            found: Found::new(identities.iter().copied(), lookup.near.clone(), loopback),
+            question: Question { identities },
+            want,
+            direct,
+            asked: lookup.exclude.iter().copied().chain([here]).collect(),
+            waiting: HashSet::new(),
+            asks: 0,
+            walking: 0,
+            walks: 0,
+            phase: Phase::Begin,
+            ends,
+            grace: None,
+        }
+    }
+
+    pub(super) fn question(&self) -> &Question {
+        &self.question
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        let phase = if let Phase::Direct { ends } = self.phase { ends } else { self.ends };
+        self.ends.min(phase).min(self.grace.unwrap_or(self.ends))
+    }
+
+    /// The DHT names these: the ones to ask.
+    pub(super) fn named(&mut self, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+        let mut ask = Vec::new();
+        for node in nodes {
+            if self.asks < MAX_ASKED && self.asked.insert(node) {
+                self.asks += 1;
+                self.waiting.insert(node);
+                ask.push(node);
+            }
+        }
+        ask
+    }
+
+    pub(super) fn walk_ended(&mut self) {
+        self.walking = self.walking.saturating_sub(1);
+    }
+
+    pub(super) fn failed(&mut self, node: &NodeId) {
+        self.waiting.remove(node);
+    }
+
+    /// What was not asked for is ignored.
+    pub(super) fn answered(&mut self, node: NodeId, holdings: &Holdings, now: Instant, date: UnixTime) {
+        if !self.waiting.remove(&node) {
+            return;
+        }
+        self.found.add(node, holdings, date);
+        if self.grace.is_none() && self.missing().next().is_none() {
+            self.grace = Some(now + GRACE);
+        }
+    }
+
+    /// `members` are the nodes known when it begins, `shards` is how large the cluster looks now.
+    pub(super) fn next(&mut self, members: &[NodeId], shards: Shards, now: Instant) -> Step {
+        if now >= self.ends || self.grace.is_some_and(|grace| now >= grace) || self.is_satisfied() {
+            return Step::Done;
+        }
+        let idle = self.waiting.is_empty() && self.walking == 0;
+        match self.phase {
+            Phase::Begin if members.len() <= self.direct => {
+                self.phase = Phase::Direct { ends: now + DIRECT };
+                match self.named(members.iter().copied()) {
+                    nobody if nobody.is_empty() => self.next(members, shards, now),
+                    ask => Step::Ask(ask),
+                }
+            }
+            Phase::Begin => self.walk(0, shards),
+            Phase::Direct { ends } if idle || now >= ends => self.walk(0, shards),
+            Phase::Walk(walked) if idle && walked.more() > walked => self.walk(walked.count(), walked.more().max(shards)),
+            Phase::Walk(_) if idle => Step::Done,
+            Phase::Direct { .. } | Phase::Walk(_) => Step::Wait,
+        }
+    }
+
+    fn walk(&mut self, from: u8, shards: Shards) -> Step {
+        let missing: Vec<IdentityId> = self.missing().collect();
+        let keys = missing.iter().flat_map(|identity| (from..shards.count()).map(|shard| key(identity, shard)));
+        let keys: Vec<_> = keys.take(MAX_WALKS - self.walks).collect();
+        self.phase = Phase::Walk(shards);
+        self.walks += keys.len();
+        self.walking += keys.len();
+        match keys.is_empty() {
+            true if self.waiting.is_empty() => Step::Done,
+            true => Step::Wait,
+            false => Step::Walk(keys),
+        }
+    }
+
+    fn missing(&self) -> impl Iterator<Item = IdentityId> + '_ {
+        self.question.identities.iter().copied().filter(|identity| self.found.holders(identity) == 0)
+    }
+
+    fn is_satisfied(&self) -> bool {
+        self.question.identities.iter().all(|identity| self.found.holders(identity) >= self.want)
+    }
+
+    pub(super) fn finish(self) -> Vec<Offer> {
+        self.found.into_offers(self.want)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Nodes that find each other over the loopback.
+
+use std::path::Path;
+
+use libp2p::futures::StreamExt;
+use libp2p::kad::store::RecordStore;
+use libp2p::request_response::Event;
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{PeerId, Swarm, kad};
+use prometheus_client::registry::Registry;
+
+use super::network::{Behaviour, BehaviourEvent};
+use super::peer::{multiaddr, peer_of};
+use super::samples::{held, node};
+use super::*;
+use crate::digest::IdentityId;
+use crate::identity::{Admission, ClusterCa, NodeCertificate, PrivateKey};
+use crate::protocol::metadata::Question;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    ca: ClusterCa,
+    tasks: Tasks,
+}
+
+impl Cluster {
+    fn new(seed: u8) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = ClusterCa::create("test", &PrivateKey::from_seed(seed)).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), ca.certificate_pem()).unwrap();
+        Self { dir, ca, tasks: Tasks::new() }
+    }
+
+    fn tls(&self, seed: u8) -> NodeTls {
+        let key = PrivateKey::from_seed(seed);
+        let path = self.dir.path().join(format!("{seed}.pem"));
+        std::fs::write(&path, self.ca.issue(&key, &[], DEADLINE).unwrap()).unwrap();
+        tls(key, &path, &self.dir.path().join("ca.pem"))
+    }
+
+    async fn node_with(&self, seed: u8, config: DiscoveryConfig) -> Discovery {
+        let endpoint = format!("127.0.0.1:{}", 10_000 + u16::from(seed)).parse().unwrap();
+        let described = Described { endpoints: Arc::from([endpoint]), locality: Arc::default() };
+        let (listen, metrics) = ("127.0.0.1:0".parse().unwrap(), Metrics::register(&mut Registry::default()));
+        let discovery = Discovery::start(&config, listen, &self.tls(seed), described, metrics, &self.tasks).await;
+        let discovery = discovery.unwrap();
+        discovery.set_state(NodeState::Ready);
+        discovery
+    }
+
+    /// `direct`: whether all known nodes are asked, or the DHT.
+    async fn node(&self, seed: u8, bootstrap: &[&Discovery], direct: bool) -> Discovery {
+        let bootstrap: Vec<BootstrapAddr> = bootstrap.iter().map(|other| other.addr().into()).collect();
+        let config = DiscoveryConfig { bootstrap, direct: if direct { 50 } else { 0 }, ..DiscoveryConfig::default() };
+        self.node_with(seed, config).await
+    }
+
+    /// A swarm that the test polls itself.
+    async fn swarm(&self, seed: u8) -> Swarm<Behaviour> {
+        let tasks = Arc::new(self.tasks.child());
+        network::open(&self.tls(seed), "127.0.0.1:0".parse().unwrap(), &[], false, tasks).await.unwrap().0
+    }
+}
+
+fn tls(key: PrivateKey, certificate: &Path, ca: &Path) -> NodeTls {
+    NodeTls::new(key, NodeCertificate::load(certificate).unwrap(), Admission::new(Some(ca), None).unwrap()).unwrap()
+}
+
+fn lookup(identity: u8) -> Lookup {
+    Lookup { identities: vec![IdentityId::from_array([identity; 32])], ..Lookup::default() }
+}
+
+/// Holders that are found, until there are as many as expected.
+async fn holders(of: &Discovery, identity: u8, expected: &[u8]) -> Vec<u8> {
+    let seeds = |offers: Vec<Offer>| {
+        let nodes: Vec<_> = offers.iter().flat_map(|offer| &offer.holders).map(|holder| holder.node).collect();
+        (1..=99).filter(|seed| nodes.contains(&node(*seed))).collect::<Vec<u8>>()
+    };
+    let find = async {
+        loop {
+            let found = seeds(of.lookup(&lookup(identity)).await.unwrap());
+            if found == expected {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, find).await.expect("the holders that were expected")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_met_through_a_third_one_find_what_the_other_holds() {
+    let cluster = Cluster::new(200);
+    let first = cluster.node(1, &[], true).await;
+    let (a, b) = (cluster.node(2, &[&first], true).await, cluster.node(3, &[&first], true).await);
+    a.hold(held(1, 7, 10));
+    assert_eq!(holders(&b, 7, &[2]).await, [2]);
+    a.drop_artifact(&held(1, 7, 10).artifact.artifact);
+    assert_eq!(holders(&b, 7, &[]).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dht_names_the_holders() {
+    let cluster = Cluster::new(200);
+    let first = cluster.node(1, &[], false).await;
+    let mut others = Vec::new();
+    for seed in 2..=8 {
+        others.push(cluster.node(seed, &[&first], false).await);
+    }
+    others[0].hold(held(1, 7, 10));
+    others[1].hold(held(1, 7, 10));
+    assert_eq!(holders(&others[6], 7, &[2, 3]).await, [2, 3]);
+    assert_eq!(holders(&first, 7, &[2, 3]).await, [2, 3]);
+    assert!(first.lookup(&lookup(8)).await.unwrap().is_empty());
+    others[0].set_state(NodeState::Draining);
+    assert_eq!(holders(&others[6], 7, &[3]).await, [3]);
+}
+
+/// Polls until a dial has ended.
+async fn dialled(swarm: &mut Swarm<Behaviour>, addr: SocketAddr) -> Result<(), DialError> {
+    swarm.dial(multiaddr(addr)).unwrap();
+    let ended = async {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { .. } => return Ok(()),
+                SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("the end of a dial")
+}
+
+/// A swarm of another cluster that lets in whom it dials, with a record to put and a question to ask. Returns when it was
+/// turned away.
+async fn intrude(elsewhere: &Cluster, seed: u8, victim: &Discovery) {
+    let key = PrivateKey::from_seed(seed);
+    let certificate = elsewhere.dir.path().join("stranger.pem");
+    std::fs::write(&certificate, elsewhere.ca.issue(&key, &[], DEADLINE).unwrap()).unwrap();
+    let admission = Admission::new(None, Some([node(1)].into())).unwrap();
+    let tls = NodeTls::new(key, NodeCertificate::load(&certificate).unwrap(), admission).unwrap();
+    let tasks = Arc::new(elsewhere.tasks.child());
+    let (mut stranger, _) = network::open(&tls, "127.0.0.1:0".parse().unwrap(), &[], false, tasks).await.unwrap();
+    stranger.dial(multiaddr(victim.addr())).unwrap();
+    let victim = peer_of(&node(1)).unwrap();
+    let ended = async {
+        loop {
+            match stranger.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { .. } => {
+                    let behaviour = stranger.behaviour_mut();
+                    behaviour.kad.add_address(&victim, multiaddr("127.0.0.1:9".parse().unwrap()));
+                    behaviour.kad.start_providing(vec![7; 32].into()).unwrap();
+                    let identities = vec![IdentityId::from_array([7; 32])];
+                    behaviour.exchange.send_request(&victim, Question { identities });
+                }
+                SwarmEvent::Behaviour(BehaviourEvent::Exchange(Event::Message { .. })) => panic!("an answer"),
+                SwarmEvent::ConnectionClosed { .. } | SwarmEvent::OutgoingConnectionError { .. } => return,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, ended).await.expect("to be turned away");
+}
+
+/// Everybody that a node tells a member of.
+async fn told(member: &mut Swarm<Behaviour>) -> Vec<PeerId> {
+    loop {
+        match member.select_next_some().await {
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::RoutingUpdated { .. })) => {
+                member.behaviour_mut().kad.get_closest_peers(peer_of(&node(50)).unwrap());
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                result: kad::QueryResult::GetClosestPeers(Ok(found)),
+                ..
+            })) => return found.peers.into_iter().map(|peer| peer.peer_id).collect(),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_get_nothing_and_put_nothing() {
+    let (cluster, elsewhere) = (Cluster::new(200), Cluster::new(201));
+    let victim = cluster.node(1, &[], true).await;
+    victim.hold(held(1, 7, 10));
+    for seed in 50..60 {
+        intrude(&elsewhere, seed, &victim).await;
+    }
+    assert_eq!(victim.connected(), 0);
+    let mut member = cluster.swarm(2).await;
+    dialled(&mut member, victim.addr()).await.unwrap();
+    let told = tokio::time::timeout(DEADLINE, told(&mut member)).await.expect("what the victim tells");
+    assert_eq!(told, [peer_of(&node(1)).unwrap()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_leave_room_for_members() {
+    let cluster = Cluster::new(200);
+    let victim = cluster.node(1, &[], true).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(victim.addr()).await.unwrap());
+    }
+    victim.hold(held(1, 7, 10));
+    let member = cluster.node(2, &[&victim], true).await;
+    assert_eq!(holders(&member, 7, &[1]).await, [1]);
+    assert_eq!(victim.connected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lies_costs_time_only() {
+    let cluster = Cluster::new(200);
+    let first = cluster.node(1, &[], false).await;
+    let honest = cluster.node(2, &[&first], false).await;
+    honest.hold(held(1, 7, 10));
+    let asker = cluster.node(3, &[&first], false).await;
+    let mut liar = cluster.swarm(4).await;
+    dialled(&mut liar, first.addr()).await.unwrap();
+    dialled(&mut liar, asker.addr()).await.unwrap();
+    // It names nodes that are not there as holders of everything, and answers no question.
+    let lie = move |liar: &mut Swarm<Behaviour>| {
+        for shard in 0..16 {
+            let key = super::key::key(&IdentityId::from_array([7; 32]), shard);
+            for seed in 60..90 {
+                let record = kad::ProviderRecord {
+                    key: key.to_vec().into(),
+                    provider: peer_of(&node(seed)).unwrap(),
+                    expires: None,
+                    addresses: vec![multiaddr("127.0.0.1:9".parse().unwrap())],
+                };
+                liar.behaviour_mut().kad.store_mut().add_provider(record).unwrap();
+            }
+        }
+    };
+    lie(&mut liar);
+    cluster.tasks.spawn("liar", async move {
+        loop {
+            liar.select_next_some().await;
+        }
+    });
+    assert_eq!(holders(&asker, 7, &[2]).await, [2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_use_is_an_error_with_the_way_out() {
+    let cluster = Cluster::new(200);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tasks = Arc::new(Tasks::new());
+    let opened = network::open(&cluster.tls(1), taken.local_addr().unwrap(), &[], false, tasks).await;
+    let error = opened.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("discovery.listen"), "{error}");
+}
