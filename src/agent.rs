@@ -203,8 +203,16 @@ impl Agent {
             working.spawn("upload to origin", uploads.run());
         }
         let cold = origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline));
-        let fetching =
-            Fetching::new(fetcher, store.clone(), directory.clone(), cold, trust.clone(), node, &config, working.clone());
+        let fetching = Fetching::new(
+            fetcher,
+            store.clone(),
+            directory.clone(),
+            cold,
+            trust.clone(),
+            node,
+            &config,
+            working.clone(),
+        );
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -328,7 +336,8 @@ async fn open_directory(
     let agents = match config.discovery.mode {
         Mode::Server => None,
         Mode::Hybrid | Mode::Serverless => {
-            let listen = config.discovery.listen.unwrap_or(SocketAddr::new(config.transport.listen.ip(), bound.port()));
+            let listen = SocketAddr::new(config.transport.listen.ip(), bound.port());
+            let listen = config.discovery.listen.unwrap_or(listen);
             let metrics = crate::discovery::Metrics::register(registry);
             let described = Described { endpoints, locality };
             Some(Discovery::start(&config.discovery, listen, tls, described, metrics, tasks).await?)

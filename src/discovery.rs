@@ -45,7 +45,9 @@ const SLACK: Duration = Duration::from_secs(1);
 /// Discovery could not start, or took no look-up.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
-    #[error("listen for other agents on tcp {addr}: choose another address in `discovery.listen`, or `discovery.mode = \"server\"`")]
+    #[error(
+        "listen for other agents on tcp {addr}: choose another address in `discovery.listen`, or `discovery.mode = \"server\"`"
+    )]
     Listen { addr: SocketAddr, source: std::io::Error },
     #[error("the node key cannot be a libp2p identity")]
     Key,

@@ -103,7 +103,8 @@ impl Fleet {
             let number = (turn * 7) % IDENTITIES;
             let node = &self.nodes[(turn * 31) % self.nodes.len()];
             let lookup = Lookup { identities: vec![identity(number)], exclude: vec![node.id], ..Lookup::default() };
-            let holders: Vec<NodeId> = self.holders[number].iter().copied().filter(|holder| *holder != node.id).collect();
+            let holders: Vec<NodeId> =
+                self.holders[number].iter().copied().filter(|holder| *holder != node.id).collect();
             let asked = Instant::now();
             let offers = node.discovery.lookup(&lookup).await.unwrap_or_default();
             let took = asked.elapsed().as_secs_f64();

@@ -71,7 +71,12 @@ impl Directory {
     }
 
     /// A server that was silent for two heartbeats is not waited for when there are others to ask.
-    async fn ask_server(&self, server: &Server, lookup: &Lookup, has_agents: bool) -> Result<Vec<Offer>, DirectoryError> {
+    async fn ask_server(
+        &self,
+        server: &Server,
+        lookup: &Lookup,
+        has_agents: bool,
+    ) -> Result<Vec<Offer>, DirectoryError> {
         if has_agents && server.announcer.is_silent() {
             return Err(DirectoryError::Silent);
         }

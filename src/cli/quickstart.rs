@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use super::{keys, output, policy, publish, sample, warm};
 use crate::agent::{Agent, AgentConfig};
-use crate::discovery::Mode;
 use crate::artifact::{Family, SourceIdentity};
 use crate::caches::{ScanRules, scan};
 use crate::config::MetadataConfig;
 use crate::digest::Digest;
+use crate::discovery::Mode;
 use crate::identity::{PrivateKey, TrustClass, TrustConfig};
 use crate::install::Limits;
 use crate::local::{Client, SocketConfig};

@@ -91,7 +91,7 @@ async fn admit<C: AsyncRead + AsyncWrite + Unpin>(
     }
     let mut theirs = vec![0; len];
     channel.read_exact(&mut theirs).await?;
-    let theirs = decode(&theirs).ok_or(io::Error::from(io::ErrorKind::InvalidData))?;
+    let theirs = decode(&theirs).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     membership.check(node, &theirs)?;
     Ok((peer, channel))
 }

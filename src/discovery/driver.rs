@@ -14,12 +14,12 @@ use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{DiscoveryConfig, Shared};
 use super::key::{Shards, key};
 use super::metrics::{Labels, Metrics, Outcome};
 use super::network::{Behaviour, BehaviourEvent, KAD};
 use super::peer::{dialable, multiaddr, node_of, peer_of};
 use super::search::{Search, Step};
+use super::{DiscoveryConfig, Shared};
 use crate::identity::{NodeId, UnixTime};
 use crate::protocol::metadata::{Holdings, Lookup, Offer, Question};
 
@@ -119,7 +119,8 @@ impl Driver {
     }
 
     fn tick(&mut self, now: Instant) {
-        let due: Vec<_> = self.searches.iter().filter(|(_, asker)| asker.search.due() <= now).map(|(id, _)| *id).collect();
+        let due: Vec<_> =
+            self.searches.iter().filter(|(_, asker)| asker.search.due() <= now).map(|(id, _)| *id).collect();
         due.into_iter().for_each(|id| self.advance(id, &[]));
         if self.announce_due.is_some_and(|due| due <= now) {
             self.announce(true);
@@ -183,7 +184,9 @@ impl Driver {
         let Some(Asker { search, reply }) = self.searches.remove(&id) else { return };
         let kad = &mut self.swarm.behaviour_mut().kad;
         self.walks.retain(|walk, of| {
-            if *of == id && let Some(mut query) = kad.query_mut(walk) {
+            if *of == id
+                && let Some(mut query) = kad.query_mut(walk)
+            {
                 query.finish();
             }
             *of != id
@@ -329,7 +332,8 @@ impl Driver {
         match event {
             kad::Event::OutboundQueryProgressed { id: walk, result, step, .. } => {
                 let Some(id) = self.walks.get(&walk).copied() else { return };
-                if let kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) = result
+                if let kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) =
+                    result
                     && let Some(asker) = self.searches.get_mut(&id)
                 {
                     let ask = asker.search.named(providers.iter().filter_map(node_of));

@@ -22,11 +22,19 @@ impl rr::Codec for Codec {
     type Request = Question;
     type Response = Holdings;
 
-    async fn read_request<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Question> {
+    async fn read_request<T: AsyncRead + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+    ) -> io::Result<Question> {
         Question::decode(&read(io, MAX_QUESTION).await?).map_err(invalid)
     }
 
-    async fn read_response<T: AsyncRead + Unpin + Send>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Holdings> {
+    async fn read_response<T: AsyncRead + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+    ) -> io::Result<Holdings> {
         Holdings::decode(&read(io, MAX_ANSWER).await?).map_err(invalid)
     }
 

@@ -15,7 +15,8 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{
-    StreamProtocol, Swarm, Transport, connection_limits, identify, kad, mdns, noise, request_response, swarm, tcp, yamux,
+    StreamProtocol, Swarm, Transport, connection_limits, identify, kad, mdns, noise, request_response, swarm, tcp,
+    yamux,
 };
 use rand::RngExt;
 
@@ -90,7 +91,8 @@ pub(super) async fn open(
     tasks: Arc<Tasks>,
 ) -> Result<(Swarm<Behaviour>, SocketAddr), DiscoveryError> {
     let keys = keypair(tls.seed()).ok_or(DiscoveryError::Key)?;
-    let admit = Admit { noise: noise::Config::new(&keys).map_err(|_| DiscoveryError::Key)?, membership: tls.membership() };
+    let admit =
+        Admit { noise: noise::Config::new(&keys).map_err(|_| DiscoveryError::Key)?, membership: tls.membership() };
     let mut muxer = yamux::Config::default();
     muxer.set_max_num_streams(MAX_STREAMS);
     let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
@@ -120,9 +122,8 @@ fn behaviour(keys: &Keypair, multicast: bool) -> io::Result<Behaviour> {
         .with_max_pending_incoming(Some(MAX_ARRIVING))
         .with_max_established(Some(MAX_CONNECTIONS))
         .with_max_established_per_peer(Some(MAX_PER_NODE));
-    let questions = request_response::Config::default()
-        .with_request_timeout(ANSWER)
-        .with_max_concurrent_streams(MAX_QUESTIONS);
+    let questions =
+        request_response::Config::default().with_request_timeout(ANSWER).with_max_concurrent_streams(MAX_QUESTIONS);
     let protocols = [(exchange::PROTOCOL, request_response::ProtocolSupport::Full)];
     let mut kad = kad::Behaviour::with_config(node, Providers::new(node, Limits::default()), kad_config());
     // By default a node answers only once an address of it was seen from outside, which never happens in a cluster.
@@ -166,7 +167,7 @@ async fn opened(swarm: &mut Swarm<Behaviour>, listener: ListenerId) -> io::Resul
         match swarm.select_next_some().await {
             SwarmEvent::NewListenAddr { listener_id, address } if listener_id == listener => {
                 let port = |part| if let Protocol::Tcp(port) = part { Some(port) } else { None };
-                return address.iter().find_map(port).ok_or(io::ErrorKind::AddrNotAvailable.into());
+                return address.iter().find_map(port).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into());
             }
             SwarmEvent::ListenerError { error, .. } => return Err(error),
             SwarmEvent::ListenerClosed { reason, .. } => {

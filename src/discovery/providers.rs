@@ -108,8 +108,10 @@ fn forget(per_node: &mut HashMap<PeerId, usize>, node: &PeerId) {
 
 impl RecordStore for Providers {
     type RecordsIter<'a> = std::iter::Empty<Cow<'a, Record>>;
-    type ProvidedIter<'a> =
-        std::iter::Map<std::collections::btree_map::Values<'a, Vec<u8>, ProviderRecord>, fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>>;
+    type ProvidedIter<'a> = std::iter::Map<
+        std::collections::btree_map::Values<'a, Vec<u8>, ProviderRecord>,
+        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
+    >;
 
     fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
         None

@@ -12,8 +12,10 @@ use crate::digest::IdentityId;
 use crate::identity::{NodeId, UnixTime};
 use crate::protocol::metadata::{Holdings, Lookup, MAX_IDENTITIES, Offer, Question};
 
-/// Nodes asked and DHT keys walked to in one search.
-const MAX_ASKED: usize = 64;
+/// Nodes asked and DHT keys walked to in one search; and of the nodes that one node of the DHT names, since it may make them
+/// up.
+const MAX_ASKED: usize = 128;
+const MAX_OF_REPLY: usize = 4;
 const MAX_WALKS: usize = 256;
 
 /// Holders of each artifact, unless the look-up says otherwise.
@@ -91,16 +93,17 @@ impl Search {
         self.ends.min(phase).min(self.grace.unwrap_or(self.ends))
     }
 
-    /// The DHT names these: the ones to ask.
+    /// A node of the DHT names these: the ones to ask.
     pub(super) fn named(&mut self, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
-        let mut ask = Vec::new();
-        for node in nodes {
-            if self.asks < MAX_ASKED && self.asked.insert(node) {
-                self.asks += 1;
-                self.waiting.insert(node);
-                ask.push(node);
-            }
-        }
+        self.ask(nodes, MAX_OF_REPLY)
+    }
+
+    fn ask(&mut self, nodes: impl IntoIterator<Item = NodeId>, limit: usize) -> Vec<NodeId> {
+        let limit = limit.min(MAX_ASKED - self.asks);
+        let ask: Vec<NodeId> = nodes.into_iter().filter(|node| !self.asked.contains(node)).take(limit).collect();
+        self.asks += ask.len();
+        self.asked.extend(&ask);
+        self.waiting.extend(&ask);
         ask
     }
 
@@ -132,14 +135,16 @@ impl Search {
         match self.phase {
             Phase::Begin if members.len() <= self.direct => {
                 self.phase = Phase::Direct { ends: now + DIRECT };
-                match self.named(members.iter().copied()) {
+                match self.ask(members.iter().copied(), MAX_ASKED) {
                     nobody if nobody.is_empty() => self.next(members, shards, now),
                     ask => Step::Ask(ask),
                 }
             }
             Phase::Begin => self.walk(0, shards),
             Phase::Direct { ends } if idle || now >= ends => self.walk(0, shards),
-            Phase::Walk(walked) if idle && walked.more() > walked => self.walk(walked.count(), walked.more().max(shards)),
+            Phase::Walk(walked) if idle && walked.more() > walked => {
+                self.walk(walked.count(), walked.more().max(shards))
+            }
             Phase::Walk(_) if idle => Step::Done,
             Phase::Direct { .. } | Phase::Walk(_) => Step::Wait,
         }

@@ -73,7 +73,9 @@ impl Table {
     /// Newest first; nothing unless the node is ready.
     pub(super) fn answer(&self, question: &Question) -> Holdings {
         let mut held: Vec<&Held> = match self.state {
-            NodeState::Ready => question.identities.iter().filter_map(|id| self.held.get(id)).flat_map(|h| h.values()).collect(),
+            NodeState::Ready => {
+                question.identities.iter().filter_map(|id| self.held.get(id)).flat_map(|h| h.values()).collect()
+            }
             NodeState::Initializing | NodeState::Draining | NodeState::Stale => Vec::new(),
         };
         held.sort_by_key(|held| std::cmp::Reverse((held.artifact.created, held.artifact.generation)));
@@ -109,7 +111,8 @@ mod tests {
         let question = Question { identities: vec![IdentityId::from_array([7; 32]), IdentityId::from_array([8; 32])] };
         assert_eq!((table.announced().len(), table.answer(&question).held.len()), (0, 0));
         assert!(table.set_state(NodeState::Ready) && !table.set_state(NodeState::Ready));
-        let artifacts: Vec<u8> = table.answer(&question).held.iter().map(|h| h.artifact.artifact.as_bytes()[0]).collect();
+        let artifacts: Vec<u8> =
+            table.answer(&question).held.iter().map(|h| h.artifact.artifact.as_bytes()[0]).collect();
         assert_eq!((table.announced().len(), artifacts), (1, vec![2, 1]));
         table.set_state(NodeState::Draining);
         assert_eq!((table.announced().len(), table.answer(&question).held.len()), (0, 0));

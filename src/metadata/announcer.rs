@@ -120,7 +120,7 @@ impl Announcer {
         self.shared.status.borrow().connected
     }
 
-    /// No server has taken anything for two heartbeats.
+    /// No server has answered for two heartbeats.
     pub fn is_silent(&self) -> bool {
         self.shared.plan().is_silent(Instant::now())
     }

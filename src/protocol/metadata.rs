@@ -11,7 +11,8 @@ mod types;
 pub(crate) use codec::BoundedCodec;
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,
-    Locality, Lookup, NodeState, Offer, Page, PageRequest, PageToken, Question, ServerEpoch, Summary, WatchEvent, WatchKind, Withdrawal,
+    Locality, Lookup, NodeState, Offer, Page, PageRequest, PageToken, Question, ServerEpoch, Summary, WatchEvent,
+    WatchKind, Withdrawal,
 };
 
 /// Source identities in one lookup or watch.

@@ -26,9 +26,8 @@ fn config(cluster: &Cluster, name: &str, mode: Mode, bootstrap: &[&Node]) -> Age
 
 /// Warms until something is installed: who has just started may not have met the others yet.
 async fn warm_until_installed(cluster: &Cluster, node: &Node, identity: &warmd::artifact::SourceIdentity, into: &str) {
-    let warm = async {
-        while let Verdict::Nothing { .. } = node.warm(cluster.job(identity.clone(), into)).await.verdict {}
-    };
+    let warm =
+        async { while let Verdict::Nothing { .. } = node.warm(cluster.job(identity.clone(), into)).await.verdict {} };
     tokio::time::timeout(DEADLINE, warm).await.expect("installed in time");
     tree::assert_same(&tree::read(&cluster.path(into)), &tree::sample());
 }

@@ -31,10 +31,7 @@ fn in_a_small_cluster_everybody_is_asked_and_the_dht_only_for_what_nobody_has() 
     answer(&mut search, 1, &[7], now);
     answer(&mut search, 2, &[], now);
     search.failed(&node(3));
-    assert_eq!(
-        search.next(&members, Shards::One, now),
-        Step::Walk(vec![key(&IdentityId::from_array([8; 32]), 0)])
-    );
+    assert_eq!(search.next(&members, Shards::One, now), Step::Walk(vec![key(&IdentityId::from_array([8; 32]), 0)]));
     search.walk_ended();
     let Step::Walk(more) = search.next(&members, Shards::One, now) else { panic!("the next shards") };
     assert_eq!(more, [1, 2, 3].map(|shard| key(&IdentityId::from_array([8; 32]), shard)));
@@ -83,13 +80,22 @@ fn a_large_cluster_is_walked_in_all_shards_at_once() {
 #[test]
 fn nobody_is_asked_twice_nor_this_node_nor_whom_the_caller_excludes() {
     let now = Instant::now();
-    let lookup = Lookup { identities: vec![IdentityId::from_array([7; 32])], exclude: vec![node(2)], ..Lookup::default() };
+    let lookup =
+        Lookup { identities: vec![IdentityId::from_array([7; 32])], exclude: vec![node(2)], ..Lookup::default() };
     let mut search = Search::new(node(100), &lookup, true, 50, now + DEADLINE);
-    let named = search.named([node(1), node(2), node(100), node(1)]);
+    let named = search.named([node(1), node(2), node(100)]);
     assert_eq!(named, [node(1)]);
     assert_eq!(search.named([node(1)]), []);
     answer(&mut search, 5, &[7], now);
     assert!(search.finish().is_empty(), "an answer of somebody who was not asked");
+}
+
+#[test]
+fn who_names_many_does_not_use_up_whom_a_search_may_ask() {
+    let now = Instant::now();
+    let mut search = search(&[7], now);
+    assert_eq!(search.named(nodes(1..=20)).len(), MAX_OF_REPLY);
+    assert_eq!(search.named([node(30)]), [node(30)]);
 }
 
 #[test]

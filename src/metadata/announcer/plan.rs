@@ -62,7 +62,7 @@ pub(super) struct Plan {
     sequence: u64,
     heartbeat: Duration,
     heartbeat_due: Instant,
-    /// When a server last took something; at first, when this life began.
+    /// When a server last answered; at first, when this life began.
     heard: Instant,
     /// When to announce in full, if that is wanted.
     full_due: Option<Instant>,
@@ -220,6 +220,9 @@ impl Plan {
 
     pub(super) fn failed<R: Rng + ?Sized>(&mut self, refusal: Option<Refusal>, now: Instant, rng: &mut R) {
         let Some(sent) = self.sent.take() else { return };
+        if refusal.is_some() {
+            self.heard = now;
+        }
         let still_held = sent.changed.into_iter().filter(|artifact| self.held.contains_key(artifact));
         let told_artifacts = sent.full || sent.dropped.is_none();
         self.changed.extend(still_held);

@@ -13,7 +13,8 @@ impl TryFrom<pb::HoldingsRequest> for Question {
     type Error = ProtocolError;
     fn try_from(request: pb::HoldingsRequest) -> Result<Self> {
         limited(&request.identities, "identities", MAX_IDENTITIES)?;
-        let mut identities: Vec<_> = request.identities.iter().map(|one| id(one, "identities")).collect::<Result<_>>()?;
+        let mut identities: Vec<_> =
+            request.identities.iter().map(|one| id(one, "identities")).collect::<Result<_>>()?;
         identities.sort_unstable();
         identities.dedup();
         Ok(Self { identities })
