@@ -12,7 +12,7 @@ mod starts;
 mod trust;
 mod uploads;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
 use self::control::{Control, Parts};
-use self::directory::{Directory, Server};
+use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 use self::publish::Publisher;
 use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
-use crate::discovery::{Described, Discovery, DiscoveryConfig, DiscoveryError, Mode};
-use crate::identity::{KeyError, NodeConfig, NodeId, NodeTls, PolicyError, PrivateKey, TlsError, TrustConfig};
+use crate::discovery::{DiscoveryConfig, DiscoveryError};
+use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
-use crate::metadata::{AnnounceConfig, AnnouncedNode, Announcer, Client, ClientConfig, ClientError, ClientMetrics};
+use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
-use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
+use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
@@ -190,7 +190,7 @@ impl Agent {
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);
 
-        let directory = open_directory(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
+        let directory = directory::open(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
         working.spawn("introduction", directory.clone().get_introduced());
         let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone());
         working.spawn("announce holdings", holdings.clone().run());
@@ -310,64 +310,6 @@ impl Drop for Agent {
             tasks.token().cancel();
         }
     }
-}
-
-/// The metadata server and the other agents, as far as `discovery.mode` wants them.
-async fn open_directory(
-    config: &AgentConfig,
-    tls: &NodeTls,
-    bound: SocketAddr,
-    registry: &mut Registry,
-    tasks: &Tasks,
-) -> Result<Arc<Directory>, AgentError> {
-    let endpoints: Arc<[Advertised]> = advertised(config, bound)?.into();
-    let locality = Arc::new(config.locality.clone());
-    let server = match config.discovery.mode {
-        Mode::Server | Mode::Hybrid => {
-            let client = Client::new(config.metadata.clone(), tls, ClientMetrics::register(registry))?;
-            let epoch = epoch::next(&config.state_dir)?;
-            let node =
-                AnnouncedNode { node: tls.node_id(), epoch, endpoints: endpoints.clone(), locality: locality.clone() };
-            let announcer = Announcer::spawn(client.clone(), node, AnnounceConfig::default(), tasks);
-            Some(Server { client, announcer })
-        }
-        Mode::Serverless => None,
-    };
-    let agents = match config.discovery.mode {
-        Mode::Server => None,
-        Mode::Hybrid | Mode::Serverless => {
-            let listen = SocketAddr::new(config.transport.listen.ip(), bound.port());
-            let listen = config.discovery.listen.unwrap_or(listen);
-            let metrics = crate::discovery::Metrics::register(registry);
-            let described = Described { endpoints, locality };
-            Some(Discovery::start(&config.discovery, listen, tls, described, metrics, tasks).await?)
-        }
-    };
-    Ok(Directory::new(server, agents))
-}
-
-/// What peers dial: as configured, or the bound address, or the address of the route towards the metadata server or a
-/// bootstrap agent.
-fn advertised(config: &AgentConfig, bound: SocketAddr) -> Result<Vec<Advertised>, AgentError> {
-    let mut addrs = config.advertise.clone();
-    if addrs.is_empty() && !bound.ip().is_unspecified() {
-        addrs.push(bound);
-    }
-    if addrs.is_empty() {
-        let servers = config.metadata.servers.iter().map(|server| (server.host(), server.port()));
-        let agents = config.discovery.bootstrap.iter().map(|agent| (agent.host(), agent.port()));
-        let route = servers.chain(agents).find_map(route_to);
-        addrs.extend(route.map(|ip| SocketAddr::new(ip, bound.port())));
-    }
-    let advertised: Vec<Advertised> = addrs.into_iter().filter_map(|addr| Advertised::new(addr).ok()).collect();
-    if advertised.is_empty() { Err(AgentError::NoAddress) } else { Ok(advertised) }
-}
-
-/// This node's address on the way there. Nothing is sent.
-fn route_to(there: (&str, u16)) -> Option<IpAddr> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
-    socket.connect(there).ok()?;
-    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 async fn open_origin(config: &OriginConfig, registry: &mut Registry) -> Result<Option<Origin>, AgentError> {

@@ -7,6 +7,7 @@
 //! Order of checks before anything becomes visible (I9): [`Envelope::decode`], [`Policy::verify`] (signature, revocation),
 //! then the body is parsed, then [`Policy::admit`] (family, class, facts, namespace, time).
 
+mod admission;
 mod cert;
 mod config;
 mod envelope;
@@ -16,6 +17,7 @@ mod policy;
 mod time;
 mod tls;
 
+pub use admission::Admission;
 pub use cert::{CertError, ClusterCa, NodeCertificate};
 pub use config::{NodeConfig, TrustConfig};
 pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
@@ -26,7 +28,7 @@ pub use policy::{
     Verdict, Verified,
 };
 pub use time::UnixTime;
-pub use tls::{Admission, NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};
+pub use tls::{NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};
 
 /// Generated from `proto/trust.proto`.
 #[expect(unreachable_pub, reason = "generated code")]

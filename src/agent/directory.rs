@@ -2,6 +2,7 @@
 //! `discovery.mode` says. And what this node tells them.
 
 mod mirror;
+mod open;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use rand::seq::IndexedRandom;
 use tokio::time::Instant;
 
 use self::mirror::Mirror;
+pub(super) use self::open::open;
 use crate::digest::ArtifactId;
 use crate::discovery::{Discovery, DiscoveryError, Mode};
 use crate::metadata::{Announcer, Client, ClientError, TooManyArtifacts};
@@ -36,9 +38,9 @@ pub(super) enum DirectoryError {
 }
 
 /// The metadata server and this node's voice there.
-pub(super) struct Server {
-    pub(super) client: Client,
-    pub(super) announcer: Announcer,
+struct Server {
+    client: Client,
+    announcer: Announcer,
 }
 
 /// At least one of the two is there.
@@ -49,7 +51,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(server: Option<Server>, agents: Option<Discovery>) -> Arc<Self> {
+    fn new(server: Option<Server>, agents: Option<Discovery>) -> Arc<Self> {
         Arc::new(Self { server, agents, mirror: Mirror::default() })
     }
 

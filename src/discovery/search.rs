@@ -24,7 +24,7 @@ const WANT: usize = 16;
 /// How long those who were asked directly hold up the DHT, and how long others are waited for when there is something of
 /// everything.
 const DIRECT: Duration = Duration::from_millis(500);
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_millis(100);
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::fmt;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
+use super::admission::Admission;
 use super::key::NodeId;
-use super::tls::Admission;
 
 /// Certificates in a chain.
 const MAX_CERTIFICATES: usize = 4;

@@ -5,23 +5,20 @@
 //! compares the certificate's key with that id, so one client configuration pins every peer. Any other server name (a
 //! metadata server's host) is checked against the certificate's names in the usual way.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::{Resumption, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::cert::{CertError, NodeCertificate, read_certificates};
+use super::admission::{Admission, node_of};
+use super::cert::{CertError, NodeCertificate};
 use super::key::{NodeId, PrivateKey};
 use super::membership::Membership;
 
@@ -66,55 +63,6 @@ pub fn server_name(node: NodeId) -> String {
     format!("{node}{NODE_SUFFIX}")
 }
 
-/// Which nodes may speak with us.
-#[derive(Debug, Clone)]
-pub struct Admission {
-    roots: Option<Arc<RootCertStore>>,
-    allow: Option<BTreeSet<NodeId>>,
-}
-
-impl Admission {
-    /// From a PEM file of the cluster's authority, an allow list, or both. With neither, nobody could be admitted.
-    pub fn new(ca: Option<&Path>, allow: Option<BTreeSet<NodeId>>) -> Result<Self, TlsError> {
-        let roots = ca.map(load_roots).transpose()?;
-        if roots.is_none() && allow.is_none() {
-            return Err(TlsError::NobodyAdmitted);
-        }
-        Ok(Self { roots, allow })
-    }
-
-    /// The node of these certificates, if it may speak with us. Whether the other side has the key is not looked at.
-    pub(super) fn admit(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<NodeId, rustls::Error> {
-        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
-        if let Some(roots) = &self.roots {
-            let algorithms = crypto_provider().signature_verification_algorithms.all;
-            let leaf = ParsedCertificate::try_from(leaf)?;
-            verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)?;
-        }
-        let node = node_of(leaf)?;
-        self.check_listed(node)?;
-        Ok(node)
-    }
-
-    fn check_listed(&self, node: NodeId) -> Result<(), rustls::Error> {
-        match &self.allow {
-            Some(allow) if !allow.contains(&node) => Err(CertificateError::ApplicationVerificationFailure.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn load_roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate)?;
-    }
-    if roots.is_empty() {
-        return Err(TlsError::NoRoot(path.to_owned()));
-    }
-    Ok(Arc::new(roots))
-}
-
 /// What one node needs to speak TLS as itself with those it admits.
 pub struct NodeTls {
     key: PrivateKey,
@@ -155,7 +103,7 @@ impl NodeTls {
     /// For accepting: every client must present an admitted certificate.
     pub fn server_config(&self, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
         let provider = crypto_provider();
-        let chained = match &self.admission.roots {
+        let chained = match self.admission.roots() {
             Some(roots) => Some(WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?),
             None => None,
         };
@@ -197,10 +145,6 @@ impl NodeId {
         let key = spki.as_ref().strip_prefix(&ED25519_SPKI)?;
         Self::from_bytes(key).ok()
     }
-}
-
-fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeId, rustls::Error> {
-    NodeId::from_certificate(certificate).ok_or_else(|| CertificateError::BadEncoding.into())
 }
 
 #[derive(Debug)]
@@ -306,6 +250,7 @@ fn pinned(name: &ServerName<'_>) -> Option<NodeId> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::io::{Read, Write};
 
     use super::*;
