@@ -30,6 +30,9 @@ const HOLDERS: [usize; 4] = [1, 3, 10, NODES];
 const MET: usize = 3;
 const START: Duration = Duration::from_secs(60);
 
+/// Until records are where they belong. Nothing tells when the last is.
+const SETTLE: Duration = Duration::from_secs(10);
+
 struct Node {
     id: NodeId,
     discovery: Discovery,
@@ -91,8 +94,7 @@ impl Fleet {
             let chosen = nodes.iter().rev().cycle().skip(number * 7).take(count);
             holders.push(chosen.map(|node| node.hold(number)).collect::<Result<_>>()?);
         }
-        // Records reach their places; nothing tells when the last did.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(SETTLE).await;
         Ok(Self { nodes, holders })
     }
 

@@ -32,6 +32,9 @@ const MAX_ADDRS: usize = 8;
 /// While the routing table grows, own records are published again to the nodes that are nearer now, but not for each.
 const SETTLE: Duration = Duration::from_millis(250);
 
+/// After a walk that should have found the nodes to publish to and did not.
+const RETRY: Duration = Duration::from_secs(3);
+
 const SWEEP: Duration = Duration::from_secs(30);
 
 pub(super) enum Command {
@@ -62,9 +65,13 @@ pub(super) struct Driver {
     /// Addresses that connections of ours go to.
     dialled: HashMap<ConnectionId, SocketAddr>,
     announced: HashSet<[u8; 32]>,
+    /// Of them, those for which no walk found the nodes to publish to.
+    unpublished: HashSet<[u8; 32]>,
     /// Size of the routing table when everything was announced last.
     announced_to: usize,
     announce_due: Option<Instant>,
+    /// When to publish those.
+    retry_due: Option<Instant>,
     sweep_due: Instant,
 }
 
@@ -89,8 +96,10 @@ impl Driver {
             asks: HashMap::new(),
             dialled: HashMap::new(),
             announced: HashSet::new(),
+            unpublished: HashSet::new(),
             announced_to: 0,
             announce_due: None,
+            retry_due: None,
             sweep_due: Instant::now() + SWEEP,
         }
     }
@@ -115,7 +124,7 @@ impl Driver {
 
     fn due(&self) -> Instant {
         let searches = self.searches.values().map(|asker| asker.search.due());
-        searches.chain(self.announce_due).fold(self.sweep_due, Instant::min)
+        searches.chain(self.announce_due).chain(self.retry_due).fold(self.sweep_due, Instant::min)
     }
 
     fn tick(&mut self, now: Instant) {
@@ -124,6 +133,10 @@ impl Driver {
         due.into_iter().for_each(|id| self.advance(id, &[]));
         if self.announce_due.is_some_and(|due| due <= now) {
             self.announce(true);
+        }
+        if self.retry_due.is_some_and(|due| due <= now) {
+            self.retry_due = None;
+            self.announce(false);
         }
         if self.sweep_due <= now {
             self.sweep_due = now + SWEEP;
@@ -237,7 +250,9 @@ impl Driver {
         for gone in self.announced.difference(&wanted) {
             kad.stop_providing(&gone.to_vec().into());
         }
-        for key in wanted.iter().filter(|key| everything || !self.announced.contains(*key)) {
+        let unpublished = std::mem::take(&mut self.unpublished);
+        let is_told = |key: &&[u8; 32]| self.announced.contains(*key) && !unpublished.contains(*key);
+        for key in wanted.iter().filter(|key| everything || !is_told(key)) {
             if let Err(error) = kad.start_providing(key.to_vec().into()) {
                 tracing::warn!(%error, "announce to other agents");
             }
@@ -328,25 +343,35 @@ impl Driver {
         self.advance(id, &[]);
     }
 
+    fn on_walk(&mut self, walk: kad::QueryId, result: kad::QueryResult, last: bool) {
+        let Some(id) = self.walks.get(&walk).copied() else { return };
+        if let kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) = result
+            && let Some(asker) = self.searches.get_mut(&id)
+        {
+            let ask = asker.search.named(providers.iter().filter_map(node_of));
+            self.ask(id, ask);
+        }
+        if last {
+            self.walks.remove(&walk);
+            if let Some(asker) = self.searches.get_mut(&id) {
+                asker.search.walk_ended();
+            }
+            self.advance(id, &[]);
+        }
+    }
+
     fn on_kad(&mut self, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed { id: walk, result, step, .. } => {
-                let Some(id) = self.walks.get(&walk).copied() else { return };
-                if let kad::QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })) =
-                    result
-                    && let Some(asker) = self.searches.get_mut(&id)
-                {
-                    let ask = asker.search.named(providers.iter().filter_map(node_of));
-                    self.ask(id, ask);
+            kad::Event::OutboundQueryProgressed {
+                result: kad::QueryResult::StartProviding(Err(error)) | kad::QueryResult::RepublishProvider(Err(error)),
+                ..
+            } => {
+                if let Ok(key) = error.key().as_ref().try_into() {
+                    self.unpublished.insert(key);
                 }
-                if step.last {
-                    self.walks.remove(&walk);
-                    if let Some(asker) = self.searches.get_mut(&id) {
-                        asker.search.walk_ended();
-                    }
-                    self.advance(id, &[]);
-                }
+                self.retry_due.get_or_insert_with(|| Instant::now() + RETRY);
             }
+            kad::Event::OutboundQueryProgressed { id: walk, result, step, .. } => self.on_walk(walk, result, step.last),
             kad::Event::InboundRequest { request: kad::InboundRequest::AddProvider { record: Some(mut record) } } => {
                 record.addresses = addrs(&record.addresses).collect();
                 if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
