@@ -69,6 +69,43 @@ async fn the_server_dies_and_installs_go_on_and_it_is_told_everything_when_it_re
     }
 }
 
+/// A port that is free for UDP and for TCP: agents are where their peer endpoint is, unless they say otherwise.
+fn free_port() -> u16 {
+    loop {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_know_nobody_are_introduced_by_the_server() {
+    let mut cluster = Cluster::start().await;
+    let mut agents = Vec::new();
+    for name in ["a", "b"] {
+        let mut config = config(&cluster, name, Mode::Hybrid, &[]);
+        config.transport.listen.set_port(free_port());
+        config.discovery.listen = None;
+        agents.push(cluster.agent_with(config).await);
+    }
+    let [a, b] = &agents[..] else { panic!("two agents") };
+    tree::write(&cluster.path("source"), &tree::sample());
+    let (before, after) = (identity(&[("torch", "2.13.0")]), identity(&[("torch", "2.14.0")]));
+    a.publish(&cluster.path("source"), &before, "").await.unwrap();
+    warm_until_installed(&cluster, b, &before, "before").await;
+    let met = async {
+        while b.client.status().await.unwrap().connected_agents == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, met).await.expect("the holder is met");
+    cluster.stop_server().await;
+    a.publish(&cluster.path("source"), &after, "").await.unwrap();
+    warm_until_installed(&cluster, b, &after, "after").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_another_cluster_finds_nothing_here() {
     let (cluster, elsewhere) = (Cluster::without_server(), Cluster::without_server());
