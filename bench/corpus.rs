@@ -5,7 +5,7 @@
 #[path = "corpus/content.rs"]
 pub(crate) mod content;
 #[path = "corpus/random.rs"]
-mod random;
+pub(crate) mod random;
 #[path = "corpus/shapes.rs"]
 mod shapes;
 

@@ -55,7 +55,7 @@ enum Command {
     Serve(serve::Serve),
     /// Before a start: what would hit, and of what nearly fits exactly what differs. After one: what came of it
     Doctor(doctor::Doctor),
-    /// The node daemon
+    /// The node daemon; with an engine section in its file, the engine and its proxy too
     Agent(agent::Agent),
     /// The metadata server: who holds what
     Metadata(metadata::Metadata),

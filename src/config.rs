@@ -3,6 +3,8 @@
 //! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections. A value is read as TOML, or
 //! as plain text if that fails. Unknown keys are refused with the place where they were found.
 
+mod agent;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::identity::NodeConfig;
-use crate::metadata;
 use crate::metadata::registry::Config as Limits;
-
+use crate::metadata::{self, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
+
+pub use agent::{AgentFile, EngineSection, ServedEngine};
 
 const PREFIX: &str = "WARMD_";
 
@@ -63,6 +66,7 @@ pub struct MetadataConfig {
     pub drain_deadline: Duration,
     pub node: NodeConfig,
     pub server: ServerSection,
+    pub redis: RedisConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -74,6 +78,7 @@ impl Default for MetadataConfig {
             drain_deadline: Duration::from_secs(10),
             node: NodeConfig::default(),
             server: ServerSection::default(),
+            redis: RedisConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }
@@ -84,8 +89,11 @@ impl MetadataConfig {
     pub fn server_config(&self) -> metadata::Config {
         let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections } = self.server.clone();
         let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
-        let data = Some(data.unwrap_or_else(|| self.state_dir.clone()));
-        metadata::Config { data, registry, max_connections, ..metadata::Config::new(listen) }
+        let store = match &self.redis.url {
+            Some(url) => Store::Shared(url.clone(), self.redis.clone()),
+            None => Store::File(data.unwrap_or_else(|| self.state_dir.clone())),
+        };
+        metadata::Config { store, registry, max_connections, ..metadata::Config::new(listen) }
     }
 }
 
@@ -95,7 +103,7 @@ impl MetadataConfig {
 pub struct ServerSection {
     /// TCP address that agents reach the server at.
     pub listen: SocketAddr,
-    /// Directory of the database that bridges a restart. Absent: the state directory.
+    /// Directory of the database that bridges a restart. Absent: the state directory. Not used where a store is shared.
     pub data: Option<PathBuf>,
     /// How often nodes renew their leases.
     #[serde(with = "humantime_serde")]
@@ -137,7 +145,7 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     let file = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
     // First the file alone, so that a mistake is reported where it is.
     let _: T = parse(table.clone(), &file)?;
-    let sections = sections_of::<T>();
+    let sections = sections_of::<T>(&table);
     let is_config =
         |name: &str| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name) && !is_service_link(&name[PREFIX.len()..]);
     let mut variables: Vec<(String, String)> = env.into_iter().filter(|(name, _)| is_config(name)).collect();
@@ -190,12 +198,11 @@ fn parse<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T, ConfigErr
         .map_err(|source| ConfigError::Content { origin: origin.to_owned(), source: Box::new(source) })
 }
 
-/// Names of the tables in the default configuration.
-fn sections_of<T: Serialize + Default>() -> Vec<String> {
-    match Value::try_from(T::default()) {
-        Ok(Value::Table(table)) => table.into_iter().filter(|(_, v)| v.is_table()).map(|(name, _)| name).collect(),
-        _ => Vec::new(),
-    }
+/// Names of the tables in the default configuration, and of those in the file.
+fn sections_of<T: Serialize + Default>(file: &Table) -> Vec<String> {
+    let default = Table::try_from(T::default()).unwrap_or_default();
+    let sections = default.iter().chain(file).filter(|(_, value)| value.is_table());
+    sections.map(|(name, _)| name.clone()).collect()
 }
 
 fn set(table: &mut Table, sections: &[String], name: &str, text: &str) -> Result<(), ConfigError> {
@@ -229,6 +236,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::serve::serving::ServeConfig;
 
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
@@ -283,7 +291,9 @@ mod tests {
 
     #[test]
     fn no_key_looks_like_what_kubernetes_tells() {
-        for config in [render(&crate::agent::AgentConfig::default()), render(&MetadataConfig::default())] {
+        let served = ServedEngine { engine: EngineSection::default(), serve: ServeConfig::default() };
+        let agent = AgentFile { served: Some(served), ..AgentFile::default() };
+        for config in [render(&agent), render(&MetadataConfig::default())] {
             let keys = config.lines().filter_map(|line| line.split_once(" = "));
             for (key, _) in keys {
                 assert!(!is_service_link(&format!("X_{}", key.to_uppercase())), "{key}");

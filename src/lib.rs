@@ -27,7 +27,7 @@
 //!
 //! | row | what is there |
 //! | --- | --- |
-//! | `cli` | one file a subcommand; results to standard output |
+//! | `cli` | one file a subcommand; results to standard output; `cli::agent` joins agent and serving in a pod that is everything in one |
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |

@@ -5,6 +5,8 @@
 //! epoch, by which agents notice that its knowledge may be gone and announce everything again. What the backend keeps on disk
 //! only bridges the time until they did.
 //!
+//! Several servers can share one store instead (`backend::shared`); each has all of the directory in memory.
+//!
 //! An agent has a [`Client`], and one [`Announcer`] whose task alone speaks for the node, so that nothing is said after STALE.
 
 mod announcer;
@@ -18,10 +20,11 @@ mod watch;
 
 pub use announcer::{AnnounceConfig, AnnouncedNode, Announcer, TooManyArtifacts};
 pub use backend::BackendError;
+pub use backend::shared::{Difference, Drift, Drifted, InvalidStoreUrl, RedisConfig, StoreError, StoreUrl};
 pub use client::{
     Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch, Words,
 };
-pub use server::{Config, Server, ServerError};
+pub use server::{Config, Server, ServerError, Store};
 
 #[cfg(test)]
 mod tests;

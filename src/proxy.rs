@@ -23,6 +23,7 @@ mod rewrite;
 mod route;
 mod server;
 mod serving;
+mod slots;
 mod socket;
 mod trace;
 mod upstream;
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use forward::Forward;
 use intake::Intake;
+use slots::Slots;
 
 pub use crate::engine::{Address, Secret};
 pub use access::Access;
@@ -54,12 +56,10 @@ pub struct Proxy {
     upstream: watch::Receiver<Option<Upstream>>,
     models: Arc<dyn Models>,
     admission: Arc<dyn Admission>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     forward: Forward,
     intake: Intake,
-    requests: Arc<Semaphore>,
-    /// How many of them are taken.
-    busy: watch::Sender<usize>,
+    requests: Arc<Slots>,
     waiting: Arc<Semaphore>,
     /// Cancelled when the end has begun.
     draining: CancellationToken,
@@ -74,11 +74,11 @@ impl Proxy {
         admission: Arc<dyn Admission>,
         metrics: Metrics,
     ) -> Arc<Self> {
+        let metrics = Arc::new(metrics);
         Arc::new(Self {
             forward: Forward::new(&config, metrics.clone()),
             intake: Intake::new(&config),
-            requests: Arc::new(Semaphore::new(config.max_requests)),
-            busy: watch::Sender::new(0),
+            requests: Slots::new(config.max_requests),
             waiting: Arc::new(Semaphore::new(config.max_waiting)),
             draining: CancellationToken::new(),
             config,
@@ -89,8 +89,8 @@ impl Proxy {
         })
     }
 
-    /// Requests that the engine may be working on.
+    /// Zero while there is no request that the engine may be working on.
     pub fn in_flight(&self) -> watch::Receiver<usize> {
-        self.busy.subscribe()
+        self.requests.watch()
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo bench --bench scenarios -- [SCENARIO]`: what warmd does and what else does it, in one run. README.md explains each number.
 #![expect(clippy::print_stdout, reason = "the report is the output")]
 
+mod adapter;
 mod ceilings;
 mod corpora;
 #[path = "../corpus.rs"]
@@ -9,6 +10,7 @@ mod discovery;
 mod engine;
 #[path = "../harness.rs"]
 mod harness;
+mod http;
 mod local;
 mod metadata;
 mod peers;
@@ -41,10 +43,16 @@ pub(crate) struct Options {
     /// Only what warmd is compared with.
     #[arg(long)]
     without_warmd: bool,
+    /// The scenario `metadata` with servers that share a Redis or Valkey, which must be installed.
+    #[arg(long)]
+    redis: bool,
+    /// Most servers that share it.
+    #[arg(long, default_value_t = 3)]
+    servers: usize,
     /// The child of the scenario `metadata`: serves with the keys in this directory.
     #[arg(long, hide = true, value_name = "DIR")]
     serve_metadata: Option<PathBuf>,
-    /// The child of the scenario `proxy`: an engine that takes no time.
+    /// The child of the scenarios `proxy` and `adapter`: an engine that takes no time.
     #[arg(long, hide = true, value_name = "ADDR")]
     serve_engine: Option<std::net::SocketAddr>,
     /// Given by cargo.
@@ -66,6 +74,7 @@ enum Scenario {
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
     Proxy,
+    Adapter,
     All,
 }
 
@@ -93,7 +102,7 @@ fn main() -> Result<()> {
         return metadata::serve(dir);
     }
     if let Some(addr) = options.serve_engine {
-        return proxy::engine::serve(addr);
+        return proxy::engine::serve(addr, &options.dir);
     }
     options.dir.push(format!("warmd-bench-{}", std::process::id()));
     fresh(&options.dir)?;
@@ -106,14 +115,8 @@ fn main() -> Result<()> {
     done
 }
 
-fn run(options: &Options, report: &mut Report) -> Result<()> {
-    if options.wants(Scenario::Discovery) && options.with_warmd() {
-        println!("{}", discovery::run(report, options)?);
-    }
-    // Nothing else does what discovery does, so that scenario needs none of the programs to compare with.
-    if options.scenario == Scenario::Discovery {
-        return Ok(());
-    }
+/// What the programs of `peers/` are needed for, which take minutes to build.
+fn run_with_peers(options: &Options, report: &mut Report) -> Result<()> {
     let peers = Peers::new(&options.dir)?;
     if options.wants(Scenario::Ceilings) {
         println!("{}", ceilings::run(report, &peers, &options.dir, options.size(), options.runs)?);
@@ -123,6 +126,13 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Corpora) {
         println!("{}", corpora::run(report, &peers, options)?);
+    }
+    Ok(())
+}
+
+fn run(options: &Options, report: &mut Report) -> Result<()> {
+    if [Scenario::Ceilings, Scenario::OneToOne, Scenario::Corpora].into_iter().any(|one| options.wants(one)) {
+        run_with_peers(options, report)?;
     }
     if options.wants(Scenario::Install) && options.with_warmd() {
         println!("{}", corpora::install(report, options)?);
@@ -139,8 +149,14 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     if options.wants(Scenario::Metadata) && options.with_warmd() {
         println!("{}", metadata::run(report, options)?);
     }
+    if options.wants(Scenario::Discovery) && options.with_warmd() {
+        println!("{}", discovery::run(report, options)?);
+    }
     if options.wants(Scenario::Proxy) && options.with_warmd() {
         println!("{}", proxy::run(report, options)?);
+    }
+    if options.wants(Scenario::Adapter) && options.with_warmd() {
+        println!("{}", adapter::run(report, options)?);
     }
     if options.wants(Scenario::EngineStart) && options.with_warmd() {
         engine::run(report, options, &|text| println!("{text}"))?;

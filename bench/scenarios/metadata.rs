@@ -2,9 +2,11 @@
 //!
 //! The server is a child process with the server's own code; the nodes are clients of the library, each with its own certificate.
 
+mod shared;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use prometheus_client::registry::Registry;
 use warmd::digest::{ArtifactId, ContentId, IdentityId, KeyId};
 use warmd::identity::{Admission, ClusterCa, NodeCertificate, NodeTls, PrivateKey, UnixTime};
-use warmd::metadata::{Client, ClientConfig, ClientMetrics, Config, Server, ServerAddr};
+use warmd::metadata::{Client, ClientConfig, ClientMetrics, Config, RedisConfig, Server, ServerAddr, Store};
 use warmd::protocol::metadata::{Announcement, Epoch, Held, Load, Lookup, NodeState, Summary};
 
 use crate::Options;
@@ -27,8 +29,12 @@ const LOOKUPS: usize = 40_000;
 const CLIENTS: usize = 2;
 const IN_FLIGHT: usize = 8;
 const START: Duration = Duration::from_secs(20);
+const DAY: Duration = Duration::from_secs(86_400);
 
 pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
+    if options.redis {
+        return shared::run(report, options);
+    }
     let fewer = if options.quick { 10 } else { 1 };
     let (mut announced, mut looked) = (Vec::new(), Vec::new());
     for _ in 0..options.runs {
@@ -48,20 +54,12 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
 
 fn once(dir: &Path, fewer: usize) -> Result<(Sample, Sample)> {
     fresh(dir)?;
-    let ca = ClusterCa::create("bench", &PrivateKey::generate()?)?;
-    fs::write(dir.join("ca.pem"), ca.certificate_pem())?;
-    let key = PrivateKey::generate()?;
-    key.save_new(&dir.join("server.key"))?;
-    let day = Duration::from_secs(86_400);
-    fs::write(dir.join("server.pem"), ca.issue(&key, &["127.0.0.1".to_owned()], day)?)?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve-metadata").arg(dir).stdin(Stdio::null());
-    let server = Killed::spawn(&mut command)?;
-    let addr = wait_for(&dir.join("addr"), START)?.parse()?;
+    let ca = authority(dir)?;
+    let (server, addr) = start(dir, &ca)?;
     let idle = status(server.pid(), "VmRSS:");
-    let addr = ServerAddr::new(Some(key.node_id()), addr);
+    let addr = [addr];
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let nodes: Vec<NodeTls> = (0..NODES / fewer).map(|_| node(dir, &ca, day)).collect::<Result<_>>()?;
+    let nodes: Vec<NodeTls> = (0..NODES / fewer).map(|_| node(dir, &ca)).collect::<Result<_>>()?;
     runtime.block_on(async {
         let announce = announce(&nodes, &addr, fewer).await?;
         let mut lookup = lookups(&nodes[..CLIENTS], &addr, fewer).await?;
@@ -71,24 +69,46 @@ fn once(dir: &Path, fewer: usize) -> Result<(Sample, Sample)> {
     })
 }
 
-fn node(dir: &Path, ca: &ClusterCa, valid: Duration) -> Result<NodeTls> {
+fn authority(dir: &Path) -> Result<ClusterCa> {
+    let ca = ClusterCa::create("bench", &PrivateKey::generate()?)?;
+    fs::write(dir.join("ca.pem"), ca.certificate_pem())?;
+    Ok(ca)
+}
+
+/// A server with the keys that it finds in `dir`.
+fn start(dir: &Path, ca: &ClusterCa) -> Result<(Killed, ServerAddr)> {
+    let key = PrivateKey::generate()?;
+    key.save_new(&dir.join("server.key"))?;
+    fs::write(dir.join("server.pem"), ca.issue(&key, &["127.0.0.1".to_owned()], DAY)?)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--serve-metadata").arg(dir).stdin(Stdio::null());
+    let server = Killed::spawn(&mut command)?;
+    let addr = wait_for(&dir.join("addr"), START)?.parse()?;
+    Ok((server, ServerAddr::new(Some(key.node_id()), addr)))
+}
+
+fn node(dir: &Path, ca: &ClusterCa) -> Result<NodeTls> {
     let key = PrivateKey::generate()?;
     let path = dir.join("node.pem");
-    fs::write(&path, ca.issue(&key, &[], valid)?)?;
+    fs::write(&path, ca.issue(&key, &[], DAY)?)?;
     Ok(NodeTls::new(key, NodeCertificate::load(&path)?, Admission::new(Some(&dir.join("ca.pem")), None)?)?)
 }
 
-fn client(tls: &NodeTls, addr: &ServerAddr) -> Result<Client> {
-    Ok(Client::new(ClientConfig::new(vec![addr.clone()]), tls, ClientMetrics::default())?)
+/// Of several servers it prefers that of its turn.
+fn client(tls: &NodeTls, addrs: &[ServerAddr], turn: usize) -> Result<Client> {
+    let mut addrs = addrs.to_vec();
+    let first = turn % addrs.len();
+    addrs.rotate_left(first);
+    Ok(Client::new(ClientConfig::new(addrs), tls, ClientMetrics::default())?)
 }
 
 /// Every node connects, announces all that it holds in one message, and keeps its connection.
-async fn announce(nodes: &[NodeTls], addr: &ServerAddr, fewer: usize) -> Result<Sample> {
+async fn announce(nodes: &[NodeTls], addrs: &[ServerAddr], fewer: usize) -> Result<Sample> {
     let each = ARTIFACTS / fewer / nodes.len();
     let begin = Instant::now();
     let clients: Vec<Client> = stream::iter(nodes.iter().enumerate())
         .map(|(index, tls)| async move {
-            let client = client(tls, addr)?;
+            let client = client(tls, addrs, index)?;
             client.announce(&announcement(tls, index, each, fewer)?).await?;
             anyhow::Ok(client)
         })
@@ -139,10 +159,11 @@ fn identity(number: usize) -> IdentityId {
     IdentityId::of(&(number as u64).to_be_bytes())
 }
 
-async fn lookups(nodes: &[NodeTls], addr: &ServerAddr, fewer: usize) -> Result<Sample> {
-    let clients: Vec<Client> = nodes.iter().map(|tls| client(tls, addr)).collect::<Result<_>>()?;
+async fn lookups(nodes: &[NodeTls], addrs: &[ServerAddr], fewer: usize) -> Result<Sample> {
+    let clients: Vec<Client> =
+        nodes.iter().enumerate().map(|(turn, tls)| client(tls, addrs, turn)).collect::<Result<_>>()?;
     let begin = Instant::now();
-    let each = LOOKUPS / fewer / CLIENTS;
+    let each = LOOKUPS / fewer / clients.len();
     let times = stream::iter(clients.iter().enumerate())
         .map(|(index, client)| {
             stream::iter(0..each)
@@ -157,7 +178,7 @@ async fn lookups(nodes: &[NodeTls], addr: &ServerAddr, fewer: usize) -> Result<S
                 .buffer_unordered(IN_FLIGHT)
                 .try_collect::<Vec<f64>>()
         })
-        .buffer_unordered(CLIENTS)
+        .buffer_unordered(nodes.len())
         .try_collect::<Vec<Vec<f64>>>()
         .await?;
     let seconds = begin.elapsed().as_secs_f64();
@@ -176,7 +197,7 @@ pub(crate) fn serve(dir: &Path) -> Result<()> {
         let admission = Admission::new(Some(&dir.join("ca.pem")), None)?;
         let tls = NodeTls::new(key, NodeCertificate::load(&dir.join("server.pem"))?, admission)?;
         let mut config = Config::new("127.0.0.1:0".parse()?);
-        config.data = Some(data(dir)?);
+        config.store = store(dir)?;
         // Nodes of this scenario announce once.
         config.registry.lease = Duration::from_secs(3600);
         let server = Server::bind(config, &tls, &mut Registry::default()).await?;
@@ -187,8 +208,12 @@ pub(crate) fn serve(dir: &Path) -> Result<()> {
     })
 }
 
-fn data(dir: &Path) -> Result<PathBuf> {
+/// The store that a file names, or one of its own.
+fn store(dir: &Path) -> Result<Store> {
+    if let Ok(url) = fs::read_to_string(dir.join("redis")) {
+        return Ok(Store::Shared(url.parse()?, RedisConfig::default()));
+    }
     let data = dir.join("data");
     fs::create_dir_all(&data)?;
-    Ok(data)
+    Ok(Store::File(data))
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::Options;
 use crate::harness::{Contestant, Killed, Report, Row, Sample, free_port, fresh, interleave, process_cpu};
+use crate::http;
 use crate::warmd::Cluster;
 use load::{Ask, quantile};
 
@@ -20,8 +21,12 @@ const CLIENTS: usize = 32;
 const STREAMS: usize = 64;
 const ABORTS: usize = 10_000;
 const DIRECT: &str = "the engine itself";
-const PLAIN: &str = "warmd";
-const KEYED: &str = "warmd, adapter and key";
+const NGINX: &str = "nginx";
+const NGINX_UNIX: &str = "nginx, Unix socket";
+const PLAIN_TCP: &str = "warmd, TCP";
+/// As `warmd serve` reaches the engine that it has started.
+const PLAIN: &str = "warmd, Unix socket";
+const KEYED: &str = "warmd, Unix socket, adapter and key";
 
 /// Somebody between the clients and the engine.
 struct Front {
@@ -35,7 +40,7 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
     let dir = options.dir.join("proxy");
     fresh(&dir)?;
     let upstream: SocketAddr = free_port()?.parse()?;
-    let _engine = engine_process(upstream)?;
+    let _engine = engine_process(upstream, &dir)?;
     let mut cluster = Cluster::start(&dir.join("cluster"))?;
     cluster.start_agent("a")?;
     let fronts = fronts(&cluster, &dir, upstream)?;
@@ -46,7 +51,7 @@ pub(crate) fn run(report: &mut Report, options: &Options) -> Result<String> {
     let rows = streaming(&fronts, options.runs)?;
     text += &report.add("64 streams of 200 tokens, 10 ms apart", rows.clone());
     text += &judge_streams(report, &rows);
-    text += &aborts(report, &fronts, if options.quick { ABORTS / 10 } else { ABORTS })?;
+    text += &aborts(report, &fronts, upstream, if options.quick { ABORTS / 10 } else { ABORTS })?;
     Ok(text)
 }
 
@@ -55,13 +60,19 @@ fn value(rows: &[Row], name: &str, value: &str) -> Option<f64> {
 }
 
 fn judge_throughput(report: &mut Report, rows: &[Row]) -> String {
-    let per_core = |name| value(rows, name, "requests/CPU s");
+    let per_core = |name: &str| value(rows, name, "requests/CPU s");
     let mut lines = String::new();
-    if let (Some(nginx), Some(plain), Some(keyed)) = (per_core("nginx"), per_core(PLAIN), per_core(KEYED)) {
-        lines += &(report.at_least("requests per core: warmd / nginx", plain / nginx, 1.0) + "\n");
-        lines +=
-            &(report.at_least("requests per core: warmd with rewriting and keys / nginx", keyed / nginx, 0.7) + "\n");
-    }
+    let mut judge = |own: &str, rival: &str, target| {
+        if let (Some(own_rate), Some(rival_rate)) = (per_core(own), per_core(rival)) {
+            lines +=
+                &(report.at_least(format!("requests per core: {own} / {rival}"), own_rate / rival_rate, target) + "\n");
+        }
+    };
+    judge(PLAIN, NGINX, 1.0);
+    judge(KEYED, NGINX, 0.7);
+    // The same way to the engine on both sides.
+    judge(PLAIN_TCP, NGINX, 1.0);
+    judge(PLAIN, NGINX_UNIX, 1.0);
     lines
 }
 
@@ -79,20 +90,34 @@ fn judge_streams(report: &mut Report, rows: &[Row]) -> String {
     lines
 }
 
-/// Clients that go away: nothing may be left of them.
-fn aborts(report: &mut Report, fronts: &[Front], count: usize) -> Result<String> {
+/// Clients that go away: nothing may be left of them, and the engine has to hear of it before it has sent everything.
+fn aborts(report: &mut Report, fronts: &[Front], engine: SocketAddr, count: usize) -> Result<String> {
     let mut lines = String::new();
     for front in fronts.iter().filter(|front| [PLAIN, KEYED].contains(&front.name)) {
         let pid = front.process.as_ref().map(Killed::pid).context("a process")?;
         let descriptors = || -> Result<f64> { Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64) };
         load::requests(&front.ask, 1, Duration::ZERO)?;
         settled(&descriptors)?;
-        let before = descriptors()?;
+        let (before, (_, finished)) = (descriptors()?, streams(engine)?);
         load::aborts(&front.ask, count, CLIENTS)?;
         let left = settled(&descriptors)? - before;
-        lines += &(report.at_most(format!("{}: descriptors left after {count} aborts", front.name), left, 0.0) + "\n");
+        let (running, now_finished) = streams(engine)?;
+        let after = [
+            ("descriptors left", left),
+            ("streams that the engine still sends", running),
+            ("streams that the engine sent to their end", now_finished - finished),
+        ];
+        for (what, number) in after {
+            lines += &(report.at_most(format!("{}: {what} after {count} aborts", front.name), number, 0.0) + "\n");
+        }
     }
     Ok(lines)
+}
+
+/// That the engine sends, and that it has sent to their end.
+fn streams(engine: SocketAddr) -> Result<(f64, f64)> {
+    let counts = http::ask(&engine.to_string(), "GET", engine::STREAMS, "")?.text;
+    serde_json::from_str(&counts).with_context(|| format!("two numbers, not {counts}"))
 }
 
 /// Waits until the number has not changed for longer than a kept connection lives.
@@ -108,9 +133,9 @@ fn settled(number: &dyn Fn() -> Result<f64>) -> Result<f64> {
     Ok(last)
 }
 
-fn engine_process(addr: SocketAddr) -> Result<Killed> {
+pub(crate) fn engine_process(addr: SocketAddr, dir: &Path) -> Result<Killed> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve-engine").arg(addr.to_string()).stdin(Stdio::null());
+    command.arg("--serve-engine").arg(addr.to_string()).arg("--dir").arg(dir).stdin(Stdio::null());
     let process = Killed::spawn(&mut command)?;
     answers(addr)?;
     Ok(process)
@@ -128,15 +153,20 @@ fn answers(addr: SocketAddr) -> Result<()> {
 fn fronts(cluster: &Cluster, dir: &Path, upstream: SocketAddr) -> Result<Vec<Front>> {
     let plain = |addr| Ask { addr, model: "base".to_owned(), key: None };
     let mut fronts = vec![Front { name: DIRECT, process: None, ask: plain(upstream) }];
-    let nginx: SocketAddr = free_port()?.parse()?;
-    fronts.extend(foreign("nginx", nginx_command(dir, nginx, upstream)?, plain(nginx))?);
+    let unix = format!("unix:{}", engine::socket(dir, upstream).display());
+    for (name, engine) in [(NGINX, upstream.to_string()), (NGINX_UNIX, unix.clone())] {
+        let nginx: SocketAddr = free_port()?.parse()?;
+        fronts.extend(foreign(name, nginx_command(dir, nginx, &engine)?, plain(nginx))?);
+    }
     let haproxy: SocketAddr = free_port()?.parse()?;
     fronts.extend(foreign("haproxy", haproxy_command(dir, haproxy, upstream)?, plain(haproxy))?);
-    let open: SocketAddr = free_port()?.parse()?;
-    let (process, _) = cluster.serve("a", dir, upstream, open, false)?;
-    fronts.push(Front { name: PLAIN, process: Some(process), ask: plain(open) });
+    for (name, engine) in [(PLAIN_TCP, format!("http://{upstream}")), (PLAIN, unix.clone())] {
+        let open: SocketAddr = free_port()?.parse()?;
+        let (process, _) = cluster.serve("a", dir, &engine, open, false)?;
+        fronts.push(Front { name, process: Some(process), ask: plain(open) });
+    }
     let keyed: SocketAddr = free_port()?.parse()?;
-    let (process, key) = cluster.serve("a", dir, upstream, keyed, true)?;
+    let (process, key) = cluster.serve("a", dir, &unix, keyed, true)?;
     cluster.publish_adapter("a", &adapter(dir)?, "sql")?;
     let ask = Ask { addr: keyed, model: "sql".to_owned(), key };
     answered(&ask)?;
@@ -178,19 +208,21 @@ fn foreign(name: &'static str, mut command: Command, ask: Ask) -> Result<Option<
     Ok(Some(Front { name, process: Some(process), ask }))
 }
 
-fn nginx_command(dir: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result<Command> {
-    let conf = dir.join("nginx.conf");
+fn nginx_command(dir: &Path, listen: SocketAddr, upstream: &str) -> Result<Command> {
+    let conf = dir.join(format!("nginx-{}.conf", listen.port()));
     let run = dir.display();
     fs::write(
         &conf,
         format!(
-            "daemon off; master_process off; pid {run}/nginx.pid; error_log {run}/nginx.log;\n\
+            "daemon off; master_process off; pid {run}/nginx-{}.pid; error_log {run}/nginx.log;\n\
              events {{ worker_connections 4096; }}\n\
              http {{ access_log off; client_body_temp_path {run}/body; proxy_temp_path {run}/proxy;\n\
              fastcgi_temp_path {run}/f; uwsgi_temp_path {run}/u; scgi_temp_path {run}/s;\n\
-             upstream engine {{ server {upstream}; keepalive 512; }}\n\
+             keepalive_requests 1000000000;\n\
+             upstream engine {{ server {upstream}; keepalive 512; keepalive_requests 1000000000; }}\n\
              server {{ listen {listen}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;\n\
-             proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n"
+             proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
+            listen.port()
         ),
     )?;
     let mut command = Command::new("nginx");

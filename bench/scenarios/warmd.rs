@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use serde_json::Value;
 use warmd::artifact::{Family, SourceIdentity};
 
 use crate::harness::{Killed, free_port, fresh, process_cpu};
-use crate::local;
+use crate::{http, local};
 
 const WARMD: &str = env!("CARGO_BIN_EXE_warmd");
 const START: Duration = Duration::from_secs(20);
@@ -126,15 +125,11 @@ impl Cluster {
         &self,
         agent: &str,
         dir: &Path,
-        upstream: SocketAddr,
+        upstream: &str,
         listen: SocketAddr,
         keyed: bool,
     ) -> Result<(Killed, Option<String>)> {
-        let state = dir.join(format!("serve-{}", listen.port()));
-        let mut serve = Command::new(WARMD);
-        serve.arg("serve").arg("--attach").arg(format!("http://{upstream}")).args(["--listen", &listen.to_string()]);
-        serve.arg("--state-dir").arg(&state).arg("--socket").arg(&self.agent(agent)?.socket);
-        serve.arg("--policy").arg(self.dir.join("policy.toml"));
+        let mut serve = self.serve_command(agent, dir, upstream, listen)?;
         let mut key = None;
         if keyed {
             let (config, keys) = (dir.join("serve.toml"), dir.join("keys.toml"));
@@ -145,9 +140,34 @@ impl Cluster {
         } else {
             serve.arg("--anonymous");
         }
-        let process = daemon(&mut serve, &dir.join(format!("serve-{}.log", listen.port())))?;
-        listening(&listen.to_string())?;
-        Ok((process, key))
+        Ok((serving(&mut serve, dir, listen)?, key))
+    }
+
+    /// As [`Self::serve`] for everybody, with adapters and /metrics; nothing is looked for but what somebody asks for.
+    pub(crate) fn serve_adapters(
+        &self,
+        agent: &str,
+        dir: &Path,
+        upstream: &str,
+        listen: SocketAddr,
+        metrics: &str,
+    ) -> Result<Killed> {
+        let config = dir.join("serve.toml");
+        fs::write(&config, "[engine.adapters]\n\n[adapters]\nrefresh = \"1day\"\n")?;
+        let mut serve = self.serve_command(agent, dir, upstream, listen)?;
+        serve.arg("--config").arg(config).args(["--anonymous", "--reserve-bytes", "0", "--metrics", metrics]);
+        let process = serving(&mut serve, dir, listen)?;
+        listening(metrics)?;
+        Ok(process)
+    }
+
+    fn serve_command(&self, agent: &str, dir: &Path, upstream: &str, listen: SocketAddr) -> Result<Command> {
+        let state = dir.join(format!("serve-{}", listen.port()));
+        let mut serve = Command::new(WARMD);
+        serve.arg("serve").args(["--attach", upstream]).args(["--listen", &listen.to_string()]);
+        serve.arg("--state-dir").arg(&state).arg("--socket").arg(&self.agent(agent)?.socket);
+        serve.arg("--policy").arg(self.dir.join("policy.toml"));
+        Ok(serve)
     }
 
     pub(crate) fn publish_adapter(&self, agent: &str, directory: &Path, alias: &str) -> Result<()> {
@@ -190,19 +210,7 @@ impl Cluster {
 
     /// The agent's /metrics, by name with labels.
     pub(crate) fn metrics(&self, agent: &str) -> Result<HashMap<String, f64>> {
-        let mut http = TcpStream::connect(&self.agent(agent)?.metrics)?;
-        http.set_read_timeout(Some(START))?;
-        write!(http, "GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-        let mut lines = Vec::new();
-        for line in BufReader::new(http).lines() {
-            lines.push(line?);
-        }
-        let samples = lines.iter().filter(|line| !line.starts_with('#'));
-        let pairs = samples.filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            Some((name.to_owned(), value.parse().ok()?))
-        });
-        Ok(pairs.collect())
+        scrape(&self.agent(agent)?.metrics)
     }
 
     /// One counter of the agent, 0 while it has not counted.
@@ -258,6 +266,23 @@ impl Pull {
     pub(crate) fn finish(self) -> Result<Warmed> {
         self.0.join().map_err(|_| anyhow::anyhow!("the pulling thread panicked"))?
     }
+}
+
+/// What /metrics has at that address, by name with labels.
+pub(crate) fn scrape(addr: &str) -> Result<HashMap<String, f64>> {
+    let text = http::ask(addr, "GET", "/metrics", "")?.text;
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let pairs = samples.filter_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    });
+    Ok(pairs.collect())
+}
+
+fn serving(serve: &mut Command, dir: &Path, listen: SocketAddr) -> Result<Killed> {
+    let process = daemon(serve, &dir.join(format!("serve-{}.log", listen.port())))?;
+    listening(&listen.to_string())?;
+    Ok(process)
 }
 
 fn daemon(command: &mut Command, log: &Path) -> Result<Killed> {

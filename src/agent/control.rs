@@ -40,7 +40,7 @@ mod status;
 mod warm;
 
 use self::status::{no_artifact, publish_status, store_status};
-use self::warm::warm_all;
+use self::warm::{tell_manifests, warm_all};
 
 /// Messages between a handler and its caller's connection.
 const QUEUE: usize = 16;
@@ -169,6 +169,7 @@ impl Agent for Control {
         let subject = (!request.any_subject).then_some(request.subject);
         Ok(self.stream("warm", QUEUE, move |parts, events| async move {
             let told = match parts.fetching.look(identity, subject.as_deref()).await {
+                Ok(wanted) if request.manifest_only => tell_manifests(&parts, wanted, &events).await,
                 Ok(wanted) => warm_all(&parts, wanted, "no node has published this identity", &events).await,
                 Err(failed) => events.send(Ok(convert::failed(None, failed))).await.map_err(drop),
             };
@@ -358,6 +359,11 @@ impl Agent for Control {
     ) -> Result<Response<pb::OriginListReply>, Status> {
         let origin = origin::configured(&self.0)?;
         Ok(Response::new(origin::list(&self.0, &origin, &request.into_inner().family).await?))
+    }
+
+    async fn origin_has(&self, request: Request<pb::OriginHasRequest>) -> Result<Response<pb::OriginHasReply>, Status> {
+        let origin = origin::configured(&self.0)?;
+        Ok(Response::new(origin::has(&self.0, &origin, &request.into_inner()).await?))
     }
 }
 

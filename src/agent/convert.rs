@@ -76,7 +76,8 @@ pub(super) fn wish(asked: pb::FamilyIdentity) -> Result<Wish, Status> {
     let family = asked.family.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
     let identity = IdentityId::try_from(&asked.identity[..])
         .map_err(|_| Status::invalid_argument("an identity is not 32 bytes"))?;
-    Ok(Wish { family, identity })
+    let subject = (!asked.subject.is_empty()).then_some(asked.subject);
+    Ok(Wish { family, identity, subject })
 }
 
 pub(super) fn nearby(near: Vec<Near>, unreachable: Option<String>) -> pb::NearbyReply {

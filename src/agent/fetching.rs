@@ -178,27 +178,41 @@ impl Fetching {
             .collect()
     }
 
-    /// Takes the first candidate that the policy admits, and fetches it unless it is here or already on its way. When none
-    /// of them can be had, the origin may know another one.
+    /// What [`Fetching::admit`] takes is fetched unless it is here or already on its way.
     pub(super) async fn bring(self: &Arc<Self>, wanted: Wanted) -> Result<Coming, Failed> {
+        let (admitted, sources) = self.admit(wanted).await?;
+        let is_here = self.store.get(&admitted.id()).is_some_and(|artifact| is_whole(&artifact));
+        let flight = match is_here {
+            true => {
+                let all = Fetched { wire_bytes: 0, reused_bytes: admitted.manifest().wire_size(), holders: 0 };
+                watch::channel(Flight::Landed(all)).1
+            }
+            false => self.fly(&admitted, sources),
+        };
+        Ok(Coming { admitted, flight })
+    }
+
+    /// Takes the first candidate that the policy admits, and says whom to ask for its chunks. When none of them can be had,
+    /// the origin may know another one.
+    pub(super) async fn admit(&self, wanted: Wanted) -> Result<(Admitted, Vec<Source>), Failed> {
         let first = wanted.candidates.first().map(|offer| offer.artifact.clone());
         let tried: HashSet<ArtifactId> = wanted.candidates.iter().map(|offer| offer.artifact.artifact).collect();
-        let failed = match self.bring_any(wanted.candidates).await {
-            Err(failed) if failed.class != "no-space" => failed,
-            brought => return brought,
+        let failed = match self.admit_any(wanted.candidates).await {
+            Ok(admitted) => return Ok(admitted),
+            Err(failed) => failed,
         };
         let Some(first) = first else { return Err(failed) };
         let others = by_subject(self.in_origin([first.identity]).await, first.identity, Some(&first.subject));
         let mut others = others.into_iter().flat_map(|wanted| wanted.candidates).collect::<Vec<_>>();
         others.retain(|offer| !tried.contains(&offer.artifact.artifact));
-        if others.is_empty() { Err(failed) } else { self.bring_any(others).await }
+        if others.is_empty() { Err(failed) } else { self.admit_any(others).await }
     }
 
-    async fn bring_any(self: &Arc<Self>, candidates: Vec<Offer>) -> Result<Coming, Failed> {
+    async fn admit_any(&self, candidates: Vec<Offer>) -> Result<(Admitted, Vec<Source>), Failed> {
         let mut failed = Failed::new("none-found", "nobody has it");
         for offer in candidates.into_iter().take(MAX_CANDIDATES) {
-            match self.bring_one(&offer).await {
-                Ok(coming) => return Ok(coming),
+            match self.admit_one(&offer).await {
+                Ok(admitted) => return Ok(admitted),
                 Err(reason) => {
                     tracing::info!(artifact = %offer.artifact.artifact, detail = reason.detail, "candidate not taken");
                     failed = reason;
@@ -208,19 +222,10 @@ impl Fetching {
         Err(failed)
     }
 
-    async fn bring_one(self: &Arc<Self>, offer: &Offer) -> Result<Coming, Failed> {
+    async fn admit_one(&self, offer: &Offer) -> Result<(Admitted, Vec<Source>), Failed> {
         let id = offer.artifact.artifact;
-        let here = self.store.get(&id);
-        if let Some(artifact) = &here
-            && artifact.state() == State::Complete
-            && artifact.has_all()
-        {
-            let admitted = self.readmit(artifact)?;
-            let all = Fetched { wire_bytes: 0, reused_bytes: admitted.manifest().wire_size(), holders: 0 };
-            return Ok(Coming { admitted, flight: watch::channel(Flight::Landed(all)).1 });
-        }
         let sources = self.sources(&offer.holders, offer.artifact.chunks);
-        let (admitted, sources) = match here {
+        let (admitted, sources) = match self.store.get(&id) {
             Some(artifact) => (self.readmit(&artifact)?, sources),
             None => self.manifest(id, sources).await?,
         };
@@ -230,8 +235,7 @@ impl Fetching {
                 format!("artifact {} is of another identity than announced", id.short()),
             ));
         }
-        let flight = self.fly(&admitted, sources);
-        Ok(Coming { admitted, flight })
+        Ok((admitted, sources))
     }
 
     /// Whoever sent it: it must be what was asked for.
@@ -327,6 +331,10 @@ fn by_subject(offers: impl IntoIterator<Item = Offer>, identity: IdentityId, sub
         }
     }
     by_subject.into_values().take(MAX_SUBJECTS).map(Wanted::new).collect()
+}
+
+fn is_whole(artifact: &Artifact) -> bool {
+    artifact.state() == State::Complete && artifact.has_all()
 }
 
 fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {

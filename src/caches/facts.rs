@@ -8,6 +8,7 @@ mod gpu;
 mod interpreter;
 mod probe;
 mod record;
+mod sources;
 mod watch;
 
 use std::collections::BTreeMap;

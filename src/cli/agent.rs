@@ -1,12 +1,19 @@
-//! `warmd agent`.
+//! `warmd agent`: the node daemon, and in a pod that is everything in one the engine and its proxy too.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 
-use crate::agent::{Agent as Daemon, AgentConfig};
+use super::pod::{self, Caches};
+use super::serve;
+use crate::agent::Agent as Daemon;
+use crate::config::{AgentFile, EngineSection, ServedEngine};
+use crate::identity::TrustConfig;
+use crate::install::Limits;
+use crate::serve::serving::{Backend, ServeConfig};
+use crate::serve::start::Spec;
 use crate::{config, lifecycle, telemetry};
 
 #[derive(Debug, Args)]
@@ -27,8 +34,8 @@ pub(super) struct Options {
     /// UDP address that peers reach this node at (`transport.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Metadata server, `HOST:PORT` or `NODE_ID@HOST:PORT`; may be repeated (`metadata.servers`)
-    #[arg(long, value_name = "SERVER")]
+    /// Metadata servers, each `HOST:PORT` or `NODE_ID@HOST:PORT`, with commas or repeated (`metadata.servers`)
+    #[arg(long, value_name = "SERVERS", value_delimiter = ',')]
     metadata: Vec<String>,
     /// Who is asked for holders: `server`, `hybrid` or `serverless` (`discovery.mode`)
     #[arg(long, value_name = "MODE")]
@@ -51,7 +58,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn load(&self) -> anyhow::Result<AgentConfig> {
+    pub(super) fn load(&self) -> anyhow::Result<AgentFile> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quoted(&path.display().to_string()));
         let list = |texts: &[String]| {
             let quoted: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
@@ -80,16 +87,49 @@ pub(super) fn quoted(text: &str) -> String {
 
 impl Agent {
     pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
-        let mut config = self.options.load()?;
+        let AgentFile { agent: mut config, served } = self.options.load()?;
         if let Some(level) = level {
             config.log.level = level;
         }
         telemetry::init(&config.log).context("log.level")?;
         super::runtime()?.block_on(async {
+            let trust = config.trust.clone();
+            // Without an agent there is nothing to start an engine warm with.
             let agent = Daemon::start(config).await?;
-            lifecycle::terminated().await.context("wait for signals")?;
+            let ended = match served {
+                Some(served) => run_engine(served, agent.socket(), &trust).await,
+                None => lifecycle::terminated().await.context("wait for signals"),
+            };
             agent.shutdown().await;
-            Ok(ExitCode::SUCCESS)
+            ended.map(|()| ExitCode::SUCCESS)
         })
+    }
+}
+
+/// Until this process is told to end, or the engine cannot be kept running. It has ended then, and peers may still ask the
+/// agent.
+async fn run_engine(served: ServedEngine, agent: &Path, trust: &TrustConfig) -> anyhow::Result<()> {
+    let ServedEngine { engine, serve: config } = served;
+    let backend = Backend::Own(spec(engine, agent, trust, &config));
+    let serving = serve::start(config, backend, false).await?;
+    let ended = tokio::select! {
+        ended = lifecycle::terminated() => ended.context("wait for signals"),
+        last = serving.crash_loop() => Err(anyhow!("the engine is in a crash loop, and this process ends with it: {last}")),
+    };
+    serving.shutdown().await;
+    ended
+}
+
+fn spec(engine: EngineSection, agent: &Path, trust: &TrustConfig, config: &ServeConfig) -> Spec {
+    let EngineSection { command, cache_root, python, image_digest, budget, reserve_bytes, publish, quiet } = engine;
+    Spec {
+        target: Caches::new(cache_root, python).target(agent.to_owned(), image_digest, command),
+        policy: pod::policy(trust),
+        budget,
+        limits: Limits { reserve_bytes, max_bytes: u64::MAX },
+        ready_url: None,
+        ready_timeout: config.supervision.ready_timeout,
+        publish_after: publish.then_some(quiet),
+        grace: config.supervision.grace,
     }
 }

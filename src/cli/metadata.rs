@@ -25,6 +25,12 @@ pub(super) struct Metadata {
     /// TCP address to serve on (`server.listen`)
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Store that several servers share, `redis://HOST:PORT` or `unix:///PATH` (`redis.url`)
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+    /// What to do where this server's settings differ from the cluster's: warn, abort or adopt (`redis.drift`)
+    #[arg(long, value_name = "WHAT")]
+    drift: Option<String>,
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
@@ -35,6 +41,8 @@ impl Metadata {
         let flags = [
             ("WARMD_STATE_DIR", self.state_dir.as_ref().map(|path| quoted(&path.display().to_string()))),
             ("WARMD_SERVER_LISTEN", self.listen.as_deref().map(quoted)),
+            ("WARMD_REDIS_URL", self.redis.as_deref().map(quoted)),
+            ("WARMD_REDIS_DRIFT", self.drift.as_deref().map(quoted)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 
@@ -47,6 +48,11 @@ pub(super) struct Caches {
 pub(super) const SWITCHED_OFF: &str = "transfers are switched off (--transfer, WARMD_TRANSFER)";
 
 impl Caches {
+    /// As a configuration file says.
+    pub(super) fn new(cache_root: Option<PathBuf>, python: Option<PathBuf>) -> Self {
+        Self { cache_root, python, transfer: None }
+    }
+
     /// Once, before anything is looked at.
     pub(super) fn take_aliases(&mut self) {
         self.transfer = aliases::TRANSFER.or(self.transfer);
@@ -78,6 +84,13 @@ impl Pod {
         &self.socket
     }
 
+    /// Fails if a policy is named and cannot be looked at: what runs for days does not do so without what it was given.
+    pub(super) fn check_policy(&self) -> anyhow::Result<()> {
+        let Some(path) = self.policy.as_ref().filter(|_| !self.caches.is_off()) else { return Ok(()) };
+        let found = path.metadata();
+        found.map(drop).with_context(|| format!("trust policy {} (--policy, WARMD_TRUST_POLICY)", path.display()))
+    }
+
     /// The policy, or why there is none and nothing can be installed.
     pub(super) fn policy(&self) -> Result<Arc<Policy>, String> {
         if self.caches.is_off() {
@@ -86,12 +99,16 @@ impl Pod {
         let Some(path) = &self.policy else {
             return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
         };
-        let trust = TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 };
-        let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
-        let policy = policy.ok_or_else(|| "no trust policy".to_owned())?;
-        match policy.is_expired(UnixTime::now()) {
-            true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
-            false => Ok(Arc::new(policy)),
-        }
+        policy(&TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 })
+    }
+}
+
+/// The policy that is in force, or why there is none and nothing can be installed.
+pub(super) fn policy(trust: &TrustConfig) -> Result<Arc<Policy>, String> {
+    let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
+    let policy = policy.ok_or_else(|| "no trust policy: set `trust.policy`".to_owned())?;
+    match policy.is_expired(UnixTime::now()) {
+        true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
+        false => Ok(Arc::new(policy)),
     }
 }

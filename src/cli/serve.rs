@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::exec::READY_TIMEOUT;
 use super::pod::Pod;
@@ -26,6 +26,7 @@ const ENGINE_KEY: &str = "VLLM_API_KEY";
 const FLAGS: [&str; 2] = ["WARMD_TRUST_POLICY", "WARMD_LOG_LEVEL"];
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("engine").args(["attach", "command"]).required(true))]
 pub(super) struct Serve {
     #[command(flatten)]
     pod: Pod,
@@ -45,7 +46,7 @@ pub(super) struct Serve {
     #[arg(long)]
     anonymous: bool,
     /// Serve an engine that somebody else runs, at http://HOST:PORT or unix:PATH; its key, if it has one, is in VLLM_API_KEY
-    #[arg(long, value_name = "URL", conflicts_with = "command")]
+    #[arg(long, value_name = "URL")]
     attach: Option<String>,
     /// Time for everything before the engine
     #[arg(long, env = "WARMD_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
@@ -63,7 +64,7 @@ pub(super) struct Serve {
     #[arg(long)]
     no_publish: bool,
     /// The engine's command, such as `-- vllm serve MODEL --enable-lora`
-    #[arg(last = true, required_unless_present = "attach", value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -79,14 +80,14 @@ impl Serve {
         config.state_dir = self.state_dir.clone().or(config.state_dir);
         config.metrics.listen = self.metrics.or(config.metrics.listen);
         telemetry::init(&config.log).context("log.level")?;
+        self.pod.check_policy()?;
         let anonymous = self.anonymous;
         let backend = self.backend(&config)?;
         super::runtime()?.block_on(async {
-            let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
-            let serving = Serving::start(config, backend, anonymous, say).await?;
-            lifecycle::terminated().await.context("wait for signals")?;
+            let serving = start(config, backend, anonymous).await?;
+            let ended = lifecycle::terminated().await.context("wait for signals");
             serving.shutdown().await;
-            Ok(ExitCode::SUCCESS)
+            ended.map(|()| ExitCode::SUCCESS)
         })
     }
 
@@ -111,6 +112,12 @@ impl Serve {
             grace: config.supervision.grace,
         }))
     }
+}
+
+/// Starts what is served, and tells the user what there is to tell.
+pub(super) async fn start(config: ServeConfig, backend: Backend, anonymous: bool) -> anyhow::Result<Serving> {
+    let say: Say = Arc::new(|line| output::note(format!("warmd: {}", output::plain(line))));
+    Ok(Serving::start(config, backend, anonymous, say).await?)
 }
 
 fn address(url: &str) -> anyhow::Result<Address> {

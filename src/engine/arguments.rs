@@ -1,13 +1,14 @@
 //! From the command that a user would start an engine with to the one that runs behind warmd's proxy.
 //!
 //! The engine listens on a Unix socket in a directory of its own, because a key guards only some of its routes: those that
-//! administer it are open to whoever connects. It asks for a key that is made for this launch all the same. What the user
+//! administer it are open to whoever connects. It asks for a key that is made for each launch all the same. What the user
 //! gave counts before what the configuration says. Nothing is read or changed here.
 
 mod adapters;
 mod variables;
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -47,29 +48,51 @@ pub struct Given<'a> {
     /// Where the engine is to listen: absolute, at most 107 bytes, in a directory that only this user enters. A file that
     /// is left there from before has to be gone: vLLM does not replace it.
     pub socket: &'a Path,
-    /// The key of this launch.
-    pub key: &'a Secret,
 }
 
 /// What is run. `Debug` shows neither words nor values: some are secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Arguments {
     pub command: Vec<String>,
-    /// Changes of the environment, for the engine only.
+    /// Changes of the environment, for the engine only; a key that is made for a launch is not among them.
     pub set: Vec<(String, String)>,
     pub unset: Vec<String>,
     /// Sentences for the user.
     pub notes: Vec<String>,
     /// Where the engine will listen.
     pub address: Address,
-    /// What the engine will ask for.
-    pub key: Option<Secret>,
+    pub key: Key,
     /// Where the user wants clients to connect.
     pub listen: Wish,
     /// Absent of an engine that is not vLLM.
     pub model: Option<Model>,
     /// What the engine holds of adapters; absent where it has none.
     pub limits: Option<Limits>,
+}
+
+/// What the engine will ask for. `Debug` does not show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// As the user's command says.
+    Given(Secret),
+    /// Another one for each launch, told to the engine by its environment.
+    PerLaunch,
+    /// It asks for none.
+    None,
+}
+
+/// Where vLLM finds the key of [`Key::PerLaunch`].
+pub const KEY_VARIABLE: &str = "VLLM_API_KEY";
+
+impl Key {
+    /// For one launch. Fails where the system has no random bits.
+    pub fn for_launch(&self) -> io::Result<Option<Secret>> {
+        match self {
+            Self::Given(key) => Ok(Some(key.clone())),
+            Self::PerLaunch => Secret::random().map(Some),
+            Self::None => Ok(None),
+        }
+    }
 }
 
 /// `--host` and `--port` of the command.
@@ -146,17 +169,13 @@ impl Arguments {
         let mut notes = Vec::new();
         let mut words = vec!["--uds".to_owned(), path.to_owned()];
         let limits = adapters::add(launch, config.adapters.as_ref(), &mut words, &mut notes)?;
-        let mut changes = variables::of_vllm(environment, config, limits.is_some(), &mut notes);
+        let variables::Changes { set, unset } = variables::of_vllm(environment, config, limits.is_some(), &mut notes);
         let key = key(given, &mut notes)?;
-        if key == *given.key {
-            changes.set("VLLM_API_KEY", &key.reveal());
-        }
-        let variables::Changes { set, unset } = changes;
         let command = Launch::rewrite(command, &["host", "port"], &words);
         let listen = Wish { host: launch.host().map(str::to_owned), port: launch.port() };
         let address = Address::Uds(socket.to_owned());
         let model = Model::of(launch);
-        Ok(Self { command, set, unset, notes, address, key: Some(key), listen, model, limits })
+        Ok(Self { command, set, unset, notes, address, key, listen, model, limits })
     }
 
     fn of_other(given: Given<'_>) -> Result<Self, ArgumentsError> {
@@ -170,7 +189,7 @@ impl Arguments {
         let variables::Changes { set, unset } = variables::of_other(config);
         let listen = Wish { host: launch.host().map(str::to_owned), port: launch.port() };
         let command = command.to_vec();
-        Ok(Self { command, set, unset, notes, address, key: None, listen, model: None, limits: None })
+        Ok(Self { command, set, unset, notes, address, key: Key::None, listen, model: None, limits: None })
     }
 
     /// What the engine will see. Several of the changes are in the keys of vLLM's compile caches: what decides about those
@@ -182,6 +201,13 @@ impl Arguments {
         environment
     }
 
+    /// What is set for one launch, whose key this is.
+    pub fn variables(&self, key: Option<&Secret>) -> Vec<(String, String)> {
+        let told = key.filter(|_| self.key == Key::PerLaunch);
+        let key = told.map(|key| (KEY_VARIABLE.to_owned(), key.reveal().into_owned()));
+        self.set.iter().cloned().chain(key).collect()
+    }
+
     pub fn command(&self) -> Command {
         let mut words = self.command.iter().map(Into::into);
         let program = words.next().unwrap_or_default();
@@ -190,19 +216,18 @@ impl Arguments {
     }
 }
 
-/// The key that the engine will ask for: of several, any is good. vLLM passes over `VLLM_API_KEY` where there is
-/// `--api-key`.
-fn key(given: Given<'_>, notes: &mut Vec<String>) -> Result<Secret, ArgumentsError> {
+/// Of several keys in a command, any is good. vLLM passes over `VLLM_API_KEY` where there is `--api-key`.
+fn key(given: Given<'_>, notes: &mut Vec<String>) -> Result<Key, ArgumentsError> {
     let own = given.launch.values("api-key").iter().find(|key| !key.is_empty());
     if let Some(own) = own {
         let note = "--api-key stands in the process table for everybody to read: leave it out, warmd makes a key for each start";
         notes.push(note.to_owned());
-        return Ok(Secret::new(own)?);
+        return Ok(Key::Given(Secret::new(own)?));
     }
-    if given.environment.get("VLLM_API_KEY").is_some() {
+    if given.environment.get(KEY_VARIABLE).is_some() {
         notes.push("VLLM_API_KEY is not what clients need any more: the proxy decides who may come".to_owned());
     }
-    Ok(given.key.clone())
+    Ok(Key::PerLaunch)
 }
 
 impl Model {

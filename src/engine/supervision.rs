@@ -119,6 +119,8 @@ pub struct Status {
     pub last_exit: Option<Exit>,
     /// What went wrong last; `None` once an engine is ready.
     pub reason: Option<String>,
+    /// Present while a crash loop is waited off: why the engine crashed last.
+    pub crash_loop: Option<String>,
     /// Process id, from the start until nothing is left of the engine.
     pub leader: Option<i32>,
 }
@@ -132,6 +134,7 @@ impl Default for Status {
             restarts: 0,
             last_exit: None,
             reason: None,
+            crash_loop: None,
             leader: None,
         }
     }

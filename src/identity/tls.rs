@@ -21,6 +21,7 @@ use super::admission::{Admission, node_of};
 use super::cert::{CertError, NodeCertificate};
 use super::key::{NodeId, PrivateKey};
 use super::membership::Membership;
+use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
 pub const PEER_ALPN: &[u8] = b"warmd/1";
@@ -98,6 +99,14 @@ impl NodeTls {
     /// The private half of the node key, for protocols that want to sign with it themselves.
     pub(crate) fn seed(&self) -> [u8; 32] {
         self.key.seed()
+    }
+
+    /// Names the cluster's authorities: a digest of their public keys; `None` where only listed nodes are admitted.
+    pub fn cluster(&self) -> Option<KeyId> {
+        let roots = self.admission.roots()?;
+        let mut keys: Vec<_> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
+        keys.sort_unstable();
+        Some(KeyId::of(&keys.concat()))
     }
 
     /// For accepting: every client must present an admitted certificate.

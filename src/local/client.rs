@@ -15,10 +15,10 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply, InspectReply,
-    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginListReply,
-    OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply,
-    PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent, VerifyRequest, WarmEvent,
-    WarmRequest,
+    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest,
+    OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent,
+    PublishRequest, PushReply, PushRequest, ReadChunksRequest, StartReport, StatusReply, StatusRequest, VerifyEvent,
+    VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -151,6 +151,15 @@ impl Client {
     pub async fn origin_pull(&self, id: &[u8; 32]) -> Result<Streaming<WarmEvent>, ClientError> {
         let request = OriginPullRequest { id: bytes::Bytes::copy_from_slice(id) };
         Ok(self.agent.clone().origin_pull(request).await?.into_inner())
+    }
+
+    /// Whether the origin has an artifact. Refused where there is no origin.
+    pub async fn origin_has(&self, identity: &IdentityId, id: &ArtifactId) -> Result<bool, ClientError> {
+        let request = OriginHasRequest {
+            identity: bytes::Bytes::copy_from_slice(identity.as_bytes()),
+            artifact_id: bytes::Bytes::copy_from_slice(id.as_bytes()),
+        };
+        Ok(self.agent.clone().origin_has(request).await?.into_inner().has)
     }
 
     /// What the origin has of a family; empty: of all.

@@ -3,8 +3,11 @@
 //! Nothing here is needed for correctness, and nothing is waited for by a request: a change marks a key, and a task writes
 //! the present value of marked keys about once a second. The server epoch is not kept: a store that was rolled back looks
 //! like any other, so only a new epoch at each start surely makes every agent announce again.
+//!
+//! Where several servers share one store, that store is the truth instead: see [`shared`].
 
 mod file;
+pub(super) mod shared;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -110,6 +113,16 @@ fn value(registry: &Registry, key: Key) -> Option<Value> {
         None => registry.node(key.node).map(Value::Node),
         Some(artifact) => registry.holding(key.node, artifact).map(Value::Holding),
     }
+}
+
+/// A record with its CRC32C (big endian) before it.
+fn frame(bytes: &[u8]) -> Vec<u8> {
+    [crc32c::crc32c(bytes).to_be_bytes().as_slice(), bytes].concat()
+}
+
+fn unframe(framed: &[u8]) -> Option<&[u8]> {
+    let (crc, bytes) = framed.split_at_checked(4)?;
+    (crc == crc32c::crc32c(bytes).to_be_bytes()).then_some(bytes)
 }
 
 /// Puts remembered nodes into an empty registry; those that do not fit are left out. They have one lease to renew.

@@ -1,23 +1,20 @@
-//! Asks metadata servers: one after the other until one answers, each for at most one deadline.
+//! Asks metadata servers: one after the other until one answers, each for at most one deadline. A name with several addresses
+//! stands for as many servers. Whoever answered last is asked first.
 //!
 //! Replies are hints from somebody who may lie: they are bounded, checked and typed here, and trusted nowhere.
 
 mod address;
 mod connect;
+mod metrics;
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Response, Status};
 
@@ -29,7 +26,9 @@ use crate::protocol::metadata::{
     Withdrawal, pb,
 };
 pub use address::{InvalidServerAddr, ServerAddr};
-use connect::Link;
+use connect::{Link, MAX_ADDRESSES};
+pub use metrics::ClientMetrics;
+use metrics::{Call, CallResult};
 
 type Rpc = pb::metadata_client::MetadataClient<tonic::transport::Channel>;
 
@@ -40,7 +39,7 @@ const MAX_WORDS: usize = 200;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientConfig {
-    /// In order of preference; the last one that answered is asked first.
+    /// In order of preference; the last one that answered is asked first. A name may have several addresses.
     pub servers: Vec<ServerAddr>,
     /// For one call to one server, connecting included.
     #[serde(with = "humantime_serde")]
@@ -60,7 +59,7 @@ impl ClientConfig {
 }
 
 /// Why a server refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// The caller may not do this.
     Forbidden,
@@ -107,50 +106,46 @@ impl fmt::Display for Words {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Call {
-    Announce,
-    Withdraw,
-    Lookup,
-    Watch,
-    List,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum CallResult {
-    Ok,
-    Unavailable,
-    Refused,
-    Protocol,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CallLabels {
-    method: Call,
-    result: CallResult,
-}
-
-/// What a client counts.
-#[derive(Debug, Clone, Default)]
-pub struct ClientMetrics {
-    calls: Family<CallLabels, Counter>,
-    pub(super) connected: Gauge,
-}
-
-impl ClientMetrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let r = registry.sub_registry_with_prefix("warmd_metadata_client");
-        r.register("calls", "Calls to a metadata server by method and result", metrics.calls.clone());
-        r.register("connected", "1 while a metadata server takes our announcements.", metrics.connected.clone());
-        metrics
-    }
-}
-
 struct Server {
     addr: ServerAddr,
     link: Arc<Link>,
+    channel: Mutex<Numbered>,
+}
+
+/// A channel, and how many there were before it.
+#[derive(Clone)]
+struct Numbered {
+    number: u64,
     rpc: Rpc,
+}
+
+impl Server {
+    fn new(link: Link, addr: ServerAddr) -> Self {
+        let link = Arc::new(link);
+        let channel = Mutex::new(Self::open(&link, 0));
+        Self { addr, link, channel }
+    }
+
+    fn open(link: &Arc<Link>, number: u64) -> Numbered {
+        Numbered { number, rpc: Rpc::new(link.channel()).max_decoding_message_size(MAX_MESSAGE) }
+    }
+
+    fn channel(&self) -> MutexGuard<'_, Numbered> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After a call over channel `used` without an answer: whether another address of the name can be tried.
+    fn turn_away(&self, used: u64) -> bool {
+        let mut channel = self.channel();
+        // Else another call has turned away already, and its new channel is as new to us.
+        if channel.number == used {
+            if !self.link.turn_away() {
+                return false;
+            }
+            *channel = Self::open(&self.link, used + 1);
+        }
+        true
+    }
 }
 
 struct Inner {
@@ -178,13 +173,26 @@ impl Client {
             return Err(ClientError::NoServer);
         }
         let tls = Arc::new(tls.client_config(RPC_ALPN)?);
-        let open = |addr: ServerAddr| {
-            let link = Arc::new(Link::new(addr.clone(), tls.clone(), config.deadline));
-            let rpc = Rpc::new(link.channel()).max_decoding_message_size(MAX_MESSAGE);
-            Server { addr, link, rpc }
-        };
+        let open = |addr: ServerAddr| Server::new(Link::new(addr.clone(), tls.clone(), config.deadline), addr);
         let servers = config.servers.into_iter().map(open).collect();
-        Ok(Self(Arc::new(Inner { servers, preferred: AtomicUsize::new(0), deadline: config.deadline, metrics })))
+        Ok(Self::of(servers, config.deadline, metrics))
+    }
+
+    /// As if `addr` were a name with the addresses `means`.
+    #[cfg(test)]
+    pub(super) fn of_name(
+        addr: ServerAddr,
+        means: Vec<std::net::SocketAddr>,
+        deadline: Duration,
+        tls: &NodeTls,
+    ) -> Self {
+        let tls = Arc::new(tls.client_config(RPC_ALPN).unwrap());
+        let link = Link::new(addr.clone(), tls, deadline).meaning(means);
+        Self::of(vec![Server::new(link, addr)], deadline, ClientMetrics::default())
+    }
+
+    fn of(servers: Vec<Server>, deadline: Duration, metrics: ClientMetrics) -> Self {
+        Self(Arc::new(Inner { servers, preferred: AtomicUsize::new(0), deadline, metrics }))
     }
 
     pub(super) fn metrics(&self) -> &ClientMetrics {
@@ -262,40 +270,58 @@ impl Client {
         rpc: impl Fn(Rpc) -> F,
         convert: impl Fn(&Server, T) -> Result<D, ProtocolError>,
     ) -> Result<D, ClientError> {
-        let Inner { servers, preferred, deadline, metrics } = &*self.0;
+        let Inner { servers, preferred, .. } = &*self.0;
         let first = preferred.load(Ordering::Relaxed);
         let mut last = ClientError::NoServer;
         for turn in 0..servers.len() {
             let at = (first + turn) % servers.len();
             let server = &servers[at];
-            let answered = match tokio::time::timeout(*deadline, rpc(server.rpc.clone())).await {
-                Ok(Ok(response)) => convert(server, response.into_inner())
-                    .map_err(|source| ClientError::Protocol { server: server.addr.clone(), source }),
-                Ok(Err(status)) => Err(error_of(&server.addr, &status)),
-                Err(_) => {
-                    let words = Words::of("no answer in time");
-                    Err(ClientError::Unavailable { server: server.addr.clone(), words })
+            for _ in 0..MAX_ADDRESSES {
+                let Numbered { number, rpc: channel } = server.channel().clone();
+                match self.ask(server, method, rpc(channel), &convert).await {
+                    Err(error @ (ClientError::Unavailable { .. } | ClientError::Protocol { .. })) => {
+                        tracing::debug!(server = %server.addr, error = &error as &dyn std::error::Error, "metadata call");
+                        last = error;
+                    }
+                    other => {
+                        server.link.answered();
+                        preferred.store(at, Ordering::Relaxed);
+                        return other;
+                    }
                 }
-            };
-            let result = match &answered {
-                Ok(_) => CallResult::Ok,
-                Err(ClientError::Refused { .. }) => CallResult::Refused,
-                Err(ClientError::Protocol { .. }) => CallResult::Protocol,
-                Err(_) => CallResult::Unavailable,
-            };
-            metrics.calls.get_or_create(&CallLabels { method, result }).inc();
-            match answered {
-                Err(error @ (ClientError::Unavailable { .. } | ClientError::Protocol { .. })) => {
-                    tracing::debug!(server = %server.addr, error = &error as &dyn std::error::Error, "metadata call");
-                    last = error;
-                }
-                other => {
-                    preferred.store(at, Ordering::Relaxed);
-                    return other;
+                if !server.turn_away(number) {
+                    break;
                 }
             }
         }
         Err(last)
+    }
+
+    async fn ask<T, D>(
+        &self,
+        server: &Server,
+        method: Call,
+        asked: impl Future<Output = Result<Response<T>, Status>>,
+        convert: impl Fn(&Server, T) -> Result<D, ProtocolError>,
+    ) -> Result<D, ClientError> {
+        let Inner { deadline, metrics, .. } = &*self.0;
+        let answered = match tokio::time::timeout(*deadline, asked).await {
+            Ok(Ok(response)) => convert(server, response.into_inner())
+                .map_err(|source| ClientError::Protocol { server: server.addr.clone(), source }),
+            Ok(Err(status)) => Err(error_of(&server.addr, &status)),
+            Err(_) => {
+                let words = Words::of("no answer in time");
+                Err(ClientError::Unavailable { server: server.addr.clone(), words })
+            }
+        };
+        let result = match &answered {
+            Ok(_) => CallResult::Ok,
+            Err(ClientError::Refused { .. }) => CallResult::Refused,
+            Err(ClientError::Protocol { .. }) => CallResult::Protocol,
+            Err(_) => CallResult::Unavailable,
+        };
+        metrics.called(method, result);
+        answered
     }
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::backend::shared::StoreError;
 use super::registry::Counts;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -71,6 +72,21 @@ pub(super) struct RejectLabels {
     pub(super) reason: Reject,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Loss {
+    Unreachable,
+    Silent,
+    Refused,
+    /// The store has begun anew, or its log was ahead of us.
+    Reread,
+    Damaged,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LossLabels {
+    reason: Loss,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     nodes: Family<StateLabels, Gauge>,
@@ -85,6 +101,9 @@ pub(super) struct Metrics {
     pub(super) seconds: Family<MethodLabels, Histogram>,
     pub(super) store_errors: Counter,
     pub(super) store_seconds: Counter<f64, AtomicU64>,
+    shared_up: Gauge,
+    shared_losses: Family<LossLabels, Counter>,
+    pub(super) leads: Gauge,
 }
 
 impl Metrics {
@@ -102,6 +121,9 @@ impl Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 4.0, 9))),
             store_errors: Counter::default(),
             store_seconds: Counter::default(),
+            shared_up: Gauge::default(),
+            shared_losses: Family::default(),
+            leads: Gauge::default(),
         };
         let r = registry.sub_registry_with_prefix("warmd_metadata");
         r.register("nodes", "Nodes by state", metrics.nodes.clone());
@@ -116,7 +138,26 @@ impl Metrics {
         r.register("request_seconds", "Time to answer a request", metrics.seconds.clone());
         r.register("store_errors", "Failed writes of hints to disk", metrics.store_errors.clone());
         r.register("store_seconds", "Time spent writing hints to disk", metrics.store_seconds.clone());
+        r.register("shared_store_up", "1 while this server follows the shared store", metrics.shared_up.clone());
+        r.register("shared_store_losses", "Times that it did not any more", metrics.shared_losses.clone());
+        r.register("leads", "1 on the server that counts for all that share the store", metrics.leads.clone());
         metrics
+    }
+
+    pub(super) fn found_store(&self) {
+        self.shared_up.set(1);
+    }
+
+    pub(super) fn lost_store(&self, error: &StoreError) {
+        let reason = match error {
+            StoreError::Unreachable(_) => Loss::Unreachable,
+            StoreError::Silent => Loss::Silent,
+            StoreError::Refused(_) => Loss::Refused,
+            StoreError::Loading | StoreError::Contended => Loss::Reread,
+            StoreError::Damaged(_) => Loss::Damaged,
+        };
+        self.shared_up.set(0);
+        self.shared_losses.get_or_create(&LossLabels { reason }).inc();
     }
 
     pub(super) fn set(&self, counts: &Counts) {

@@ -9,8 +9,12 @@
 //! brings all of it back, so a partition costs no re-announcement. After `forget` a lapsed or STALE node is removed. A higher
 //! epoch of a node replaces everything of the lower, a lower one is refused. A full table is an error for whoever comes
 //! last; nobody's entries are evicted for another's.
+//!
+//! Where several servers share a store, each has a registry that does the same: [`Registry::decide`] checks a change, the
+//! store gives it its place in the order of all changes, [`Registry::apply`] does it everywhere.
 
 mod nodes;
+mod order;
 mod query;
 mod sample;
 mod slab;
@@ -23,6 +27,7 @@ use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::NodeId;
 use crate::protocol::metadata::{Epoch, NodeState, ServerEpoch};
 use nodes::Node;
+pub use order::{Change, Decision, Version};
 use slab::Slab;
 use table::Table;
 
@@ -122,6 +127,8 @@ pub struct Registry {
     deadlines: BTreeSet<(Duration, u32)>,
     table: Table,
     changes: Changes,
+    /// Nodes are forgotten only when the order of changes says so.
+    shared: bool,
 }
 
 impl Registry {
@@ -134,7 +141,13 @@ impl Registry {
             deadlines: BTreeSet::new(),
             table: Table::default(),
             changes: Changes::default(),
+            shared: false,
         }
+    }
+
+    /// One of several that apply the same changes.
+    pub fn shared(config: Config, server_epoch: ServerEpoch) -> Self {
+        Self { shared: true, ..Self::new(config, server_epoch) }
     }
 
     pub fn config(&self) -> &Config {

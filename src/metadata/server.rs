@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 
+use super::backend::shared::{Drifted, Follower, JoinError, RedisConfig, Shared, StoreError, StoreUrl, follow};
 use super::backend::{self, Backend, BackendError, Marked};
 use super::metrics::{Metrics, Reject};
 use super::registry::{self, Registry};
@@ -40,13 +41,23 @@ const MAX_HEADERS: u32 = 16 * 1024;
 /// How often leases are expired, gauges set and changes written.
 const TICK: Duration = Duration::from_secs(1);
 const MAX_BATCHES: usize = 2_000;
+const FIRST_READ: Duration = Duration::from_secs(10);
+
+/// Where a server keeps what it knows.
+#[derive(Debug, Clone)]
+pub enum Store {
+    Memory,
+    /// In memory, and as hints in a file of this directory, for the next start.
+    File(PathBuf),
+    /// With other servers. What else is in the configuration must be the same for all of them.
+    Shared(StoreUrl, RedisConfig),
+}
 
 /// What a metadata server needs.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// Directory of the store; `None` keeps everything in memory only.
-    pub data: Option<PathBuf>,
+    pub store: Store,
     pub registry: registry::Config,
     pub max_connections: usize,
     pub max_watches: usize,
@@ -60,7 +71,7 @@ impl Config {
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
-            data: None,
+            store: Store::Memory,
             registry: registry::Config::default(),
             max_connections: 20_000,
             max_watches: 20_000,
@@ -79,8 +90,21 @@ pub enum ServerError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Store(#[from] BackendError),
+    #[error(transparent)]
+    Shared(#[from] StoreError),
+    #[error(transparent)]
+    Drifted(#[from] Drifted),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
+}
+
+impl From<JoinError> for ServerError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Store(error) => error.into(),
+            JoinError::Drifted(error) => error.into(),
+        }
+    }
 }
 
 /// A running metadata server.
@@ -103,13 +127,23 @@ impl Server {
         metrics: &mut prometheus_client::registry::Registry,
     ) -> Result<Self, ServerError> {
         let acceptor = TlsAcceptor::from(Arc::new(tls.server_config(RPC_ALPN)?));
-        let (backend, remembered) = Backend::open(config.data.as_deref())?;
+        let epoch = new_server_epoch()?;
+        let (data, follower) = match &config.store {
+            Store::Memory => (None, None),
+            Store::File(directory) => (Some(directory.as_path()), None),
+            Store::Shared(url, redis) => {
+                let cluster = tls.cluster().map(|authority| authority.to_string());
+                let join = Follower::join(url, redis, &config.registry, cluster.as_deref(), epoch);
+                (None, Some(join.await?))
+            }
+        };
+        let (backend, remembered) = Backend::open(data)?;
         let listen = |source| ServerError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
 
         let metrics = Metrics::register(metrics);
-        let mut registry = Registry::new(config.registry.clone(), new_server_epoch()?);
+        let mut registry = Registry::new(config.registry.clone(), epoch);
         let caps = Caps {
             per_caller: config.max_watches_per_caller,
             total: config.max_watches,
@@ -119,7 +153,8 @@ impl Server {
         backend::restore(&mut registry, &remembered, Duration::ZERO);
         drop(remembered);
         let marked = Marked::of(&backend);
-        let directory = Arc::new(Directory::new(registry, marked, watchers, metrics));
+        let shared = follower.as_ref().map(|_| Shared::new());
+        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), watchers, metrics));
 
         let server = Self {
             addr,
@@ -141,7 +176,15 @@ impl Server {
         server.serving.spawn_finishing("metadata accept", accepting);
         server.serving.spawn_finishing("metadata rpc", serve(directory.clone(), incoming, drain.clone()));
         let token = server.upkeep.token().clone();
-        server.upkeep.spawn_finishing("metadata upkeep", upkeep(directory, Arc::new(backend), token));
+        match shared.zip(follower) {
+            Some((shared, follower)) => {
+                let following = follow(directory, shared.clone(), follower, token);
+                server.upkeep.spawn_finishing("metadata store", following);
+                // Not for ever: requests are refused with the reason until the store was read.
+                shared.ready(FIRST_READ).await;
+            }
+            None => server.upkeep.spawn_finishing("metadata upkeep", upkeep(directory, Arc::new(backend), token)),
+        }
         tracing::info!(%addr, "metadata server listens");
         Ok(server)
     }
@@ -318,6 +361,6 @@ pub(super) mod tests {
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), watchers, metrics))
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, watchers, metrics))
     }
 }

@@ -4,6 +4,7 @@
 //! becomes a gRPC status here and nowhere else.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,15 +13,16 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::backend::Marked;
+use super::backend::shared::{ChangeError, Shared, StoreError};
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
-use super::registry::{Registry, RegistryError};
+use super::registry::{Change, Registry, RegistryError};
 use super::server::Peer;
 use super::watch::{Subscription, WatchError, Watchers};
 use crate::digest::IdentityId;
 use crate::identity::NodeId;
 use crate::protocol::ProtocolError;
 use crate::protocol::metadata::pb::metadata_server::Metadata;
-use crate::protocol::metadata::{Announcement, Lookup, PageRequest, Withdrawal, pb};
+use crate::protocol::metadata::{AnnounceReply, Announcement, Lookup, PageRequest, ServerEpoch, Withdrawal, pb};
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,17 @@ pub(super) enum ServiceError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Watch(#[from] WatchError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ChangeError> for ServiceError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Registry(error) => Self::Registry(error),
+            ChangeError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 impl From<ServiceError> for Status {
@@ -57,6 +70,7 @@ impl From<ServiceError> for Status {
                 WatchError::PerCaller(_) | WatchError::Total(_) => Self::resource_exhausted(text),
                 WatchError::Closed => Self::unavailable(text),
             },
+            ServiceError::Store(_) => Self::unavailable(text),
         }
     }
 }
@@ -69,7 +83,7 @@ impl ServiceError {
             Self::Registry(RegistryError::Full { .. }) => Outcome::Full,
             Self::Registry(_) => Outcome::Refused,
             Self::Watch(WatchError::PerCaller(_) | WatchError::Total(_)) => Outcome::Full,
-            Self::Watch(WatchError::Closed) => Outcome::Unavailable,
+            Self::Watch(WatchError::Closed) | Self::Store(_) => Outcome::Unavailable,
         }
     }
 }
@@ -77,19 +91,31 @@ impl ServiceError {
 /// What handlers and the server's tasks share.
 #[derive(Debug)]
 pub(super) struct Directory {
-    start: Instant,
+    /// The registry's time at an instant. A server of its own begins at 0; one that shares a store has the store's.
+    clock: RwLock<(Instant, Duration)>,
     registry: RwLock<Registry>,
     marked: Mutex<Marked>,
+    shared: Option<Arc<Shared>>,
+    /// This server counts for the directory, and not another one that shares the store.
+    counts: AtomicBool,
     pub(super) watchers: Arc<Watchers>,
     pub(super) metrics: Metrics,
 }
 
 impl Directory {
-    pub(super) fn new(registry: Registry, marked: Marked, watchers: Arc<Watchers>, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        registry: Registry,
+        marked: Marked,
+        shared: Option<Arc<Shared>>,
+        watchers: Arc<Watchers>,
+        metrics: Metrics,
+    ) -> Self {
         let directory = Self {
-            start: Instant::now(),
+            clock: RwLock::new((Instant::now(), Duration::ZERO)),
             registry: RwLock::new(registry),
             marked: Mutex::new(marked),
+            counts: AtomicBool::new(shared.is_none()),
+            shared,
             watchers,
             metrics,
         };
@@ -97,20 +123,46 @@ impl Directory {
         directory
     }
 
-    /// Since the server started: leases do not depend on anybody's wall clock.
+    /// Leases do not depend on this machine's wall clock.
     pub(super) fn now(&self) -> Duration {
-        self.start.elapsed()
+        let (at, time) = *self.clock.read().unwrap_or_else(PoisonError::into_inner);
+        time + at.elapsed()
+    }
+
+    pub(super) fn set_clock(&self, time: Duration, at: Instant) {
+        *self.clock.write().unwrap_or_else(PoisonError::into_inner) = (at, time);
+    }
+
+    /// Whether counters of the directory are this server's to show.
+    pub(super) fn set_counts(&self, counts: bool) {
+        self.counts.store(counts, Ordering::Relaxed);
+        self.metrics.leads.set(counts.into());
     }
 
     /// Changes the registry; watchers hear of it in the same order.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Registry, Duration) -> T) -> T {
+        self.change_at(self.now(), change)
+    }
+
+    pub(super) fn change_at<T>(&self, now: Duration, change: impl FnOnce(&mut Registry, Duration) -> T) -> T {
         let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut registry, self.now());
+        let result = change(&mut registry, now);
         let changes = registry.take_changes();
-        self.metrics.lapses.inc_by(changes.lapsed);
+        if self.counts.load(Ordering::Relaxed) {
+            self.metrics.lapses.inc_by(changes.lapsed);
+        }
         self.watchers.tell(&changes.events);
         self.marked().mark(&changes);
         result
+    }
+
+    /// Another registry takes the place of this one; watchers look up again.
+    pub(super) fn replace(&self, mut registry: Registry, now: Duration) {
+        registry.take_changes();
+        let server_epoch = registry.server_epoch();
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+        self.set_clock(now, Instant::now());
+        self.watchers.begin_anew(server_epoch);
     }
 
     pub(super) fn read<T>(&self, read: impl FnOnce(&Registry, Duration) -> T) -> T {
@@ -120,6 +172,29 @@ impl Directory {
 
     pub(super) fn marked(&self) -> MutexGuard<'_, Marked> {
         self.marked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the registry says is all that there is to say: an unreachable store is no empty answer.
+    fn known(&self) -> Result<&Self, StoreError> {
+        self.shared.as_ref().map_or(Ok(()), |shared| shared.check())?;
+        Ok(self)
+    }
+
+    async fn announce(&self, told: Announcement) -> Result<AnnounceReply, ServiceError> {
+        let Some(shared) = &self.shared else {
+            return Ok(self.change(|registry, now| registry.announce(&told, now))?);
+        };
+        let (node, state) = (told.node, told.state);
+        shared.change(self, &Change::Announce(told)).await?;
+        Ok(self.read(|registry, _| registry.reply(node, state)))
+    }
+
+    async fn withdraw(&self, told: Withdrawal) -> Result<ServerEpoch, ServiceError> {
+        match &self.shared {
+            None => self.change(|registry, now| registry.withdraw(&told, now))?,
+            Some(shared) => shared.change(self, &Change::Withdraw(told)).await?,
+        }
+        Ok(self.read(|registry, _| registry.server_epoch()))
     }
 }
 
@@ -138,14 +213,18 @@ fn peer<T>(request: &Request<T>) -> Result<Peer, ServiceError> {
 }
 
 impl Service {
-    fn answer<T, U: TryInto<D, Error = ProtocolError>, D>(
+    async fn answer<T, U: TryInto<D, Error = ProtocolError>, D>(
         &self,
         method: Method,
         request: Request<U>,
-        handle: impl FnOnce(&Directory, Peer, D) -> Result<T, ServiceError>,
+        handle: impl AsyncFnOnce(&Directory, Peer, D) -> Result<T, ServiceError>,
     ) -> Result<Response<T>, Status> {
         let begin = Instant::now();
-        let result = peer(&request).and_then(|peer| handle(&self.0, peer, request.into_inner().try_into()?));
+        let handled = async {
+            let peer = peer(&request)?;
+            handle(&self.0, peer, request.into_inner().try_into()?).await
+        };
+        let result = handled.await;
         let outcome = result.as_ref().map_or_else(ServiceError::outcome, |_| Outcome::Ok);
         self.0.metrics.requests.get_or_create(&RequestLabels { method, outcome }).inc();
         self.0.metrics.seconds.get_or_create(&MethodLabels { method }).observe(begin.elapsed().as_secs_f64());
@@ -162,49 +241,52 @@ type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + S
 #[tonic::async_trait]
 impl Metadata for Service {
     async fn announce(&self, request: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceReply>, Status> {
-        self.answer(Method::Announce, request, |directory, peer, told: Announcement| {
+        let handle = async |directory: &Directory, peer: Peer, told: Announcement| {
             only_for_itself(peer, told.node)?;
             if !peer.is_local() && told.endpoints.iter().any(|endpoint| endpoint.is_loopback()) {
                 return Err(ServiceError::Loopback);
             }
-            Ok(directory.change(|registry, now| registry.announce(&told, now))?.into())
-        })
+            Ok(directory.announce(told).await?.into())
+        };
+        self.answer(Method::Announce, request, handle).await
     }
 
     async fn withdraw(&self, request: Request<pb::WithdrawRequest>) -> Result<Response<pb::WithdrawReply>, Status> {
-        self.answer(Method::Withdraw, request, |directory, peer, told: Withdrawal| {
+        let handle = async |directory: &Directory, peer: Peer, told: Withdrawal| {
             only_for_itself(peer, told.node)?;
-            let server_epoch = directory.change(|registry, now| {
-                registry.withdraw(&told, now)?;
-                Ok::<_, ServiceError>(registry.server_epoch())
-            })?;
-            Ok(pb::WithdrawReply { server_epoch: server_epoch.0 })
-        })
+            Ok(pb::WithdrawReply { server_epoch: directory.withdraw(told).await?.0 })
+        };
+        self.answer(Method::Withdraw, request, handle).await
     }
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Result<Response<pb::LookupReply>, Status> {
-        self.answer(Method::Lookup, request, |directory, _, lookup: Lookup| {
-            Ok(directory.read(|registry, now| registry.lookup(&lookup, now, &mut rand::rng())).into())
-        })
+        let handle = async |directory: &Directory, _, lookup: Lookup| {
+            let found = |registry: &Registry, now| registry.lookup(&lookup, now, &mut rand::rng());
+            Ok(directory.known()?.read(found).into())
+        };
+        self.answer(Method::Lookup, request, handle).await
     }
 
     type WatchStream = WatchStream;
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<WatchStream>, Status> {
-        self.answer(Method::Watch, request, |directory, peer, identities: Vec<IdentityId>| {
-            let subscription = directory.watchers.open(peer.node, identities)?;
+        let handle = async |directory: &Directory, peer: Peer, identities: Vec<IdentityId>| {
+            let subscription = directory.known()?.watchers.open(peer.node, identities)?;
             let events = futures_util::stream::unfold(subscription, |mut subscription: Subscription| async {
                 let event = subscription.next().await?;
                 Some((Ok(event.into()), subscription))
             });
             Ok(Box::pin(events) as WatchStream)
-        })
+        };
+        self.answer(Method::Watch, request, handle).await
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListReply>, Status> {
-        self.answer(Method::List, request, |directory, _, page: PageRequest| {
-            Ok(directory.read(|registry, now| registry.list(&page, now, &mut rand::rng())).into())
-        })
+        let handle = async |directory: &Directory, _, page: PageRequest| {
+            let listed = |registry: &Registry, now| registry.list(&page, now, &mut rand::rng());
+            Ok(directory.known()?.read(listed).into())
+        };
+        self.answer(Method::List, request, handle).await
     }
 }
 

@@ -1,6 +1,9 @@
 //! Server, client and announcer together, over loopback with real certificates.
 
+mod contract;
+mod failover;
 mod hostile;
+mod shared;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -49,10 +52,17 @@ impl Cluster {
 
     async fn server_at(&self, listen: SocketAddr, data: Option<&Path>) -> Server {
         let mut config = Config::new(listen);
-        config.data = data.map(ToOwned::to_owned);
+        config.store = data.map_or(Store::Memory, |data| Store::File(data.to_owned()));
         config.max_watches_per_caller = 2;
         config.registry.heartbeat = Duration::from_millis(50);
         Server::bind(config, &self.node(SERVER), &mut Metrics::default()).await.unwrap()
+    }
+
+    /// A server that is fast to notice things, over `store`.
+    async fn server_over(&self, store: Store) -> Result<Server, ServerError> {
+        let mut config = Config { store, ..Config::new("127.0.0.1:0".parse().unwrap()) };
+        config.registry.heartbeat = Duration::from_millis(50);
+        Server::bind(config, &self.node(SERVER), &mut Metrics::default()).await
     }
 
     fn client(&self, seed: u8, server: &Server) -> Client {

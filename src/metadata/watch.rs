@@ -3,6 +3,7 @@
 //! Each watcher has a bounded buffer of its own: a slow one loses its oldest events, is told so, and holds up nobody.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -52,14 +53,27 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Watchers {
     caps: Caps,
-    server_epoch: ServerEpoch,
+    server_epoch: AtomicU64,
     open: Gauge,
     inner: Mutex<Inner>,
 }
 
 impl Watchers {
     pub(super) fn new(caps: Caps, server_epoch: ServerEpoch, open: Gauge) -> Self {
-        Self { caps, server_epoch, open, inner: Mutex::default() }
+        Self { caps, server_epoch: AtomicU64::new(server_epoch.0), open, inner: Mutex::default() }
+    }
+
+    fn server_epoch(&self) -> ServerEpoch {
+        ServerEpoch(self.server_epoch.load(Ordering::Relaxed))
+    }
+
+    /// The directory is another one: whoever watches must look up again.
+    pub(super) fn begin_anew(&self, server_epoch: ServerEpoch) {
+        self.server_epoch.store(server_epoch.0, Ordering::Relaxed);
+        for watcher in self.lock().watchers.values() {
+            // Fails only if the subscription is just being dropped.
+            let _ = watcher.events.send(WatchEvent { server_epoch, kind: WatchKind::Lagged });
+        }
     }
 
     pub(super) fn open(
@@ -106,7 +120,7 @@ impl Watchers {
             for id in inner.by_identity.get(&identity).into_iter().flatten() {
                 if let Some(watcher) = inner.watchers.get(id) {
                     // Fails only if the subscription is just being dropped.
-                    let _ = watcher.events.send(WatchEvent { server_epoch: self.server_epoch, kind });
+                    let _ = watcher.events.send(WatchEvent { server_epoch: self.server_epoch(), kind });
                 }
             }
         }
@@ -158,7 +172,7 @@ impl Subscription {
         match self.receiver.recv().await {
             Ok(event) => Some(event),
             Err(RecvError::Lagged(_)) => {
-                Some(WatchEvent { server_epoch: self.watchers.server_epoch, kind: WatchKind::Lagged })
+                Some(WatchEvent { server_epoch: self.watchers.server_epoch(), kind: WatchKind::Lagged })
             }
             Err(RecvError::Closed) => None,
         }

@@ -73,14 +73,6 @@ impl Access {
         &self.gates
     }
 
-    fn limited(&self, limited: Limited) -> Answer {
-        self.metrics.limited.get_or_create(&LimitLabel { limit: limited.limit }).inc();
-        match limited.limit {
-            Limit::ReplicaPlaces | Limit::Callers => Answer::Overloaded { what: "requests" },
-            _ => Answer::Limited { reason: limited.to_string(), retry_after: limited.retry_after },
-        }
-    }
-
     fn enter(&self, caller: &Caller, place: Place) -> Result<Lease, Answer> {
         let permit = self.limits.enter(caller.tenant(), place).map_err(|limited| self.limited(limited))?;
         Ok(Box::new(permit))
@@ -136,6 +128,14 @@ impl Admission for Access {
     fn look_for_unknown(&self, caller: &Caller) -> Result<(), Answer> {
         let now = Instant::now().into_std();
         self.limits.unknown_adapter(caller.tenant(), now).map_err(|limited| self.limited(limited))
+    }
+
+    fn limited(&self, limited: Limited) -> Answer {
+        self.metrics.limited.get_or_create(&LimitLabel { limit: limited.limit }).inc();
+        match limited.limit {
+            Limit::ReplicaPlaces | Limit::Callers => Answer::Overloaded { what: "requests" },
+            _ => Answer::Limited { reason: limited.to_string(), retry_after: limited.retry_after },
+        }
     }
 
     fn wait(&self, caller: &Caller) -> Result<Lease, Answer> {

@@ -4,6 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::Answer;
 use super::auth::{AnonymousConfig, Caller};
+use super::limits::Limited;
 use super::models::{BoxFuture, Lease};
 
 /// A request's head, as far as it decides who asks.
@@ -35,6 +36,11 @@ pub trait Admission: Send + Sync {
 
     /// Before anybody else is asked about a model that nobody knows here.
     fn look_for_unknown(&self, caller: &Caller) -> Result<(), Answer>;
+
+    /// What is said where others have counted too much.
+    fn limited(&self, limited: Limited) -> Answer {
+        Answer::Limited { reason: limited.to_string(), retry_after: limited.retry_after }
+    }
 
     /// Before a request waits for a model to be loaded; held as long as it does.
     fn wait(&self, caller: &Caller) -> Result<Lease, Answer>;

@@ -28,6 +28,8 @@ pub enum Answer {
     Forbidden(String),
     #[error("the model `{model}` does not exist")]
     ModelNotFound { model: String },
+    #[error("the adapter `{model}` was made for `{made_for}`, and this server serves `{served}`")]
+    OtherBase { model: String, made_for: String, served: String },
     /// `accepted`: 202, or 503, which OpenAI's clients try again.
     #[error("the model `{model}` is not ready: {state}")]
     Loading { model: String, state: String, retry_after: Duration, accepted: bool },
@@ -59,7 +61,7 @@ pub enum Answer {
 impl Answer {
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::NoRoute | Self::ModelNotFound { .. } => StatusCode::NOT_FOUND,
+            Self::NoRoute | Self::ModelNotFound { .. } | Self::OtherBase { .. } => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -102,7 +104,7 @@ impl Answer {
             Self::BodyTimeout => "body_timeout",
             Self::Unauthorized(_) => "invalid_api_key",
             Self::Forbidden(_) => "forbidden",
-            Self::ModelNotFound { .. } => "model_not_found",
+            Self::ModelNotFound { .. } | Self::OtherBase { .. } => "model_not_found",
             Self::Loading { .. } => "model_loading",
             Self::Paused { .. } => "model_paused",
             Self::Limited { .. } => "rate_limit_exceeded",
@@ -132,7 +134,9 @@ impl Answer {
     pub(super) fn json(&self) -> Value {
         let param = match self {
             Self::BadRequest { param, .. } => *param,
-            Self::ModelNotFound { .. } | Self::Loading { .. } | Self::Paused { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::OtherBase { .. } | Self::Loading { .. } | Self::Paused { .. } => {
+                Some("model")
+            }
             _ => None,
         };
         let error = json!({"message": self.to_string(), "type": self.kind(), "param": param, "code": self.code()});

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::answer::Answer;
 use super::metrics::{By, Metrics, Phase, Stage};
 use super::models::Lease;
 use super::rewrite::Rewriter;
-use super::serving::Slot;
+use super::slots::Slot;
 use super::upstream::Exchange;
 
 /// Ends a body that must not look whole: the connection is closed without its end.
@@ -82,7 +83,7 @@ pub(super) struct Relay {
     begun: Option<Instant>,
     aborted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     state: Progress,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     account: Option<Account>,
     held: Option<Held>,
 }
@@ -100,7 +101,7 @@ impl Relay {
         rewriter: Rewriter,
         idle: Duration,
         begun: Instant,
-        metrics: Metrics,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let timer = Box::pin(tokio::time::sleep(idle));
         let state = if exchange.is_over() { Progress::Over } else { Progress::Flowing };

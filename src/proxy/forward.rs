@@ -83,7 +83,7 @@ pub(super) struct Forward {
     idle: Duration,
     /// When to come again, if there is no engine.
     retry_after: Duration,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 /// The head of an engine's answer, and where its body comes from.
@@ -94,7 +94,7 @@ pub(super) struct Answered {
 }
 
 impl Forward {
-    pub(super) fn new(config: &Config, metrics: Metrics) -> Self {
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         let pool = Arc::new(Pool::new(config.keep_alive, config.max_kept));
         let Config { connect, first_byte, idle, retry_after, .. } = *config;
         Self { pool, connect, first_byte, idle, retry_after, metrics }

@@ -27,6 +27,8 @@ pub enum Limit {
     Tokens,
     /// Asking for adapters that nobody knows.
     UnknownAdapters,
+    /// Adapters that are here because one tenant has asked for them.
+    Adapters,
     /// One tenant's places.
     TenantPlaces,
     /// This replica's places: the tenant did nothing wrong.
@@ -49,6 +51,7 @@ impl Limit {
             Self::Requests => "too many requests a second",
             Self::Tokens => "too many tokens a second",
             Self::UnknownAdapters => "too many requests for models that do not exist",
+            Self::Adapters => "too many of your adapters are in use here",
             Self::TenantPlaces => "too many requests at once",
             Self::ReplicaPlaces => "this server is full",
             Self::Callers => "too many callers at once",
@@ -132,6 +135,11 @@ impl Limits {
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = unknown.entry(tenant.clone(), now, || Bucket::new(rate.get() / 60.0, rate.get(), now))?;
         limited(Limit::UnknownAdapters, Some(bucket.take(1.0, now)))
+    }
+
+    /// Adapters that may be here at a time because `tenant` has asked for them. Counted by whoever has them.
+    pub fn max_adapters(&self, tenant: &Tenant) -> usize {
+        self.config.of(tenant).max_adapters
     }
 
     /// Takes one of `tenant`'s places, and of the replica's, until the permit is dropped.

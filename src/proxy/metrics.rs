@@ -29,6 +29,11 @@ pub(super) enum State {
     Streaming,
 }
 
+impl State {
+    /// In the order of their numbers.
+    const ALL: [Self; 5] = [Self::Reading, Self::Loading, Self::Gate, Self::Engine, Self::Streaming];
+}
+
 /// Where the engine's side of a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum Phase {
@@ -71,7 +76,8 @@ struct ByLabel {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
-    in_flight: Family<StateLabel, Gauge>,
+    /// By [`State`]; a look at the family for each change would cost more than the change.
+    in_flight: [Gauge; State::ALL.len()],
     engine_errors: Family<PhaseLabel, Counter>,
     aborted: Family<ByLabel, Counter>,
     first_token: Histogram,
@@ -85,9 +91,11 @@ pub struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 20));
+        let by_state = Family::<StateLabel, Gauge>::default();
+        let in_flight = State::ALL.map(|state| by_state.get_or_create_owned(&StateLabel { state }));
         let metrics = Self {
             requests: Family::default(),
-            in_flight: Family::default(),
+            in_flight,
             engine_errors: Family::default(),
             aborted: Family::default(),
             first_token: seconds(),
@@ -99,7 +107,7 @@ impl Metrics {
         };
         let m = metrics.clone();
         registry.register("warmd_proxy_requests", "Answered requests", m.requests);
-        registry.register("warmd_proxy_in_flight", "Requests by what they wait for", m.in_flight);
+        registry.register("warmd_proxy_in_flight", "Requests by what they wait for", by_state);
         registry.register("warmd_proxy_engine_errors", "Requests whose engine side failed", m.engine_errors);
         registry.register("warmd_proxy_aborted", "Requests that ended before their answer", m.aborted);
         registry.register("warmd_proxy_retries", "Requests sent again on a fresh connection", m.retries);
@@ -123,7 +131,7 @@ impl Metrics {
     }
 
     pub(super) fn enter(&self, state: State) -> Stage {
-        let gauge = self.in_flight.get_or_create_owned(&StateLabel { state });
+        let gauge = self.in_flight[state as usize].clone();
         gauge.inc();
         Stage(gauge)
     }

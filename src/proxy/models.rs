@@ -10,6 +10,7 @@ use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::auth::Caller;
+use super::limits::Limited;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -55,6 +56,13 @@ pub enum Resolution {
         retry_after: Duration,
     },
     Unknown,
+    /// There is such an adapter, and not for this server: both are names of base models.
+    OtherBase {
+        made_for: String,
+        served: String,
+    },
+    /// Of this caller there is too much.
+    Limited(Limited),
     /// With the status of an error; `reason` goes to the client.
     Refused {
         status: StatusCode,
@@ -101,8 +109,8 @@ pub struct AdapterSlots {
 /// Whoever knows the models. A name is whatever a client sent, up to [`MAX_MODEL_NAME`](super::MAX_MODEL_NAME) bytes
 /// without control characters: look it up, and never make a path of it. A future that is dropped was not wanted any more.
 pub trait Models: Send + Sync {
-    /// Whether `model` is known here, so that [`Models::resolve`] asks nobody else.
-    fn knows(&self, model: &str) -> bool;
+    /// Whether what `caller` may hear of `model` is known here, so that [`Models::resolve`] asks nobody else.
+    fn knows(&self, model: &str, caller: &Caller) -> bool;
 
     /// Answers at once; work that it starts is its own.
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution>;

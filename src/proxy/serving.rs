@@ -9,7 +9,6 @@ use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderVa
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::Proxy;
@@ -25,6 +24,7 @@ use super::models::{Lease, Resolution, Route};
 use super::request::{Asked, Waiting};
 use super::rewrite::{Framing, Rewriter};
 use super::route::Endpoint;
+use super::slots::Slot;
 use super::trace::Trace;
 use super::upstream::Upstream;
 
@@ -38,18 +38,6 @@ struct Received {
     head: Parts,
     trace: Trace,
     class: Class,
-}
-
-/// One of the places for requests.
-pub(super) struct Slot {
-    busy: watch::Sender<usize>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.busy.send_modify(|busy| *busy -= 1);
-    }
 }
 
 /// A [`Route`], taken apart.
@@ -185,9 +173,7 @@ impl Proxy {
     }
 
     fn slot(&self) -> Result<Slot, Answer> {
-        let permit = self.requests.clone().try_acquire_owned().map_err(|_| Answer::Overloaded { what: "requests" })?;
-        self.busy.send_modify(|busy| *busy += 1);
-        Ok(Slot { busy: self.busy.clone(), _permit: permit })
+        self.requests.take().ok_or(Answer::Overloaded { what: "requests" })
     }
 
     fn engine(&self) -> Result<Upstream, Answer> {
@@ -229,7 +215,7 @@ impl Proxy {
 
     /// Where the model is; waits for it if the client does. Who waits is counted apart from those who are served.
     async fn target(&self, asked: &Asked, caller: &Caller, slot: &mut Option<Slot>) -> Result<Target, Answer> {
-        if !self.models.knows(&asked.model) {
+        if !self.models.knows(&asked.model, caller) {
             self.admission.look_for_unknown(caller)?;
         }
         let resolution = self.models.resolve(&asked.model, caller).await;
@@ -259,6 +245,8 @@ impl Proxy {
                 Err(Answer::Loading { model: model(), state, retry_after, accepted })
             }
             Resolution::Unknown => Err(Answer::ModelNotFound { model: model() }),
+            Resolution::OtherBase { made_for, served } => Err(Answer::OtherBase { model: model(), made_for, served }),
+            Resolution::Limited(limited) => Err(self.admission.limited(limited)),
             Resolution::Refused { status, reason } => Err(Answer::Refused { status, reason }),
         }
     }

@@ -30,6 +30,7 @@ mod source;
 mod state;
 mod status;
 mod table;
+mod top;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub use disk::{Disk, DiskError};
 pub use metrics::Metrics;
 pub use models::{Access, Denied, Everybody};
 pub use registry::{Registered, Registry, RegistryError};
-pub use source::{Delivery, FetchError, Files, LookError, Offer, Progress, Signed, Source};
+pub use source::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
 pub use state::State;
 pub use status::{AdapterStatus, Capacity, FailureStatus, VersionStatus};
 pub use table::OrderError;
@@ -70,7 +71,7 @@ pub struct Parts {
     pub config: AdaptersConfig,
     /// Its root is [`Disk::prepared`] of `disk`.
     pub preparer: Arc<Preparer>,
-    pub disk: Disk,
+    pub disk: Arc<Disk>,
     pub source: Arc<dyn Source>,
     pub registry: Arc<dyn Registry>,
     /// Of the engine, while it is ready.
@@ -136,18 +137,7 @@ impl Adapters {
             table.found_on_disk(id, bytes, now);
         }
         table.remember(remembered(&disk, &*source, &preparer)?, now);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.prepare_threads.max(1))
-            .thread_name(|number| format!("prepare-{number}"))
-            .build()?;
-        let loader = Loader {
-            source,
-            preparer,
-            disk: Arc::new(disk),
-            loading: Semaphore::new(config.max_loading.max(1)),
-            preparing: Semaphore::new(config.max_preparing.max(1)),
-            pool: Arc::new(pool),
-        };
+        let loader = Loader::new(source, preparer, disk, &config)?;
         let registering = Semaphore::new(config.max_registering.max(1));
         let (table, changes, stir) = (Mutex::new(table), watch::Sender::new(0), Notify::new());
         let shared =
@@ -161,7 +151,7 @@ impl Adapters {
     }
 
     /// Ends all work and remembers what there is; false if something had not ended at the deadline. Files of the engine stay.
-    pub async fn shutdown(self, deadline: Duration) -> bool {
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
         let ended = self.tasks.shutdown(deadline).await;
         let aliases = self.shared.table().entries().map(|(alias, _)| alias.clone()).collect();
         let saved = tokio::time::timeout(deadline, self.shared.save(aliases)).await;
@@ -189,8 +179,8 @@ fn remembered(disk: &Disk, source: &dyn Source, preparer: &Preparer) -> Result<V
         };
         let used_ago = Duration::from_secs(now.seconds().saturating_sub(record.used.seconds()));
         let prepared = signed.as_ref().map(|signed| preparer.id(signed.release.content));
-        let (alias, want, pin) = (record.alias, record.want, record.pin);
-        all.push(Remembered { alias, signed, prepared, want, pin, used_ago });
+        let (alias, want, brought_by, pin) = (record.alias, record.want, record.brought_by, record.pin);
+        all.push(Remembered { alias, signed, prepared, want, brought_by, pin, used_ago });
     }
     Ok(all)
 }

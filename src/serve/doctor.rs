@@ -146,6 +146,7 @@ pub async fn ask(client: &Client, outlook: &Outlook, problems: &mut Vec<String>)
     let families = outlook.prospects.iter().map(|prospect| FamilyIdentity {
         family: prospect.family.name.to_owned(),
         identity: bytes::Bytes::copy_from_slice(prospect.identity.id().as_bytes()),
+        subject: String::new(),
     });
     let request = NearbyRequest { families: families.collect(), budget_ms: 0 };
     let (found, near) = tokio::join!(client.find(&identities), client.nearby(request));

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The proxy answers from the first moment: until the engine serves, that it is not ready. Adapters begin with the first
-//! engine that serves, because its version decides what may be made of them.
+//! engine that serves, and anew with one of another kind, because its version decides what may be made of them.
 
 mod attach;
 mod begin;
@@ -71,7 +71,7 @@ pub enum ServeError {
     #[error("listen on {addr}: {source}")]
     Listen { addr: SocketAddr, source: io::Error },
     #[error(
-        "everybody who reaches {0} could use the engine: say who may in [auth] of a configuration file (--config), or let everybody in with --anonymous"
+        "everybody who reaches {0} could use the engine: say who may in [auth] of a configuration file (--config; [serve.auth] in an agent's), or let everybody in: --anonymous, or [auth.anonymous] there"
     )]
     Open(SocketAddr),
     #[error(transparent)]
@@ -82,8 +82,6 @@ pub enum ServeError {
     Probe(#[from] ProbeError),
     #[error(transparent)]
     Engine(#[from] StartError),
-    #[error("make a key: {0}")]
-    Key(io::Error),
 }
 
 /// What is served: an engine of ours, or one that somebody else runs.
@@ -149,20 +147,19 @@ impl Serving {
         let server = Server::bind(addr, proxy.clone()).await.map_err(|source| ServeError::Listen { addr, source })?;
         say(&format!("clients connect to http://{}", server.addr()));
         let supervision = engine::Metrics::register(&mut registry);
-        let adapters_metrics = super::adapters::Metrics::register(&mut registry);
+        let adapters_metrics = super::adapters::Metrics::register(&mut registry, config.adapters.named_in_metrics);
         // What can fail has failed before an engine takes a GPU.
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;
         let metrics = metrics_server(&config, registry).await?;
         let supervisor = engine.run(&config, &state, &proxy, supervision, &tasks, upstream_sender);
-        let (epoch_sender, epoch) = watch::channel(None);
-        tasks.spawn("engine epoch", epochs(upstream.clone(), epoch_sender));
         let begin = Begin {
             config: config.clone(),
             known,
             state: state.clone(),
             upstream,
-            epoch,
+            epoch: watch::Sender::new(None),
+            disk: None,
             metrics: adapters_metrics,
             access: access.clone(),
             say: say.clone(),
@@ -175,6 +172,17 @@ impl Serving {
 
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
+    }
+
+    /// Completes when the engine is in a crash loop, with the reason of its latest end. It is started again all the same,
+    /// unless this server ends.
+    pub async fn crash_loop(&self) -> String {
+        let Some(supervisor) = &self.supervisor else { return std::future::pending().await };
+        let mut status = supervisor.status();
+        match status.wait_for(|status| status.crash_loop.is_some()).await {
+            Ok(status) => status.crash_loop.clone().unwrap_or_default(),
+            Err(_) => "nobody looks after it any more".to_owned(),
+        }
     }
 
     /// Requests that are under way end first, then the engine, then what served them.
@@ -212,7 +220,7 @@ const SOCKET: &str = "engine.sock";
 
 /// Who runs the engine.
 enum Running {
-    Own { starts: Box<Starts>, address: (Address, Option<Secret>) },
+    Own(Arc<Starts>),
     Attached(Attached),
 }
 
@@ -228,12 +236,11 @@ impl Running {
         upstream: watch::Sender<Option<Upstream>>,
     ) -> Option<Arc<Supervisor>> {
         match self {
-            Self::Own { starts, address } => {
-                let starter: Arc<dyn engine::Starter> = Arc::from(starts as Box<dyn engine::Starter>);
+            Self::Own(starts) => {
                 let record = Some(state.join("engine.json"));
                 let supervisor =
-                    Supervisor::start(config.supervision.clone(), starter, proxy.in_flight(), record, metrics);
-                tasks.spawn("upstream", follow(supervisor.status(), address, upstream));
+                    Supervisor::start(config.supervision.clone(), starts.clone(), proxy.in_flight(), record, metrics);
+                tasks.spawn("upstream", follow(supervisor.status(), starts, upstream));
                 Some(Arc::new(supervisor))
             }
             Self::Attached(attached) => {
@@ -249,10 +256,9 @@ fn known(config: &ServeConfig, backend: Backend, state: &Path, say: &Say) -> Res
     match backend {
         Backend::Own(spec) => {
             let (known, arguments, spec, probe) = own(config, spec, state, say)?;
-            let address = (arguments.address.clone(), arguments.key.clone());
             let supervision = config.supervision.clone();
             let starts = Starts::new(spec, arguments, state.join(SOCKET), probe, supervision, say.clone());
-            Ok((known, Running::Own { starts: Box::new(starts), address }))
+            Ok((known, Running::Own(Arc::new(starts))))
         }
         Backend::Attached { address, key, socket, policy, limits: room } => {
             let (limits, listen) = (attached_limits(config), Wish::default());
@@ -273,7 +279,6 @@ fn own(
 ) -> Result<(Known, Arguments, Spec, Probe), ServeError> {
     engine::check()?;
     let launch = Launch::parse(&spec.target.command).map_err(|error| ServeError::Launch(error.to_string()))?;
-    let key = Secret::random().map_err(ServeError::Key)?;
     let socket = state.join(SOCKET);
     let environment = Environment::of_this_process();
     let mut engine = config.engine.clone();
@@ -286,13 +291,11 @@ fn own(
         environment: &environment,
         config: &engine,
         socket: &socket,
-        key: &key,
     };
     let arguments = Arguments::new(given)?;
     arguments.notes.iter().for_each(|note| say(note));
     spec.target.command.clone_from(&arguments.command);
-    let is_public = |(name, _): &&(String, String)| name != "VLLM_API_KEY";
-    let set = arguments.set.iter().filter(is_public).map(|(name, value)| (name.clone(), Some(value.clone())));
+    let set = arguments.set.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
     spec.target.changes = set.chain(arguments.unset.iter().map(|name| (name.clone(), None))).collect();
     let quiet: Say = Arc::new(|_| ());
     let probe = Site::of(&spec.target, &quiet).readiness(spec.ready_url.as_deref())?;
@@ -335,14 +338,10 @@ async fn metrics_server(config: &ServeConfig, registry: Registry) -> Result<Opti
 }
 
 /// Where the proxy sends requests: nowhere unless the engine is ready.
-async fn follow(
-    mut status: watch::Receiver<Status>,
-    (address, key): (Address, Option<Secret>),
-    upstream: watch::Sender<Option<Upstream>>,
-) {
+async fn follow(mut status: watch::Receiver<Status>, starts: Arc<Starts>, upstream: watch::Sender<Option<Upstream>>) {
     loop {
         let Status { state, epoch, .. } = status.borrow_and_update().clone();
-        let now = (state == State::Ready).then(|| Upstream { address: address.clone(), key: key.clone(), epoch });
+        let now = if state == State::Ready { starts.upstream(epoch) } else { None };
         upstream.send_if_modified(|before| {
             let changed = *before != now;
             *before = now.clone();
@@ -350,16 +349,6 @@ async fn follow(
         });
         if status.changed().await.is_err() {
             upstream.send_replace(None);
-            return;
-        }
-    }
-}
-
-/// Which life of the engine it is, while it is ready.
-async fn epochs(mut upstream: watch::Receiver<Option<Upstream>>, epoch: watch::Sender<Option<u64>>) {
-    loop {
-        epoch.send_replace(upstream.borrow_and_update().as_ref().map(|upstream| upstream.epoch));
-        if upstream.changed().await.is_err() {
             return;
         }
     }

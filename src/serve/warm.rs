@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Streaming;
 
-pub use self::delivery::{Delivery, DeliveryError};
+pub use self::delivery::{Delivery, DeliveryError, Wanted};
 pub use self::witness::{TooLate, Witness};
 use self::works::Works;
 use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};
@@ -288,6 +288,7 @@ impl Attempt<'_> {
             subject: self.job.subject.clone().unwrap_or_default(),
             any_subject: self.job.subject.is_none(),
             budget_ms: u64::try_from(self.deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0),
+            manifest_only: false,
         };
         let mut events = self.client.warm(request).await?;
         let mut work = Works {

@@ -26,6 +26,8 @@ pub struct Options {
     pub load: Duration,
     /// Loads wait while this file is there.
     pub hold: Option<PathBuf>,
+    /// The question for its version ends it while this file is there.
+    pub end: Option<PathBuf>,
     pub token: Duration,
     pub lifetime: Duration,
 }
@@ -36,7 +38,10 @@ impl Options {
         let launch = Launch::parse(&command).map_err(|error| error.to_string())?;
         let seconds = |name: &str, default: f64| number(&launch, name, default).map(Duration::from_secs_f64);
         let flag = |name: &str| std::env::var(name).is_ok_and(|value| ["1", "true"].contains(&&*value.to_lowercase()));
-        let version = launch.option("fake-version").unwrap_or("0.32.0").to_owned();
+        // Read at each start, so that a test can change it between two of them.
+        let file = launch.option("fake-version-file").map(std::fs::read_to_string).transpose();
+        let file = file.map_err(|error| format!("--fake-version-file: {error}"))?;
+        let version = file.as_deref().or_else(|| launch.option("fake-version")).unwrap_or("0.32.0").trim().to_owned();
         let release = release(&version).ok_or_else(|| format!("--fake-version {version}"))?;
         let updating = flag("VLLM_ALLOW_RUNTIME_LORA_UPDATING");
         let max_loras: usize = number(&launch, "max-loras", 1)?;
@@ -76,6 +81,7 @@ impl Options {
             fail: launch.option("fake-fail").and_then(|code| code.parse().ok()),
             load: seconds("fake-load", 0.0)?,
             hold: launch.option("fake-hold").map(Into::into),
+            end: launch.option("fake-end").map(Into::into),
             token: seconds("fake-token", 0.0)?,
             lifetime: seconds("fake-lifetime", 3600.0)?,
         })

@@ -113,6 +113,11 @@ async fn routed(state: &Arc<State>, request: Request<Incoming>) -> Result<Respon
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     match (method, path.as_str()) {
         (Method::GET, "/health" | "/ping") => Ok(plain(if state.is_dead() { 503 } else { 200 }, String::new())),
+        (Method::GET, "/version")
+            if state.options.end.as_ref().is_some_and(|end| std::fs::remove_file(end).is_ok()) =>
+        {
+            Ok(crash(state, &json!({"who": "leader"})))
+        }
         (Method::GET, "/version") => Ok(json(200, &json!({"version": state.options.version}))),
         (Method::GET, "/v1/models") => Ok(json(200, &models(state))),
         (Method::POST, "/v1/load_lora_adapter") if state.options.updating => load(state, &read(request).await?).await,

@@ -17,10 +17,12 @@
 //! | option | effect |
 //! | --- | --- |
 //! | `--fake-version 0.32.0` | answers as that version does: 0.16 to 0.33 |
+//! | `--fake-version-file P` | the version is what that file says at the start |
 //! | `--fake-start 2` | seconds until it listens |
 //! | `--fake-fail 1` | exits with that code instead of listening |
 //! | `--fake-load 0.2` | seconds of a load |
 //! | `--fake-hold FILE` | loads wait while there is that file |
+//! | `--fake-end FILE` | ends without an answer when it is asked for its version while there is that file, which it removes |
 //! | `--fake-token 0.05` | seconds of a token |
 //! | `--fake-lifetime 3600` | seconds after which nothing of it is left, whatever happened |
 //!

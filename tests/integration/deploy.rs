@@ -7,10 +7,9 @@ use clap::Parser;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
-use warmd::agent::AgentConfig;
 use warmd::caches::{Directories, Environment};
 use warmd::cli::Cli;
-use warmd::config::{self, ConfigError, MetadataConfig};
+use warmd::config::{self, AgentFile, ConfigError, MetadataConfig};
 use warmd::serve::serving::ServeConfig;
 
 fn example(name: &str) -> PathBuf {
@@ -43,8 +42,9 @@ fn loads_whole<T: DeserializeOwned + Serialize + Default>(name: &str) {
 }
 
 #[test]
-fn the_example_of_an_agent_is_loaded_and_a_misspelt_key_in_it_is_refused() {
-    loads_whole::<AgentConfig>("agent.toml");
+fn the_examples_of_agents_are_loaded_and_a_misspelt_key_in_them_is_refused() {
+    loads_whole::<AgentFile>("agent.toml");
+    loads_whole::<AgentFile>("all-in-one.toml");
 }
 
 #[test]
@@ -77,6 +77,7 @@ fn the_examples_of_pods_and_units_run_commands_that_there_are() {
     for (name, expected) in [
         ("pod-exec.yaml", &["exec"][..]),
         ("pod-serve.yaml", &["serve"]),
+        ("pod-all-in-one.yaml", &["agent"]),
         ("pod-hooks.yaml", &["warm", "publish"]),
         ("vllm.service", &["exec"]),
     ] {

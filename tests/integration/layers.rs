@@ -22,10 +22,11 @@ const ROWS: [&[&str]; 13] = [
 ];
 
 /// Crates that only one module may name.
-const OWNED: [(&str, &str); 9] = [
+const OWNED: [(&str, &str); 10] = [
     ("quinn", "transport"),
     ("libp2p", "discovery"),
     ("redb", "metadata"),
+    ("redis", "metadata"),
     ("memmap2", "store"),
     ("tar", "store"),
     ("rcgen", "identity"),

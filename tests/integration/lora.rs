@@ -192,18 +192,20 @@ async fn a_name_with_new_weights_answers_with_the_old_prompts_cache_where_the_pa
 #[tokio::test]
 async fn the_command_that_is_made_of_the_users_serves_adapters_behind_its_socket() {
     let config = Config { adapters: Some(Adapters::default()), ..Config::default() };
-    let key = Secret::random().unwrap();
     let mut made = None;
     let fake = FakeVllm::start_with("--port 8000 --host 0.0.0.0 --served-model-name m n", |line, socket| {
         let command: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let launch = Launch::parse(&command).unwrap();
-        let (environment, config, key) = (&Environment::default(), &config, &key);
-        let arguments = Arguments::new(Given { command: &command, launch: &launch, environment, config, socket, key });
-        let Arguments { command, set, .. } = made.insert(arguments.unwrap());
-        (command.clone(), set.clone())
+        let (environment, config) = (&Environment::default(), &config);
+        let arguments = Arguments::new(Given { command: &command, launch: &launch, environment, config, socket });
+        let arguments = arguments.unwrap();
+        let key = arguments.key.for_launch().unwrap();
+        let launch = (arguments.command.clone(), arguments.variables(key.as_ref()));
+        made = Some((arguments, key));
+        launch
     });
-    let made = made.unwrap();
-    let client = Client::open(made.address, made.key, Deadlines::default()).await.unwrap();
+    let (made, key) = made.unwrap();
+    let client = Client::open(made.address, key, Deadlines::default()).await.unwrap();
     let (path, _) = fake.adapter("one", made.limits.unwrap().max_lora_rank);
     assert_eq!(client.load("a", &path).await.unwrap(), Load::Loaded);
     let ids: Vec<String> = client.list().await.unwrap().into_iter().map(|card| card.id).collect();

@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary has no outside, and a test ends by panicking")]
 
+mod all_in_one;
 mod bad_input;
 mod caches;
 mod deploy;

@@ -51,6 +51,9 @@ async fn two_that_never_meet(url: &str) {
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     assert_eq!((report.artifacts[0].wire_bytes, report.artifacts[0].holders), (published.wire_bytes, 0));
     tree::assert_same(&tree::read(&cluster.path("cache-b")), &files);
+    let other = warmd::digest::ArtifactId::of(b"another");
+    let has = async |node: &Node, id| node.client.origin_has(&identity.id(), id).await;
+    assert_eq!((has(&b, &published.artifact).await.unwrap(), has(&b, &other).await.unwrap()), (true, false));
 
     let c = cluster.agent("c").await;
     let report = c.warm(cluster.job(identity, "cache-c")).await;

@@ -3,9 +3,11 @@
 
 mod attached;
 mod callers;
+mod command_line;
 mod gates;
 mod lives;
 mod names;
+mod offload;
 mod versions;
 mod wallet;
 
@@ -14,6 +16,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use warmd::identity::{Policy, PrivateKey};
 
+use crate::harness::cluster::DEADLINE;
 use crate::harness::engine::own_proc;
 use crate::harness::http::Connection;
 use crate::harness::served::{Adapter, Fleet, registered, until, waiting};
@@ -122,5 +125,27 @@ async fn three_adapters_come_at_once_and_those_that_are_refused_disturb_nobody()
     loads.sort_unstable();
     assert_eq!(loads, ["one", "three", "two"], "the engine hears of nothing else");
     assert_eq!(registered(&served.engine("/v1/models").await).len(), 3);
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_the_fleet_has_for_another_base_model_is_answered_with_both_names() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1).for_base("acme/other-7b")).await;
+    let mut config = fleet.config();
+    config.adapters.unknown_for = DEADLINE;
+    let served = fleet.serve(config, "").await;
+    served.ready().await;
+    for _ in 0..2 {
+        let told = served.complete("sql").await;
+        assert_eq!(told.refusal(), (404, "model_not_found".to_owned()));
+        assert!(told.text.contains("made for `acme/other-7b`") && told.text.contains("serves `base`"), "{told:?}");
+    }
+    let missing = served.complete("nobodys").await;
+    assert!(missing.text.contains("does not exist"), "{missing:?}");
+    assert_eq!(fleet.agent.as_ref().unwrap().client.status().await.unwrap().artifacts, 0, "nothing was fetched");
     served.shutdown().await;
 }

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,7 +17,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -27,18 +29,29 @@ const EVENT: &str = r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","crea
 pub(super) const PACE: Duration = Duration::from_millis(10);
 pub(super) const TOKENS: usize = 200;
 
-/// Serves until the process is killed.
-pub(crate) fn serve(addr: SocketAddr) -> Result<()> {
+/// Where the engine at `addr` is reached as well.
+pub(super) fn socket(dir: &Path, addr: SocketAddr) -> PathBuf {
+    dir.join(format!("engine-{}.sock", addr.port()))
+}
+
+/// Serves until the process is killed, at a TCP address and on a Unix socket.
+pub(crate) fn serve(addr: SocketAddr, dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        let listener = TcpListener::bind(addr).await?;
-        let adapters = Arc::new(Mutex::new(Vec::new()));
+        let (tcp, unix) = (TcpListener::bind(addr).await?, UnixListener::bind(socket(dir, addr))?);
+        let state = Arc::new(State::default());
         let mut connections = JoinSet::new();
         loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            let adapters = adapters.clone();
-            let service = service_fn(move |request| answer(request, adapters.clone()));
+            let stream = tokio::select! {
+                accepted = tcp.accept() => {
+                    let (stream, _) = accepted?;
+                    stream.set_nodelay(true)?;
+                    tokio_util::either::Either::Left(stream)
+                }
+                accepted = unix.accept() => tokio_util::either::Either::Right(accepted?.0),
+            };
+            let state = state.clone();
+            let service = service_fn(move |request| answer(request, state.clone()));
             while connections.try_join_next().is_some() {}
             connections.spawn(async move {
                 let mut builder = hyper::server::conn::http1::Builder::new();
@@ -51,26 +64,38 @@ pub(crate) fn serve(addr: SocketAddr) -> Result<()> {
 
 type Answer = Either<Full<Bytes>, Stream>;
 
-/// Name and path of each adapter that was registered.
-type Adapters = Arc<Mutex<Vec<(String, String)>>>;
+/// Tells how many streams are being sent, and how many were sent to their end.
+pub(super) const STREAMS: &str = "/bench/streams";
 
-async fn answer(request: Request<Incoming>, adapters: Adapters) -> Result<Response<Answer>, Infallible> {
+#[derive(Default)]
+struct State {
+    /// Name and path of each adapter that was registered.
+    adapters: Mutex<Vec<(String, String)>>,
+    running: AtomicUsize,
+    finished: AtomicUsize,
+}
+
+async fn answer(request: Request<Incoming>, state: Arc<State>) -> Result<Response<Answer>, Infallible> {
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let json = HeaderValue::from_static("application/json");
     let (kind, body) = match path.as_str() {
         "/version" => (json, whole(r#"{"version":"0.32.0"}"#.to_owned())),
         "/health" => (json, whole(String::new())),
-        "/v1/models" => (json, whole(models(&adapters))),
+        STREAMS => {
+            let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+            (json, whole(format!("[{},{}]", count(&state.running), count(&state.finished))))
+        }
+        "/v1/models" => (json, whole(models(&state))),
         "/v1/load_lora_adapter" => {
             let (name, path) = (field(&body, "lora_name"), field(&body, "lora_path"));
             let said = format!("Success: LoRA adapter '{name}' added successfully.");
-            adapters.lock().unwrap_or_else(PoisonError::into_inner).push((name, path));
+            state.adapters.lock().unwrap_or_else(PoisonError::into_inner).push((name, path));
             (HeaderValue::from_static("text/plain"), whole(said))
         }
         _ if body.windows(13).any(|part| part == br#""stream":true"#) => {
             let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
-            (events, Either::Right(Stream::new(EVENT.replace("MODEL", &field(&body, "model")))))
+            (events, Either::Right(Stream::new(EVENT.replace("MODEL", &field(&body, "model")), state)))
         }
         _ => (json, whole(PLAIN.replace("MODEL", &field(&body, "model")))),
     };
@@ -90,8 +115,8 @@ fn field(body: &[u8], name: &str) -> String {
     after.split('"').nth(1).unwrap_or_default().to_owned()
 }
 
-fn models(adapters: &Adapters) -> String {
-    let adapters = adapters.lock().unwrap_or_else(PoisonError::into_inner);
+fn models(state: &State) -> String {
+    let adapters = state.adapters.lock().unwrap_or_else(PoisonError::into_inner);
     let cards = adapters.iter().map(|(name, path)| {
         format!(r#",{{"id":"{name}","object":"model","created":1,"owned_by":"vllm","root":"{path}","parent":"base"}}"#)
     });
@@ -104,11 +129,22 @@ pub(super) struct Stream {
     event: String,
     sent: usize,
     due: Pin<Box<Sleep>>,
+    state: Arc<State>,
 }
 
 impl Stream {
-    fn new(event: String) -> Self {
-        Self { event, sent: 0, due: Box::pin(sleep_until(Instant::now())) }
+    fn new(event: String, state: Arc<State>) -> Self {
+        state.running.fetch_add(1, Ordering::Relaxed);
+        Self { event, sent: 0, due: Box::pin(sleep_until(Instant::now())), state }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.state.running.fetch_sub(1, Ordering::Relaxed);
+        if self.sent > TOKENS {
+            self.state.finished.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -6,11 +6,12 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::super::convert;
+use super::super::holdings::summary;
 use super::status::store_status;
 use super::warm::warm_all;
 use super::{PROGRESS_STEP, Parts};
 use crate::artifact::Family;
-use crate::digest::ArtifactId;
+use crate::digest::{ArtifactId, IdentityId};
 use crate::local;
 use crate::origin::{Origin, OriginError, Progress};
 use crate::protocol::pb;
@@ -62,6 +63,22 @@ pub(super) async fn list(parts: &Parts, origin: &Origin, family: &str) -> Result
     listed.retain(|summary| family.as_ref().is_none_or(|family| *family == summary.family));
     let info = |summary| convert::info_of(summary, parts.store.get(&summary.artifact).as_deref());
     Ok(pb::OriginListReply { artifacts: listed.iter().map(info).collect() })
+}
+
+/// What this node has itself costs one question, anything else the index of its identity.
+pub(super) async fn has(
+    parts: &Parts,
+    origin: &Origin,
+    asked: &pb::OriginHasRequest,
+) -> Result<pb::OriginHasReply, Status> {
+    let id = convert::artifact_id(&asked.artifact_id)?;
+    let identity = IdentityId::try_from(&asked.identity[..])
+        .map_err(|_| Status::invalid_argument("`identity` is not 32 bytes"))?;
+    let has = match parts.store.get(&id) {
+        Some(artifact) => origin.has(&summary(&artifact)).await,
+        None => origin.find(identity).await.map(|found| found.iter().any(|one| one.artifact == id)),
+    };
+    Ok(pb::OriginHasReply { has: has.map_err(|error| origin_status(&error))? })
 }
 
 fn origin_status(error: &OriginError) -> Status {

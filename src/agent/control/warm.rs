@@ -31,6 +31,22 @@ pub(super) async fn warm_all(
     futures_util::future::try_join_all(each).await.map(drop)
 }
 
+/// Tells the manifest of every subject, and fetches nothing. Fails when the caller has gone.
+pub(super) async fn tell_manifests(
+    parts: &Arc<Parts>,
+    wanted: Vec<Wanted>,
+    events: &mpsc::Sender<Result<pb::WarmEvent, Status>>,
+) -> Result<(), ()> {
+    events.send(Ok(convert::offer(&wanted))).await.map_err(drop)?;
+    let each = wanted.into_iter().map(|wanted| async move {
+        let admitted = parts.fetching.admit(wanted).await;
+        let event =
+            admitted.map_or_else(|failed| convert::failed(None, failed), |(admitted, _)| convert::manifest(&admitted));
+        events.send(Ok(event)).await.map_err(drop)
+    });
+    futures_util::future::try_join_all(each).await.map(drop)
+}
+
 async fn warm_one(
     parts: &Arc<Parts>,
     wanted: Wanted,

@@ -30,6 +30,15 @@ const MANIFESTS: usize = 8;
 pub(in crate::agent) struct Wish {
     pub(in crate::agent) family: Family,
     pub(in crate::agent) identity: IdentityId,
+    /// Nothing of other subjects is told.
+    pub(in crate::agent) subject: Option<String>,
+}
+
+impl Wish {
+    fn fits(&self, offer: &Offer) -> bool {
+        let subject = self.subject.as_deref();
+        offer.artifact.family == self.family && subject.is_none_or(|subject| *offer.artifact.subject == *subject)
+    }
 }
 
 /// An artifact that is not what was wished for, or one variant of it.
@@ -56,7 +65,7 @@ impl Fetching {
         // A slow directory leaves time for the manifests of what this node itself has.
         let listed_by = Instant::now() + budget / 2;
         let listings = stream::iter(wishes).map(|wish| async move {
-            let listed = timeout_at(listed_by, self.list(&wish.family)).await;
+            let listed = timeout_at(listed_by, self.list(&wish)).await;
             let listed = listed.unwrap_or_else(|_| Err("metadata server: no answer in time".to_owned()));
             (wish, listed)
         });
@@ -67,7 +76,7 @@ impl Fetching {
                 failure = Some(reason);
                 Vec::new()
             });
-            chosen.extend(choose(&wish, self.offered_here(&wish.family), listed));
+            chosen.extend(choose(&wish, self.offered_here(&wish), listed));
         }
         let near = stream::iter(chosen).map(|(offer, artifacts)| async move {
             let late = || Failed::new("transient", "its manifest did not come in time");
@@ -78,9 +87,10 @@ impl Fetching {
     }
 
     /// What the directory has of a family and can be asked for.
-    async fn list(&self, family: &Family) -> Result<Vec<Offer>, String> {
+    async fn list(&self, wish: &Wish) -> Result<Vec<Offer>, String> {
         let mut offers = Vec::new();
-        let mut page = PageRequest { after: None, size: Some(PAGE), family: Some(family.clone()) };
+        let (family, subject) = (Some(wish.family.clone()), wish.subject.clone());
+        let mut page = PageRequest { after: None, size: Some(PAGE), family, subject };
         for _ in 0..MAX_PAGES {
             let read = self.directory.list(&page).await.map_err(|error| error.to_string())?;
             offers.extend(read.offers);
@@ -90,18 +100,19 @@ impl Fetching {
             }
         }
         offers.iter_mut().for_each(|offer| offer.holders.retain(|holder| holder.node != self.node));
-        offers.retain(|offer| offer.artifact.family == *family && !offer.holders.is_empty());
+        offers.retain(|offer| wish.fits(offer) && !offer.holders.is_empty());
         Ok(offers)
     }
 
-    fn offered_here(&self, family: &Family) -> Vec<Offer> {
+    fn offered_here(&self, wish: &Wish) -> Vec<Offer> {
         let mut identities = HashSet::new();
         let here = self.store.list().into_iter();
         let of_family = |artifact: &Arc<crate::store::Artifact>| {
-            artifact.state() == State::Complete && artifact.manifest().identity.family() == family
+            artifact.state() == State::Complete && *artifact.manifest().identity.family() == wish.family
         };
         identities.extend(here.filter(of_family).map(|artifact| artifact.identity()));
-        identities.into_iter().flat_map(|identity| self.local_offers(identity)).collect()
+        let offers = identities.into_iter().flat_map(|identity| self.local_offers(identity));
+        offers.filter(|offer| wish.fits(offer)).collect()
     }
 
     async fn describe(&self, offer: &Offer) -> Result<Described, Failed> {
@@ -183,7 +194,7 @@ mod tests {
     }
 
     fn chosen(here: Vec<Offer>, listed: Vec<Offer>) -> Vec<(u64, usize)> {
-        let wish = Wish { family: "vllm-aot".parse().unwrap(), identity: IdentityId::of(&[1]) };
+        let wish = Wish { family: "vllm-aot".parse().unwrap(), identity: IdentityId::of(&[1]), subject: None };
         let chosen = choose(&wish, here, listed).into_iter();
         chosen.map(|(offer, artifacts)| (offer.artifact.created.seconds(), artifacts)).collect()
     }

@@ -1,11 +1,13 @@
 //! Asks the engine's Python, by a small program that imports nothing of the engine.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 
+use super::sources::Sources;
 use super::watch::Watch;
 use super::{Fact, Facts, Interpreter, Known, gpu, printable, record};
 use crate::caches::Environment;
@@ -123,6 +125,8 @@ pub enum ProbeError {
 #[serde(deny_unknown_fields)]
 struct Answer {
     facts: Facts,
+    #[serde(default)]
+    sources: BTreeMap<Fact, Sources>,
     watch: Watch,
 }
 
@@ -158,7 +162,11 @@ impl Probe {
             Err(error @ ProgramError::TimedOut { .. }) => return Err(ProbeError::TimedOut(error)),
             Err(error) => return Err(ProbeError::Start(error)),
         };
-        let Answer { facts, watch } = self.parse(&output)?;
+        let Answer { mut facts, sources, watch } = self.parse(&output)?;
+        for (fact, known) in blocking(move || read(&sources)).await? {
+            facts.set(fact, known);
+        }
+        Self::check(&mut facts);
         // What failed may be mended by the next start without a trace in the files.
         if let Some(cache) = self.cache.clone().filter(|_| facts.failed().next().is_none()) {
             let answer = facts.clone();
@@ -190,16 +198,17 @@ impl Probe {
         // Start-up files of a site may print before the answer.
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.trim_end().lines().last().unwrap_or("");
-        let mut answer: Answer = serde_json::from_str(last).map_err(|_| ProbeError::Garbage {
-            python,
-            said: printable(&last.chars().take(100).collect::<String>()),
-        })?;
+        serde_json::from_str(last)
+            .map_err(|_| ProbeError::Garbage { python, said: printable(&last.chars().take(100).collect::<String>()) })
+    }
+
+    /// What was asked for has an answer that an identity can hold, or a reason why not.
+    fn check(facts: &mut Facts) {
         for fact in Fact::ALL.iter().filter(|fact| !NOT_PROBED.contains(fact)) {
-            let known = answer.facts.get(*fact).cloned();
+            let known = facts.get(*fact).cloned();
             let known = known.unwrap_or_else(|| Known::Failed("the interpreter said nothing about it".to_owned()));
-            answer.facts.set(*fact, known.checked());
+            facts.set(*fact, known.checked());
         }
-        Ok(answer)
     }
 
     /// What is in the environment needs no Python.
@@ -254,6 +263,10 @@ fn processor() -> Vec<u8> {
     let text = String::from_utf8_lossy(&head);
     let flags = text.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     read.ok().and(flags).unwrap_or("").as_bytes().to_vec()
+}
+
+fn read(sources: &BTreeMap<Fact, Sources>) -> Vec<(Fact, Known)> {
+    sources.iter().map(|(fact, sources)| (*fact, sources.read())).collect()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ProbeError> {

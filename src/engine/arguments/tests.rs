@@ -1,7 +1,6 @@
 use super::*;
 
 const SOCKET: &str = "/run/warmd/engine.sock";
-const KEY: &str = "made-for-this-start";
 
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
@@ -12,8 +11,8 @@ fn with(line: &str, config: &Config, variables: &[(&str, &str)]) -> Result<Argum
     let environment: Environment =
         variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let launch = Launch::parse(&command).unwrap();
-    let (socket, key) = (Path::new(SOCKET), Secret::new(KEY).unwrap());
-    Arguments::new(Given { command: &command, launch: &launch, environment: &environment, config, socket, key: &key })
+    let socket = Path::new(SOCKET);
+    Arguments::new(Given { command: &command, launch: &launch, environment: &environment, config, socket })
 }
 
 fn plain(line: &str) -> Result<Arguments, ArgumentsError> {
@@ -55,19 +54,24 @@ fn the_engine_listens_on_the_socket_and_the_proxy_where_the_engine_would_have() 
 }
 
 #[test]
-fn the_key_goes_through_the_environment_unless_the_user_has_one_in_the_command() {
+fn each_launch_is_told_another_key_by_its_environment_unless_the_user_has_one_in_the_command() {
     let made = plain("vllm serve m").unwrap();
-    assert_eq!(made.set, [("VLLM_API_KEY".to_owned(), KEY.to_owned())]);
-    assert_eq!(made.key, Some(Secret::new(KEY).unwrap()));
-    assert!(!made.command.iter().any(|word| word.contains(KEY)) && !format!("{made:?}").contains(KEY));
+    let launches = [(); 2].map(|()| {
+        let key = made.key.for_launch().unwrap().unwrap();
+        assert_eq!(made.variables(Some(&key)), [("VLLM_API_KEY".to_owned(), key.reveal().into_owned())]);
+        key
+    });
+    assert_ne!(launches[0], launches[1]);
+    assert!(made.set.is_empty());
 
     let own = plain("vllm serve m --api-key one two").unwrap();
-    assert_eq!((own.key, own.set.len()), (Some(Secret::new("one").unwrap()), 0));
+    let key = own.key.for_launch().unwrap();
+    assert_eq!((&key, own.variables(key.as_ref())), (&Some(Secret::new("one").unwrap()), vec![]));
     assert!(own.command.join(" ").contains("--api-key one two") && own.notes[0].contains("--api-key"));
     assert!(!own.notes[0].contains("one two"));
 
     let inherited = with("vllm serve m", &Config::default(), &[("VLLM_API_KEY", "old")]).unwrap();
-    assert_eq!(inherited.set, made.set);
+    assert_eq!((inherited.key, inherited.set.len()), (Key::PerLaunch, 0));
     assert!(inherited.notes[0].contains("VLLM_API_KEY") && !inherited.notes[0].contains("old"));
 }
 
@@ -87,12 +91,11 @@ fn what_a_proxy_cannot_stand_in_front_of_is_refused_with_the_way_out() {
         assert!(error.contains(way_out), "{line}: {error}");
     }
     let command = words("vllm serve m");
-    let (launch, key) = (Launch::parse(&command).unwrap(), Secret::new(KEY).unwrap());
+    let launch = Launch::parse(&command).unwrap();
     let (environment, config) = (Environment::default(), Config::default());
     for socket in ["engine.sock", &format!("/{}", "x".repeat(MAX_SOCKET))] {
         let socket = Path::new(socket);
-        let given =
-            Given { command: &command, launch: &launch, environment: &environment, config: &config, socket, key: &key };
+        let given = Given { command: &command, launch: &launch, environment: &environment, config: &config, socket };
         assert!(matches!(Arguments::new(given), Err(ArgumentsError::Socket(_))), "{socket:?}");
     }
 }
@@ -146,7 +149,7 @@ fn numbers_of_adapters_always_fit_together() {
 #[test]
 fn adapters_and_what_excludes_them_are_told() {
     let off = with("vllm serve m --no-enable-lora", &adapters(), &[]).unwrap();
-    assert_eq!((off.limits, off.notes.len(), off.set.len()), (None, 1, 1));
+    assert_eq!((off.limits, off.notes.len(), off.set.len()), (None, 1, 0));
     let several = with("vllm serve m --api-server-count 4", &adapters(), &[]);
     assert!(matches!(several, Err(ArgumentsError::ApiServers(_))));
     assert!(plain("vllm serve m --api-server-count 4").is_ok());
@@ -179,7 +182,7 @@ fn only_the_engine_sees_the_changed_variables() {
         variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     let seen = made.environment(&inherited);
     assert_eq!((seen.get("VLLM_PORT"), seen.get("CUDA_VISIBLE_DEVICES")), (None, Some("2,3")));
-    assert_eq!((seen.get("HOME"), seen.get("VLLM_API_KEY")), (Some("/h"), Some(KEY)));
+    assert_eq!(seen.get("HOME"), Some("/h"));
     let command = made.command();
     assert_eq!((command.program, command.unset), ("vllm".into(), vec!["VLLM_PORT".to_owned()]));
     assert_eq!(command.args.len(), 4);
@@ -202,7 +205,7 @@ fn another_engine_runs_as_it_is_where_the_configuration_says() {
     let config = Config { address: Some(address), devices: Some("1".to_owned()), ..adapters() };
     let made = with("trtllm-serve m --port 9000", &config, &[("VLLM_PORT", "tcp://x")]).unwrap();
     assert_eq!(made.command, words("trtllm-serve m --port 9000"));
-    assert_eq!((made.address, made.key, made.limits, made.model), (Address::Tcp(address), None, None, None));
+    assert_eq!((made.address, made.key, made.limits, made.model), (Address::Tcp(address), Key::None, None, None));
     assert_eq!(made.set, [("CUDA_VISIBLE_DEVICES".to_owned(), "1".to_owned())]);
     assert!(made.unset.is_empty() && made.notes[0].contains("adapters are off"));
 }

@@ -93,6 +93,8 @@ pub(super) struct Machine {
     restarts: u64,
     crashes: Crashes,
     reason: Option<String>,
+    /// Why it crashed last, if that made a crash loop.
+    crash_loop: Option<String>,
 }
 
 impl Machine {
@@ -106,6 +108,7 @@ impl Machine {
             restarts: 0,
             crashes: Crashes::default(),
             reason: None,
+            crash_loop: None,
         }
     }
 
@@ -134,6 +137,11 @@ impl Machine {
     /// What went wrong last; `None` once an engine is ready.
     pub(super) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+
+    /// While a crash loop is waited off: why it crashed last.
+    pub(super) fn crash_loop(&self) -> Option<&str> {
+        self.crash_loop.as_deref().filter(|_| matches!(self.phase, Phase::Backoff { .. }))
     }
 
     /// Nothing will ever be done again.
@@ -265,8 +273,10 @@ impl Machine {
 
     fn back_off(&mut self, now: Instant, rng: &mut impl Rng) {
         let wait = self.crashes.wait(now, &self.config, rng);
+        self.crash_loop = None;
         if self.crashes.is_loop(now, &self.config) {
             let last = self.reason.take().unwrap_or_default();
+            self.crash_loop = Some(last.clone());
             let SupervisionConfig { crash_loop_crashes, crash_loop_within, .. } = self.config;
             self.reason = Some(format!(
                 "crash loop: {crash_loop_crashes} crashes within {}; the next start is in {} unless it is restarted. The last one: {last}",

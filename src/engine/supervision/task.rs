@@ -302,6 +302,7 @@ impl Owner {
                 restarts: machine.restarts(),
                 last_exit: self.last_exit,
                 reason: reason.map(str::to_owned),
+                crash_loop: machine.crash_loop().map(str::to_owned),
                 leader: self.leader,
             };
             let changed = *status != next;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableTable, TableDefinition};
 
-use super::{Key, Value};
+use super::{Key, Value, frame, unframe};
 use crate::digest::DIGEST_LEN;
 use crate::protocol::metadata::{Announcement, Held};
 
@@ -153,15 +153,6 @@ fn encode_key(key: &Key) -> Vec<u8> {
         name.extend_from_slice(artifact.as_bytes());
     }
     name
-}
-
-fn frame(bytes: &[u8]) -> Vec<u8> {
-    [crc32c::crc32c(bytes).to_be_bytes().as_slice(), bytes].concat()
-}
-
-fn unframe(framed: &[u8]) -> Option<&[u8]> {
-    let (crc, bytes) = framed.split_at_checked(4)?;
-    (crc == crc32c::crc32c(bytes).to_be_bytes()).then_some(bytes)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Event, Registry, RegistryError};
+use super::{Event, Registry, RegistryError, Version};
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
 use crate::protocol::metadata::{
@@ -25,7 +25,9 @@ pub(super) struct Node {
     /// What it holds was told to watchers.
     shown: bool,
     /// It has announced in full, to this life of the server.
-    complete: bool,
+    pub(super) complete: bool,
+    /// Where servers share a store: of the last change that was applied.
+    pub(super) version: Version,
     pub(super) endpoints: Arc<[Endpoint]>,
     pub(super) load: Load,
     pub(super) locality: Arc<Locality>,
@@ -38,7 +40,7 @@ impl Node {
         self.state == NodeState::Ready && now < self.lease_ends
     }
 
-    fn check(&self, epoch: Epoch, sequence: u64, state: NodeState) -> Result<(), RegistryError> {
+    pub(super) fn check(&self, epoch: Epoch, sequence: u64, state: NodeState) -> Result<(), RegistryError> {
         if epoch < self.epoch {
             return Err(RegistryError::OldEpoch { told: epoch, known: self.epoch });
         }
@@ -61,11 +63,22 @@ impl Registry {
     pub fn announce(&mut self, told: &Announcement, now: Duration) -> Result<AnnounceReply, RegistryError> {
         // A lapse that nobody has noticed yet comes first, or watchers would miss that the node was gone.
         self.expire(now);
+        self.check_announcement(told)?;
+        self.take(told, now);
+        Ok(self.reply(told.node, told.state))
+    }
+
+    pub(super) fn check_announcement(&self, told: &Announcement) -> Result<(), RegistryError> {
         let known = self.by_id.get(&told.node).copied();
         if let Some(node) = known.and_then(|slot| self.nodes.get(slot)) {
             node.check(told.epoch, told.sequence, told.state)?;
         }
-        self.check_room(told, known)?;
+        self.check_room(told, known)
+    }
+
+    /// Takes over what was checked; its slot.
+    pub(super) fn take(&mut self, told: &Announcement, now: Duration) -> u32 {
+        let known = self.by_id.get(&told.node).copied();
         let slot = known.unwrap_or_else(|| self.add_node(told));
         let replaced = self.nodes.get(slot).is_some_and(|node| node.epoch < told.epoch);
         if told.state != NodeState::Ready {
@@ -82,12 +95,18 @@ impl Registry {
         if told.state == NodeState::Ready {
             self.show(slot);
         }
-        Ok(AnnounceReply {
+        slot
+    }
+
+    /// To a node whose message was taken.
+    pub fn reply(&self, node: NodeId, state: NodeState) -> AnnounceReply {
+        let node = self.by_id.get(&node).and_then(|slot| self.nodes.get(*slot));
+        AnnounceReply {
             server_epoch: self.server_epoch,
             lease: self.config.lease,
             heartbeat: self.config.heartbeat,
-            announce_in_full: told.state != NodeState::Stale && self.nodes.get(slot).is_some_and(|node| !node.complete),
-        })
+            announce_in_full: state != NodeState::Stale && !node.is_some_and(|node| node.complete),
+        }
     }
 
     /// Removes exactly one artifact of one node and epoch. That there is none is no error.
@@ -97,10 +116,16 @@ impl Registry {
         let Some(node) = self.nodes.get_mut(slot) else { return Ok(()) };
         node.check(told.epoch, told.sequence, NodeState::Stale)?;
         if node.epoch == told.epoch {
-            node.sequence = told.sequence;
-            self.release(slot, told.artifact);
+            self.take_withdrawal(slot, told);
         }
         Ok(())
+    }
+
+    pub(super) fn take_withdrawal(&mut self, slot: u32, told: &Withdrawal) {
+        if let Some(node) = self.nodes.get_mut(slot) {
+            node.sequence = told.sequence;
+        }
+        self.release(slot, told.artifact);
     }
 
     /// Hides nodes whose lease ran out and removes those that are to be forgotten.
@@ -112,8 +137,8 @@ impl Registry {
                 node.lapsed = true;
                 self.changes.lapsed += 1;
                 self.hide(slot);
-                self.set_deadline(slot, deadline + self.config.forget);
-            } else {
+                self.set_deadline(slot, deadline.saturating_add(self.config.forget));
+            } else if !self.shared {
                 self.forget(slot);
             }
         }
@@ -196,6 +221,7 @@ impl Registry {
             lapsed: false,
             shown: false,
             complete: false,
+            version: Version::default(),
             endpoints: Arc::from([]),
             load: Load::default(),
             locality: Arc::default(),
@@ -292,7 +318,7 @@ impl Registry {
         }
     }
 
-    fn forget(&mut self, slot: u32) {
+    pub(super) fn forget(&mut self, slot: u32) {
         self.hide(slot);
         self.release_all_but(slot, &[]);
         if let Some(node) = self.nodes.remove(slot) {

@@ -58,7 +58,9 @@ impl Registry {
         let (mut offers, mut bytes, mut next) = (Vec::new(), 0, None);
         for slot in first..last {
             let Some(entry) = self.table.entry(slot) else { continue };
-            if request.family.as_ref().is_some_and(|family| *family != entry.summary.family) {
+            let is_other = request.family.as_ref().is_some_and(|family| *family != entry.summary.family)
+                || request.subject.as_ref().is_some_and(|subject| **subject != *entry.summary.subject);
+            if is_other {
                 continue;
             }
             let holders = self.choose(entry, DEFAULT_HOLDERS, &Locality::default(), now, rng, |_| true);

@@ -1,4 +1,5 @@
 mod model;
+mod shared;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -249,11 +250,11 @@ fn a_full_table_refuses_the_newcomer_and_evicts_nobody() {
 }
 
 #[test]
-fn pages_list_every_artifact_once_and_a_family_alone() {
+fn pages_list_every_artifact_once_and_a_family_or_a_subject_alone() {
     let mut registry = registry();
     let mut all: Vec<_> = (0..25).map(|n| held(n, n % 3, 4, 4)).collect();
     let mut other = Summary::clone(&all[7].artifact);
-    other.family = "lora".parse().unwrap();
+    (other.family, other.subject) = ("lora".parse().unwrap(), "sql".into());
     all[7].artifact = other.into();
     registry.announce(&ready(1, 1, all), seconds(0)).unwrap();
     let mut rng = StdRng::seed_from_u64(1);
@@ -275,6 +276,10 @@ fn pages_list_every_artifact_once_and_a_family_alone() {
     assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 25);
     let lora = PageRequest { family: Some("lora".parse().unwrap()), ..PageRequest::default() };
     assert_eq!(registry.list(&lora, seconds(1), &mut rng).offers.len(), 1);
+    let mut named = PageRequest { subject: Some("sql".to_owned()), ..lora };
+    assert_eq!(registry.list(&named, seconds(1), &mut rng).offers.len(), 1);
+    named.family = Some("triton".parse().unwrap());
+    assert_eq!(registry.list(&named, seconds(1), &mut rng).offers, []);
 }
 
 #[test]

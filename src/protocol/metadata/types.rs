@@ -279,6 +279,7 @@ pub struct PageRequest {
     pub after: Option<PageToken>,
     pub size: Option<u32>,
     pub family: Option<Family>,
+    pub subject: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -70,6 +70,9 @@ pub struct Allowance {
     pub burst_seconds: Rate,
     /// Requests for adapters that are not known here.
     pub unknown_adapters_per_minute: Option<Rate>,
+    /// Adapters that are being loaded or are in the engine because this tenant has asked for them. One that others have
+    /// asked for, or an operator, costs nothing.
+    pub max_adapters: usize,
     /// Requests that the engine works on.
     pub max_requests: usize,
     /// Requests that wait for an adapter or a gate.
@@ -83,6 +86,7 @@ impl Default for Allowance {
             tokens_per_second: None,
             burst_seconds: Rate(2.0),
             unknown_adapters_per_minute: Some(Rate(60.0)),
+            max_adapters: 1024,
             max_requests: 512,
             max_waiters: 64,
         }

@@ -53,6 +53,8 @@ fn tokens_that_were_used_beyond_the_rate_delay_the_next_request() {
 
 #[test]
 fn a_tenant_with_a_table_of_its_own_has_its_own_limits() {
+    let adapters = self::limits("[default]\nmax_adapters = 4\n[tenants.big]\nmax_adapters = 100");
+    assert_eq!((adapters.max_adapters(&tenant("small")), adapters.max_adapters(&tenant("big"))), (4, 100));
     let (limits, now) =
         (limits("[default]\nrequests_per_second = 1\nburst_seconds = 1\n[tenants.big]"), Instant::now());
     limits.admit(&tenant("small"), "k", now).unwrap();

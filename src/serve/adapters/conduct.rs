@@ -57,12 +57,14 @@ async fn caught<T>(work: impl Future<Output = T>, otherwise: impl FnOnce() -> T)
 async fn perform(shared: Arc<Shared>, work: Work) {
     match work {
         Work::Look(batch) => shared.look(batch).await,
+        Work::Compare(batch) => shared.compare(batch).await,
         Work::Load { alias, job } => {
             let result = caught(shared.load(&alias, job), || Err(Ended::failed("the load panicked"))).await;
             shared.update(|table, now| match result {
                 Ok(loaded) => table.loaded(&alias, loaded, now),
-                Err(Ended { instead: Some(offer), .. }) => table.superseded(&alias, *offer, now),
-                Err(Ended { kind, reason, .. }) => table.failed(&alias, kind, reason, now),
+                Err(Ended::Superseded(offer)) => table.superseded(&alias, *offer, now),
+                Err(Ended::Unwanted) => table.unwanted(&alias),
+                Err(Ended::Failed { kind, reason }) => table.failed(&alias, kind, reason, now),
             });
         }
         Work::Register { epoch, name, directory } => shared.register(epoch, name, &directory).await,
@@ -85,10 +87,19 @@ async fn perform(shared: Arc<Shared>, work: Work) {
 
 impl Shared {
     async fn look(&self, batch: Vec<Alias>) {
+        let begun = Instant::now();
         let looking = timeout(self.config().look, self.loader.source.look(&batch));
         let found = caught(looking, || Ok(Err(LookError("the look-up panicked".to_owned())))).await;
         let found = found.unwrap_or_else(|_| Err(LookError("no answer in time".to_owned())));
+        self.metrics.looked(begun.elapsed());
         self.update(|table, now| table.looked(&batch, found, now));
+    }
+
+    async fn compare(&self, batch: Vec<Alias>) {
+        let comparing = timeout(self.config().look, self.loader.source.compare(&batch));
+        let found = caught(comparing, || Ok(Err(LookError("the comparison panicked".to_owned())))).await;
+        let found = found.unwrap_or_else(|_| Err(LookError("no answer in time".to_owned())));
+        self.update(|table, now| table.compared(&batch, found, now));
     }
 
     /// A question to the engine that is not answered may have been followed.
@@ -101,7 +112,7 @@ impl Shared {
         let Ok(_turn) = self.registering.acquire().await else { return };
         let begun = Instant::now();
         let result = self.ask(self.registry.load(epoch, &name, directory)).await;
-        self.metrics.took(Stage::Register, begun.elapsed());
+        self.metrics.took(name.alias(), Stage::Register, begun.elapsed());
         self.update(|table, now| table.was_registered(epoch, &name, result, now));
     }
 

@@ -25,11 +25,14 @@ pub struct AdaptersConfig {
     pub max_cpu_loras: usize,
     /// Adapters that are known, wherever they are. 4096.
     pub max_adapters: usize,
+    /// Adapters that have a name in the metrics: those that are used most. 20.
+    pub named_in_metrics: usize,
     /// Names that are being looked up or were not found. 1024.
     pub max_unknown: usize,
     /// Bytes of all prepared adapters and of those that are being fetched. 100 GiB.
     pub quota_bytes: u64,
-    /// Adapters that nobody asked for leave the engine and the disk, if somebody else has them; 0 s turns this off. 1 h.
+    /// Adapters that nobody asked for leave the engine and the disk, if another node or the origin has them; 0 s turns this
+    /// off. 1 h.
     #[serde(with = "humantime_serde")]
     pub offload_after: Duration,
     /// From an adapter's end in the engine to the removal of its files. 60 s.
@@ -81,6 +84,7 @@ impl Default for AdaptersConfig {
             max_registering: 1,
             max_cpu_loras: 32,
             max_adapters: 4096,
+            named_in_metrics: 20,
             max_unknown: 1024,
             quota_bytes: 100 << 30,
             offload_after: Duration::from_secs(60 * 60),

@@ -25,6 +25,7 @@ use crate::adapters::{AdapterRoot, Alias, PreparationId};
 use crate::digest::Digest;
 use crate::durable;
 use crate::identity::UnixTime;
+use crate::proxy::auth::Tenant;
 
 const VERSION: u32 = 1;
 const PRIVATE: u32 = 0o700;
@@ -57,6 +58,8 @@ pub(super) struct Record {
     version: u32,
     pub(super) alias: Alias,
     pub(super) want: Want,
+    #[serde(default)]
+    pub(super) brought_by: Option<Tenant>,
     pub(super) pin: bool,
     pub(super) used: UnixTime,
     /// Base64.
@@ -71,14 +74,22 @@ pub(super) struct Remembered {
     /// What it becomes here.
     pub(super) prepared: Option<PreparationId>,
     pub(super) want: Want,
+    pub(super) brought_by: Option<Tenant>,
     pub(super) pin: bool,
     pub(super) used_ago: Duration,
 }
 
 impl Record {
-    pub(super) fn new(alias: Alias, want: Want, pin: bool, used: UnixTime, envelope: Option<&[u8]>) -> Self {
+    pub(super) fn new(
+        alias: Alias,
+        want: Want,
+        brought_by: Option<Tenant>,
+        pin: bool,
+        used: UnixTime,
+        envelope: Option<&[u8]>,
+    ) -> Self {
         let envelope = envelope.map(|bytes| BASE64.encode(bytes));
-        Self { version: VERSION, alias, want, pin, used, envelope }
+        Self { version: VERSION, alias, want, brought_by, pin, used, envelope }
     }
 
     pub(super) fn envelope(&self) -> Option<Vec<u8>> {
@@ -208,7 +219,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("adapters");
         let disk = Disk::open(&root).unwrap();
-        let record = Record::new("sql".parse().unwrap(), Want::Yes, true, UnixTime::from_seconds(7), Some(b"signed"));
+        let tenant = Some("team".parse().unwrap());
+        let used = UnixTime::from_seconds(7);
+        let record = Record::new("sql".parse().unwrap(), Want::Yes, tenant, true, used, Some(b"signed"));
         disk.write(&record).unwrap();
         let left = disk.receive().unwrap().keep();
         assert!(matches!(Disk::open(&root), Err(DiskError::Locked(_))));
@@ -226,7 +239,7 @@ mod tests {
     fn a_record_under_another_name_or_damaged_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(&dir.path().join("adapters")).unwrap();
-        let record = Record::new("sql".parse().unwrap(), Want::Stopped, false, UnixTime::from_seconds(7), None);
+        let record = Record::new("sql".parse().unwrap(), Want::Stopped, None, false, UnixTime::from_seconds(7), None);
         disk.write(&record).unwrap();
         let path = disk.record(&record.alias);
         std::fs::copy(&path, disk.record(&"other".parse().unwrap())).unwrap();

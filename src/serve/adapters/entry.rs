@@ -12,6 +12,8 @@ use super::source::{Offer, Progress, Signed};
 use super::state::{Eviction, Place, State};
 use crate::adapters::{PreparationId, ServedName};
 use crate::digest::ArtifactId;
+use crate::proxy::Caller;
+use crate::proxy::auth::Tenant;
 
 /// Whether an adapter is to be in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +103,10 @@ pub(super) struct Entry {
     pub(super) shelved: Option<PreparationId>,
     pub(super) failures: Vec<Failure>,
     pub(super) want: Want,
+    /// Whose request has made it wanted; nobody's if an operator has.
+    pub(super) brought_by: Option<Tenant>,
+    /// Those of whom nobody knows yet whether they may use it; of many, the first.
+    pub(super) askers: Vec<Caller>,
     /// Its files go when the engine has let go of it.
     pub(super) leaving: Option<Eviction>,
     /// By an operator.
@@ -112,6 +118,15 @@ pub(super) struct Entry {
     pub(super) ask_at: Instant,
     /// Whether the fleet was asked.
     pub(super) looked: bool,
+}
+
+/// Of one name; whoever is left out is let in when they ask again.
+const MAX_ASKERS: usize = 32;
+
+pub(super) fn remember(askers: &mut Vec<Caller>, caller: &Caller) {
+    if askers.len() < MAX_ASKERS && !askers.contains(caller) {
+        askers.push(caller.clone());
+    }
 }
 
 impl Entry {
@@ -126,6 +141,8 @@ impl Entry {
             shelved: None,
             failures: Vec::new(),
             want: Want::No,
+            brought_by: None,
+            askers: Vec::new(),
             leaving: None,
             pin: false,
             wish: None,
@@ -148,6 +165,28 @@ impl Entry {
         self.offer.is_some() || self.signed.is_some() || !self.is_bare()
     }
 
+    /// It becomes wanted because of a request.
+    pub(super) fn bring(&mut self, caller: &Caller) {
+        (self.want, self.brought_by) = (Want::Yes, Some(caller.tenant().clone()));
+    }
+
+    pub(super) fn ask(&mut self, caller: &Caller) {
+        remember(&mut self.askers, caller);
+    }
+
+    /// Whether a load has a reason; without [`Want::Yes`], it has one up to the manifest.
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.want == Want::Yes || (self.want == Want::No && !self.askers.is_empty())
+    }
+
+    /// The newest version that was seen, unless a better one is offered.
+    pub(super) fn newest(&self) -> Option<&Arc<Signed>> {
+        let seen = [&self.signed, &self.seen].into_iter().flatten();
+        let newest = seen.max_by_key(|signed| (signed.generation, signed.created))?;
+        let is_old = |offer: &Offer| self.is_better(offer) && offer.is_newer(newest);
+        (!self.offer.as_ref().is_some_and(is_old)).then_some(newest)
+    }
+
     pub(super) fn names(&self, version: &ServedName) -> bool {
         [&self.current, &self.next].into_iter().flatten().any(|name| name == version)
     }
@@ -160,7 +199,8 @@ impl Entry {
     pub(super) fn candidate(&self, now: Instant) -> Option<Job> {
         let offer = self.offer.as_ref().filter(|offer| self.is_better(offer) && !self.is_blocked(&offer.artifact, now));
         if let Some(offer) = offer {
-            return Some(Job { artifact: offer.artifact, signed: None });
+            let signed = self.seen.clone().filter(|seen| seen.artifact == offer.artifact);
+            return Some(Job { artifact: offer.artifact, signed });
         }
         let signed = self.signed.as_ref().filter(|_| self.current.is_none())?;
         let fits = self.accepts(signed).is_ok() && !self.is_blocked(&signed.artifact, now);
@@ -171,7 +211,7 @@ impl Entry {
         let Some(signed) = &self.signed else { return true };
         match self.wish.as_ref().and_then(|wish| wish.digest) {
             Some(wanted) => signed.release.content != wanted && offer.content.is_none_or(|content| content == wanted),
-            None => (offer.generation, offer.created) > (signed.generation, signed.created),
+            None => offer.is_newer(signed),
         }
     }
 

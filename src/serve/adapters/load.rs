@@ -8,32 +8,41 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
+use super::config::AdaptersConfig;
 use super::disk::{self, Disk};
 use super::entry::{Job, Kind, Loaded};
 use super::metrics::Stage;
 use super::source::{Delivery, FetchError, Files, Offer, Progress, Signed, Source};
 use super::state::State;
 use crate::adapters::{self, Alias, PrepareError, Prepared, Preparer, SourceError};
+use crate::digest::ArtifactId;
 
 /// For one manifest.
 const OPEN: Duration = Duration::from_secs(30);
 
+/// Manifests that are asked for at a time. Those who wait for one do not hold up transfers.
+const MANIFESTS: usize = 16;
+
 /// Why a load ended early.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) kind: Kind,
-    pub(super) reason: String,
-    /// A version that was published meanwhile: that one is wanted, and nothing is wrong.
-    pub(super) instead: Option<Box<Offer>>,
+pub(super) enum Ended {
+    Failed {
+        kind: Kind,
+        reason: String,
+    },
+    /// This version was published meanwhile: it is wanted, and nothing is wrong.
+    Superseded(Box<Offer>),
+    /// Nobody who may use it has asked for it.
+    Unwanted,
 }
 
 impl Ended {
     pub(super) fn failed(reason: impl Into<String>) -> Self {
-        Self { kind: Kind::Failed, reason: reason.into(), instead: None }
+        Self::Failed { kind: Kind::Failed, reason: reason.into() }
     }
 
     fn refused(reason: String) -> Self {
-        Self { kind: Kind::Refused, reason, instead: None }
+        Self::Failed { kind: Kind::Refused, reason }
     }
 }
 
@@ -42,57 +51,89 @@ pub(super) struct Loader {
     pub(super) source: Arc<dyn Source>,
     pub(super) preparer: Arc<Preparer>,
     pub(super) disk: Arc<Disk>,
+    pub(super) manifests: Semaphore,
     pub(super) loading: Semaphore,
     pub(super) preparing: Semaphore,
     /// The cores that checks and preparations may have: requests need the others.
     pub(super) pool: Arc<rayon::ThreadPool>,
 }
 
+impl Loader {
+    pub(super) fn new(
+        source: Arc<dyn Source>,
+        preparer: Arc<Preparer>,
+        disk: Arc<Disk>,
+        config: &AdaptersConfig,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.prepare_threads.max(1))
+            .thread_name(|number| format!("prepare-{number}"))
+            .build()?;
+        Ok(Self {
+            source,
+            preparer,
+            disk,
+            manifests: Semaphore::new(MANIFESTS),
+            loading: Semaphore::new(config.max_loading.max(1)),
+            preparing: Semaphore::new(config.max_preparing.max(1)),
+            pool: Arc::new(pool),
+        })
+    }
+}
+
 impl Shared {
     pub(super) async fn load(&self, alias: &Alias, job: Job) -> Result<Loaded, Ended> {
+        let signed = match job.signed.clone() {
+            Some(signed) => signed,
+            None => self.manifest(alias, &job.artifact).await?,
+        };
+        if !self.update(|table, now| table.saw(alias, &signed, &*self.access, now)) {
+            return Err(Ended::Unwanted);
+        }
         let _turn = self.loader.loading.acquire().await.map_err(interrupted)?;
         self.stage(alias, State::Fetching);
-        let (signed, mut delivery) = match job.signed.clone() {
-            Some(signed) => (signed, None),
-            None => {
-                let Delivery { signed, files } = self.open(alias, &job).await?;
-                (signed, Some(files))
-            }
-        };
-        self.update(|table, _| table.saw(alias, &signed));
         self.judge(alias, &job, &signed)?;
         if let Some(prepared) = self.find(alias, &signed).await? {
             return loaded(signed, prepared);
         }
-        if delivery.is_none() {
-            delivery = Some(self.open(alias, &job).await?.files);
-        }
-        let Some(files) = delivery else { return Err(Ended::failed("nothing was delivered")) };
+        let Delivery { signed: delivered, files } =
+            timeout(OPEN, self.loader.source.open(&signed.artifact)).await.map_err(late)??;
+        self.expect(alias, &signed.artifact, &delivered)?;
         let incoming = self.fetch(alias, &signed, files).await?;
         let prepared = self.prepare(alias, &signed, incoming).await?;
         loaded(signed, prepared)
     }
 
-    async fn open(&self, alias: &Alias, job: &Job) -> Result<Delivery, Ended> {
-        let delivery = timeout(OPEN, self.loader.source.open(&job.artifact)).await.map_err(late)??;
-        let signed = &delivery.signed;
-        if signed.artifact == job.artifact {
-            return Ok(delivery);
+    async fn manifest(&self, alias: &Alias, artifact: &ArtifactId) -> Result<Arc<Signed>, Ended> {
+        let _turn = self.loader.manifests.acquire().await.map_err(interrupted)?;
+        let begun = Instant::now();
+        let signed = timeout(OPEN, self.loader.source.manifest(artifact)).await;
+        self.metrics.took(alias, Stage::Open, begun.elapsed());
+        let signed = signed.map_err(late)??;
+        self.expect(alias, artifact, &signed)?;
+        Ok(signed)
+    }
+
+    /// The version that was asked for, and none that was published meanwhile.
+    fn expect(&self, alias: &Alias, artifact: &ArtifactId, signed: &Signed) -> Result<(), Ended> {
+        if signed.artifact == *artifact {
+            return Ok(());
         }
-        let ended = Ended::failed(format!("artifact {} came instead", signed.artifact));
         let is_newest = self
             .table()
             .offer(alias)
             .is_some_and(|offer| (offer.created, offer.generation) <= (signed.created, signed.generation));
-        let offer = Offer {
+        if !is_newest {
+            return Err(Ended::failed(format!("artifact {} came instead", signed.artifact)));
+        }
+        Err(Ended::Superseded(Box::new(Offer {
             artifact: signed.artifact,
             content: Some(signed.release.content),
             generation: signed.generation,
             created: signed.created,
             size: signed.size,
             holders: 1,
-        };
-        Err(Ended { instead: is_newest.then(|| Box::new(offer)), ..ended })
+        })))
     }
 
     /// Before anything is fetched.
@@ -134,7 +175,7 @@ impl Shared {
         let (progress, received) = watch::channel(Progress { bytes: 0, bytes_total: signed.size });
         self.table().show(alias, received);
         let fetched = timeout(self.config().fetch, files.write(incoming.path(), &progress)).await;
-        self.metrics.took(Stage::Fetch, begun.elapsed());
+        self.metrics.took(alias, Stage::Fetch, begun.elapsed());
         match fetched {
             Ok(Ok(())) => Ok(incoming),
             failed => {
@@ -158,7 +199,7 @@ impl Shared {
             refused.map_or(Ok((source, incoming)), Err)
         });
         let checked = checked.await?;
-        self.metrics.took(Stage::Check, begun.elapsed());
+        self.metrics.took(alias, Stage::Check, begun.elapsed());
         let (source, incoming) = checked?;
         self.stage(alias, State::Preparing);
         let begun = Instant::now();
@@ -170,7 +211,7 @@ impl Shared {
             prepared
         });
         let prepared = prepared.await?;
-        self.metrics.took(Stage::Prepare, begun.elapsed());
+        self.metrics.took(alias, Stage::Prepare, begun.elapsed());
         Ok(prepared?)
     }
 
@@ -211,7 +252,7 @@ fn interrupted(error: impl std::fmt::Display) -> Ended {
 impl From<FetchError> for Ended {
     fn from(error: FetchError) -> Self {
         let kind = if matches!(error, FetchError::NotAdmitted(_)) { Kind::Refused } else { Kind::Failed };
-        Self { kind, reason: error.to_string(), instead: None }
+        Self::Failed { kind, reason: error.to_string() }
     }
 }
 
@@ -224,7 +265,7 @@ impl From<PrepareError> for Ended {
             _ => false,
         };
         let kind = if is_final { Kind::Refused } else { Kind::Failed };
-        Self { kind, reason: error.to_string(), instead: None }
+        Self::Failed { kind, reason: error.to_string() }
     }
 }
 

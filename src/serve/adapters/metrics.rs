@@ -1,5 +1,7 @@
-//! What is counted. Labels are closed sets: no alias is one.
+//! What is counted. Labels are closed sets, but for the names of the few adapters that are used most.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -9,11 +11,19 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use tokio::time::Instant;
+
 use super::state::{Eviction, State};
+use super::top::Top;
+use crate::adapters::Alias;
 
 /// A part of a load whose time is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
 pub(super) enum Stage {
+    /// Asking the fleet for the newest versions of names.
+    Look,
+    /// Getting and admitting a manifest.
+    Open,
     Fetch,
     Check,
     Prepare,
@@ -62,8 +72,16 @@ struct StateLabel {
     state: State,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdapterLabel {
+    adapter: String,
+}
+
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    top: Arc<Mutex<Top>>,
+    named_requests: Family<AdapterLabel, Counter>,
+    named_load: Family<AdapterLabel, Counter<f64, AtomicU64>>,
     stages: Family<StageLabel, Histogram, fn() -> Histogram>,
     loads: Family<OutcomeLabel, Counter>,
     requests: Family<TierLabel, Counter>,
@@ -73,9 +91,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
+    /// So many adapters have a name, the others have one together.
+    pub fn register(registry: &mut Registry, named: usize) -> Self {
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 22));
         let metrics = Self {
+            top: Arc::new(Mutex::new(Top::new(named, Instant::now()))),
+            named_requests: Family::default(),
+            named_load: Family::default(),
             stages: Family::new_with_constructor(seconds),
             loads: Family::default(),
             requests: Family::default(),
@@ -85,6 +107,10 @@ impl Metrics {
         };
         let m = metrics.clone();
         registry.register_with_unit("warmd_adapter_load", "Loading an adapter, by stage", Unit::Seconds, m.stages);
+        let named = "Requests of the adapters that are used most, and of all others";
+        registry.register("warmd_adapter_named_requests", named, m.named_requests);
+        let named = "Time of loading the adapters that are used most, and all others";
+        registry.register_with_unit("warmd_adapter_named_load", named, Unit::Seconds, m.named_load);
         registry.register("warmd_adapter_loads", "Ended loads", m.loads);
         registry.register("warmd_adapter_requests", "Requests by where their adapter was", m.requests);
         registry.register("warmd_adapter_evictions", "Adapters that left the engine or the disk", m.evictions);
@@ -93,7 +119,23 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn took(&self, stage: Stage, time: Duration) {
+    fn top(&self) -> std::sync::MutexGuard<'_, Top> {
+        self.top.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn took(&self, alias: &Alias, stage: Stage, time: Duration) {
+        let top = self.top();
+        let adapter = top.name(alias).to_owned();
+        self.named_load.get_or_create(&AdapterLabel { adapter }).inc_by(time.as_secs_f64());
+        self.observe(stage, time);
+    }
+
+    /// Of all adapters that were looked up at once.
+    pub(super) fn looked(&self, time: Duration) {
+        self.observe(Stage::Look, time);
+    }
+
+    fn observe(&self, stage: Stage, time: Duration) {
         self.stages.get_or_create(&StageLabel { stage }).observe(time.as_secs_f64());
     }
 
@@ -101,7 +143,16 @@ impl Metrics {
         self.loads.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    pub(super) fn requested(&self, tier: Tier) {
+    pub(super) fn requested(&self, alias: &Alias, tier: Tier) {
+        // Held to the end: nobody counts under a name that is just being taken away.
+        let mut top = self.top();
+        if let Some(lost) = top.used(alias, Instant::now()) {
+            let lost = AdapterLabel { adapter: lost.to_string() };
+            self.named_requests.remove(&lost);
+            self.named_load.remove(&lost);
+        }
+        let adapter = top.name(alias).to_owned();
+        self.named_requests.get_or_create(&AdapterLabel { adapter }).inc();
         self.requests.get_or_create(&TierLabel { tier }).inc();
     }
 
@@ -117,5 +168,36 @@ impl Metrics {
         for (state, count) in State::ALL.into_iter().zip(counts) {
             self.states.get_or_create(&StateLabel { state }).set(count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_adapters_that_are_used_most_are_counted_by_name_and_the_others_together() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, 2);
+        let alias = |text: &str| text.parse::<Alias>().unwrap();
+        for (name, times) in [("sql", 9), ("once", 1), ("chat", 3), ("other", 2)] {
+            for _ in 0..times {
+                metrics.requested(&alias(name), Tier::Engine);
+            }
+            metrics.took(&alias(name), Stage::Fetch, Duration::from_secs(times));
+        }
+        let text = crate::telemetry::encode(&registry);
+        let named: Vec<&str> = text.lines().filter(|line| line.starts_with("warmd_adapter_named_")).collect();
+        let expected = [
+            "warmd_adapter_named_load_seconds_total{adapter=\"chat\"} 3.0",
+            "warmd_adapter_named_load_seconds_total{adapter=\"other\"} 2.0",
+            "warmd_adapter_named_load_seconds_total{adapter=\"sql\"} 9.0",
+            "warmd_adapter_named_requests_total{adapter=\"chat\"} 1",
+            "warmd_adapter_named_requests_total{adapter=\"other\"} 4",
+            "warmd_adapter_named_requests_total{adapter=\"sql\"} 9",
+        ];
+        let mut sorted = named.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected, "{text}");
     }
 }

@@ -6,10 +6,11 @@ use hyper::StatusCode;
 use tokio::time::{Instant, timeout_at};
 
 use super::entry::Kind;
-use super::source::Signed;
+use super::source::{Foreign, Signed};
 use super::table::{Found, Granted};
 use super::{Adapters, Shared};
-use crate::adapters::{Alias, Release, ServedName};
+use crate::adapters::{Address, Alias, ServedName};
+use crate::proxy::limits::{Limit, Limited};
 use crate::proxy::{AdapterSlots, BoxFuture, Caller, Capabilities, ModelCard, Models, Resolution, Route};
 
 /// Why a caller may not use an adapter.
@@ -21,10 +22,25 @@ pub struct Denied {
     pub reason: String,
 }
 
+impl Denied {
+    fn resolution(self) -> Resolution {
+        match self.status {
+            // The very answer to a name that nobody has.
+            StatusCode::NOT_FOUND => Resolution::Unknown,
+            status => Resolution::Refused { status, reason: self.reason },
+        }
+    }
+}
+
 /// Who may use which adapter. Asked with a lock held: answers at once.
 pub trait Access: Send + Sync + 'static {
-    /// `release` is absent as long as nobody has seen what is signed; it is asked again with it.
-    fn permits(&self, caller: &Caller, alias: &Alias, release: Option<&Release>) -> Result<(), Denied>;
+    /// `owner` is absent if it is everybody's, and as long as nobody has seen what is signed; then it is asked again.
+    fn permits(&self, caller: &Caller, alias: &Alias, owner: Option<Address>) -> Result<(), Denied>;
+
+    /// How many adapters may be here at a time because the caller's tenant has asked for them.
+    fn max_adapters(&self, _: &Caller) -> usize {
+        usize::MAX
+    }
 }
 
 /// Permits everything to everybody.
@@ -32,7 +48,7 @@ pub trait Access: Send + Sync + 'static {
 pub struct Everybody;
 
 impl Access for Everybody {
-    fn permits(&self, _: &Caller, _: &Alias, _: Option<&Release>) -> Result<(), Denied> {
+    fn permits(&self, _: &Caller, _: &Alias, _: Option<Address>) -> Result<(), Denied> {
         Ok(())
     }
 }
@@ -54,7 +70,7 @@ impl Drop for InUse {
 /// What can be said now, and whether it may change by itself soon.
 enum Reply {
     Settled(Resolution),
-    /// The fleet has not answered yet.
+    /// The fleet has not answered yet whether there is one, and whose it is.
     Looking(Resolution),
     Loading(Resolution),
 }
@@ -73,33 +89,21 @@ impl Shared {
             return Reply::Settled(Resolution::Ready(Route::Base { upstream_name: model.to_owned() }));
         }
         let Ok(alias) = model.parse::<Alias>() else { return Reply::Settled(Resolution::Unknown) };
-        let (found, is_seen) = {
+        let found = {
             let mut table = self.table();
-            let release = table.signed(&alias).map(|signed| &signed.release);
-            if let Err(Denied { status, reason }) = self.access.permits(caller, &alias, release) {
-                return Reply::Settled(match status {
-                    // The very answer to a name that nobody has.
-                    StatusCode::NOT_FOUND => Resolution::Unknown,
-                    _ => Resolution::Refused { status, reason },
-                });
-            }
-            let found = table.resolve(&alias, Instant::now());
+            let found = table.resolve(&alias, caller, &*self.access, Instant::now());
             if is_first {
                 table.count(&alias, &found);
             }
-            (found, table.signed(&alias).is_some())
+            found
         };
-        if !matches!(found, Found::Ready(_) | Found::Unknown) {
+        if matches!(found, Found::Loading(_) | Found::Looking) {
             self.stir.notify_one();
         }
-        match self.answer(alias, found) {
-            // Whose it is will be known in a moment, and with it what this caller may hear.
-            Reply::Loading(resolution) if !is_seen => Reply::Looking(resolution),
-            reply => reply,
-        }
+        self.answer(alias, found, caller)
     }
 
-    fn answer(self: &Arc<Self>, alias: Alias, found: Found) -> Reply {
+    fn answer(self: &Arc<Self>, alias: Alias, found: Found, caller: &Caller) -> Reply {
         let refused = |status, reason| Reply::Settled(Resolution::Refused { status, reason });
         let loading = |state: &str| {
             let retry_after = self.config().retry_after;
@@ -110,6 +114,12 @@ impl Shared {
             Found::Loading(state) => Reply::Loading(loading(state.as_str())),
             Found::Looking => Reply::Looking(loading("looking-up")),
             Found::Unknown => Reply::Settled(Resolution::Unknown),
+            Found::Foreign(foreign) => Reply::Settled(self.foreign(&alias, &foreign, caller)),
+            Found::Full => {
+                let retry_after = self.config().retry_after;
+                Reply::Settled(Resolution::Limited(Limited { limit: Limit::Adapters, retry_after }))
+            }
+            Found::Denied(denied) => Reply::Settled(denied.resolution()),
             Found::Failed(failure) => {
                 let status = match failure.kind {
                     Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -127,6 +137,14 @@ impl Shared {
                 refused(StatusCode::SERVICE_UNAVAILABLE, reason)
             }
         }
+    }
+
+    fn foreign(&self, alias: &Alias, foreign: &Foreign, caller: &Caller) -> Resolution {
+        let Foreign { base, owner } = foreign;
+        let permitted = self.access.permits(caller, alias, *owner);
+        let served = self.base.first().map(|card| card.id.clone()).unwrap_or_default();
+        let other_base = |()| Resolution::OtherBase { made_for: base.to_string(), served };
+        permitted.map_or_else(|denied| denied.resolution(), other_base)
     }
 
     fn route(self: &Arc<Self>, alias: Alias, granted: Granted) -> Route {
@@ -178,8 +196,7 @@ impl Shared {
         for (alias, entry) in table.entries().filter(|(_, entry)| entry.is_known()) {
             // Nobody knows yet whose it is.
             let Some(signed) = table.signed(alias) else { continue };
-            let release = Some(&signed.release);
-            if self.access.permits(caller, alias, release).is_ok() {
+            if self.access.permits(caller, alias, signed.release.owner).is_ok() {
                 cards.push(self.card(alias, signed, table.state(entry, now).as_str()));
             }
         }
@@ -188,10 +205,11 @@ impl Shared {
 }
 
 impl Models for Adapters {
-    fn knows(&self, model: &str) -> bool {
+    fn knows(&self, model: &str, caller: &Caller) -> bool {
         let is_base = self.shared.base.iter().any(|card| card.id == model);
         // What is no alias is asked of nobody.
-        is_base || model.parse().map_or(true, |alias| self.shared.table().knows(&alias, Instant::now()))
+        let known = |alias: Alias| self.shared.table().knows(&alias, caller, &*self.shared.access, Instant::now());
+        is_base || model.parse().map_or(true, known)
     }
 
     /// A new name is looked up; for that, and for nothing else, it waits a moment.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::adapters::{Alias, Release};
+use crate::adapters::{Address, Alias, BaseModel, Release};
 use crate::digest::{ArtifactId, ContentId};
 use crate::identity::UnixTime;
 use crate::proxy::BoxFuture;
@@ -23,6 +23,19 @@ pub struct Offer {
     /// Bytes of its files.
     pub size: u64,
     pub holders: usize,
+}
+
+impl Offer {
+    pub(super) fn is_newer(&self, than: &Signed) -> bool {
+        (self.generation, self.created) > (than.generation, than.created)
+    }
+}
+
+/// What the fleet has under an alias for another base model than the served one. A hint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    pub base: BaseModel,
+    pub owner: Option<Address>,
 }
 
 /// What a publisher has signed, after the trust policy has admitted it.
@@ -63,7 +76,7 @@ pub enum FetchError {
     Io { path: std::path::PathBuf, source: io::Error },
 }
 
-/// An admitted manifest whose files can follow. Dropping it ends the transfer.
+/// An admitted manifest whose files are on their way to this node. Dropped, they are not written anywhere.
 pub struct Delivery {
     pub signed: Arc<Signed>,
     pub files: Box<dyn Files>,
@@ -93,10 +106,17 @@ pub trait Source: Send + Sync + 'static {
     /// The newest version of each alias for the served base model, in the order asked. Cheap.
     fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>>;
 
-    /// Gets and admits the manifest; files are asked for afterwards, if they are needed at all.
+    /// Of each alias what there is for other base models, in the order asked. For names that [`Source::look`] has not found:
+    /// it costs a manifest of each that exists.
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>>;
+
+    /// Gets and admits the manifest of this artifact, or of a newer one of the same alias; nothing else is transferred.
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>>;
+
+    /// As [`Source::manifest`], and begins to bring the files.
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>>;
 
-    /// Whether somebody else has it: only then it leaves this node's disk.
+    /// Whether another holder or the origin has it: only then it leaves this node's disk.
     fn elsewhere<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, bool>;
 
     /// Judges by today's policy what was admitted once. Blocking, without network.

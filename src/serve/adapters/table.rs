@@ -10,6 +10,7 @@
 //! [`Table::take`] compares what is wanted with what is there, and is right after any sequence of calls: nothing is lost
 //! if an event comes twice, late, or not at all.
 
+mod asking;
 mod engine;
 mod events;
 mod orders;
@@ -21,14 +22,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+pub(super) use asking::Found;
 pub use orders::OrderError;
 pub(super) use work::Work;
 
 use super::config::AdaptersConfig;
 use super::entry::{Entry, Failure, Kind, Version, Want};
 use super::files::Files;
-use super::metrics::{Metrics, Tier};
-use super::names::{Hearsay, Names};
+use super::metrics::Metrics;
+use super::names::Names;
 use super::source::{Offer, Signed};
 use super::state::{Eviction, Place, State};
 use crate::adapters::{Alias, PreparationId, ServedName};
@@ -58,6 +60,7 @@ pub(super) struct Table {
     dirty: BTreeSet<Alias>,
     is_saving: bool,
     looks: usize,
+    comparisons: usize,
     refresh_at: Instant,
     list_at: Instant,
     is_listing: bool,
@@ -71,20 +74,6 @@ pub(super) struct Table {
 pub(super) struct Granted {
     pub(super) name: ServedName,
     pub(super) prepared: PreparationId,
-}
-
-/// What there is to say about an alias.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
-    Ready(Granted),
-    Loading(State),
-    /// The fleet is being asked.
-    Looking,
-    Unknown,
-    Failed(Failure),
-    Stopped,
-    Unreachable,
-    Busy,
 }
 
 impl Table {
@@ -102,6 +91,7 @@ impl Table {
             dirty: BTreeSet::new(),
             is_saving: false,
             looks: 0,
+            comparisons: 0,
             refresh_at: now,
             list_at: now,
             is_listing: false,
@@ -118,25 +108,10 @@ impl Table {
         self.entries.iter()
     }
 
-    /// What decides who may use it: the version that requests get, or else what was served last, or else is being loaded.
+    /// Of the version that requests get, or else of what was served last, or else is being loaded.
     pub(super) fn signed(&self, alias: &Alias) -> Option<&Arc<Signed>> {
         let entry = self.entries.get(alias)?;
         self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref()).or(entry.seen.as_ref())
-    }
-
-    /// A load has got that far.
-    pub(super) fn saw(&mut self, alias: &Alias, signed: &Arc<Signed>) {
-        if let Some(entry) = self.entries.get_mut(alias) {
-            entry.seen = Some(signed.clone());
-        }
-    }
-
-    /// Whether [`Table::resolve`] needs nobody else's answer.
-    pub(super) fn knows(&self, alias: &Alias, now: Instant) -> bool {
-        match self.entries.get(alias) {
-            Some(entry) => entry.is_known() || entry.looked || entry.want == Want::Stopped,
-            None => self.names.knows(alias, now),
-        }
     }
 
     /// The newest version that somebody has, as far as is known.
@@ -152,63 +127,9 @@ impl Table {
         self.current(entry).is_some_and(|version| version.place.is_ready(self.epoch))
     }
 
-    /// A request for `alias`. It brings an adapter back that is known; an unknown name is looked up. The request that gets
-    /// [`Found::Ready`] has a lease, to be given back by [`Table::release`].
-    pub(super) fn resolve(&mut self, alias: &Alias, now: Instant) -> Found {
-        let Some(entry) = self.entries.get_mut(alias) else {
-            return match self.names.ask(alias, now) {
-                Hearsay::Looking => Found::Looking,
-                Hearsay::Unknown => Found::Unknown,
-                Hearsay::Unreachable => Found::Unreachable,
-                Hearsay::Busy => Found::Busy,
-            };
-        };
-        if entry.want == Want::Stopped {
-            return Found::Stopped;
-        }
-        if !entry.is_known() {
-            return if entry.looked { Found::Unknown } else { Found::Looking };
-        }
-        entry.used = now;
-        let wanted = std::mem::replace(&mut entry.want, Want::Yes);
-        entry.leaving = None;
-        if let Some(name) = &entry.current
-            && let Some(version) = self.versions.get_mut(name)
-            && version.place.is_ready(self.epoch)
-        {
-            version.leases += 1;
-            return Found::Ready(Granted { name: name.clone(), prepared: version.prepared });
-        }
-        let entry = &self.entries[alias];
-        match self.failure(entry, now).cloned() {
-            Some(failure) => {
-                self.want(alias, wanted);
-                Found::Failed(failure)
-            }
-            None => Found::Loading(self.state(entry, now)),
-        }
-    }
-
     fn next_turn(&mut self) -> u64 {
         self.turn += 1;
         self.turn
-    }
-
-    fn want(&mut self, alias: &Alias, want: Want) {
-        if let Some(entry) = self.entries.get_mut(alias) {
-            entry.want = want;
-        }
-    }
-
-    /// For a request that has just been resolved.
-    pub(super) fn count(&self, alias: &Alias, found: &Found) {
-        let has_files = || self.entries.get(alias).is_some_and(|entry| entry.current.is_some());
-        match found {
-            Found::Ready(_) => self.metrics.requested(Tier::Engine),
-            Found::Loading(_) if has_files() => self.metrics.requested(Tier::Disk),
-            Found::Loading(_) => self.metrics.requested(Tier::Peer),
-            _ => {}
-        }
     }
 
     /// A lease has ended; true if there is something to do about it.
@@ -246,7 +167,7 @@ impl Table {
             (None, Some(Place::Disk { .. })) if !is_wanted => State::Prepared,
             (None, Some(_)) if is_wanted => State::Registering,
             (None, Some(_)) => State::Draining,
-            (None, None) if is_wanted && entry.candidate(now).is_some() => State::Queued,
+            (None, None) if entry.is_asked_for() && entry.candidate(now).is_some() => State::Queued,
             (None, None) if entry.shelved.is_some_and(|id| self.files.bytes(&id) > 0) => State::Prepared,
             (None, None) if entry.signed.is_some() => State::Offloaded,
             (None, None) => State::Absent,
@@ -282,6 +203,7 @@ impl Table {
             entry.failures.remove(0);
         }
         entry.failures.push(Failure { artifact, kind, reason, until: now + pause });
+        entry.askers.clear();
         if !is_ready && !entry.is_pinned() && entry.want == Want::Yes {
             // The next request tries again, and nobody else.
             entry.want = Want::No;

@@ -1,5 +1,6 @@
 //! The whole on one node, with a fleet and an engine made of memory. Time is the test's own.
 
+mod callers;
 mod fakes;
 mod troubles;
 
@@ -47,13 +48,13 @@ fn start(
     let parts = Parts {
         config,
         preparer: Arc::new(preparer),
-        disk,
+        disk: Arc::new(disk),
         source: fleet.clone(),
         registry: engine.clone(),
         epoch: epoch.subscribe(),
         base: vec![card],
         access,
-        metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
+        metrics: Metrics::register(&mut prometheus_client::registry::Registry::default(), 2),
     };
     Adapters::start(parts).unwrap()
 }
@@ -74,6 +75,11 @@ impl Node {
         change(&mut config);
         let adapters = Arc::new(start(root.path(), &fleet, &engine, &epoch, config, access));
         Self { root, fleet, engine, epoch, adapters }
+    }
+
+    async fn wait_as(&self, tenant: &str, model: &str) -> Resolution {
+        let who = Caller::at_socket(tenant.parse().unwrap(), 0);
+        self.adapters.wait(model, &who, Instant::now() + Duration::from_secs(3600)).await
     }
 
     async fn resolve(&self, model: &str) -> Resolution {
@@ -300,6 +306,7 @@ async fn a_new_start_has_what_the_last_one_had_without_the_network() {
     let Node { root, fleet, engine, epoch, adapters } = node;
     let adapters = Arc::into_inner(adapters).unwrap();
     assert!(adapters.shutdown(Duration::from_secs(5)).await);
+    drop(adapters);
     fleet.is_down(true);
     engine.loaded.lock().unwrap().clear();
     let adapters = start(root.path(), &fleet, &engine, &epoch, AdaptersConfig::default(), Arc::new(Everybody));
@@ -307,31 +314,6 @@ async fn a_new_start_has_what_the_last_one_had_without_the_network() {
     assert_eq!(node.ready("sql").await.0, name);
     assert_eq!(node.fleet.opened().1, 2);
     assert_eq!(node.refusal("chat").await.0, 404);
-}
-
-/// Tells who may use `secret`.
-struct Guard;
-
-impl Access for Guard {
-    fn permits(&self, _: &Caller, alias: &Alias, _: Option<&crate::adapters::Release>) -> Result<(), Denied> {
-        let denied = Denied { status: hyper::StatusCode::FORBIDDEN, reason: "not yours".to_owned() };
-        if alias.as_str() == "secret" { Err(denied) } else { Ok(()) }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_may_not_use_an_adapter_neither_sees_nor_loads_it() {
-    let node = Node::guarded(|_| {}, Arc::new(Guard));
-    node.fleet.publish("secret", 1, 0);
-    node.fleet.publish("sql", 1, 1);
-    assert_eq!(node.refusal("secret").await, (403, "not yours".to_owned()));
-    node.adapters.load(&alias("secret")).unwrap();
-    drop(node.ready("sql").await);
-    eventually("it is not ready", || node.state("secret") == State::Ready).await;
-    assert_eq!(node.refusal("secret").await.0, 403);
-    let cards = node.adapters.list(&caller()).await;
-    let seen: Vec<_> = cards.iter().map(|card| (&*card.id, card.state.as_deref(), card.parent.as_deref())).collect();
-    assert_eq!(seen, [("tiny", None, None), ("sql", Some("ready"), Some("tiny"))]);
 }
 
 #[tokio::test(start_paused = true)]

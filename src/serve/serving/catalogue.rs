@@ -38,10 +38,19 @@ pub(super) enum BeginError {
 /// Whether there are adapters.
 #[derive(Clone)]
 enum Phase {
-    /// Nobody knows yet: no engine has served.
+    /// Nobody knows yet: no engine has served, or one of another kind has just begun to.
     Waiting,
     Off,
     On(Arc<Adapters>),
+}
+
+impl Phase {
+    fn adapters(&self) -> Option<Arc<Adapters>> {
+        match self {
+            Self::On(adapters) => Some(adapters.clone()),
+            Self::Waiting | Self::Off => None,
+        }
+    }
 }
 
 /// What clients can ask for.
@@ -84,18 +93,21 @@ impl Catalogue {
     }
 
     pub(in crate::serve) fn adapters(&self) -> Option<Arc<Adapters>> {
-        match &*self.phase.borrow() {
-            Phase::On(adapters) => Some(adapters.clone()),
-            Phase::Waiting | Phase::Off => None,
-        }
+        self.phase.borrow().adapters()
     }
 
-    /// Leaves nothing but the base models.
-    pub(super) fn take(&self) -> Option<Adapters> {
-        match self.phase.send_replace(Phase::Off) {
-            Phase::On(adapters) => Arc::into_inner(adapters),
-            Phase::Waiting | Phase::Off => None,
-        }
+    /// Leaves nothing but the base models, for good.
+    pub(super) fn take(&self) -> Option<Arc<Adapters>> {
+        self.replace(Phase::Off)
+    }
+
+    /// Until adapters begin again, nobody knows what there is.
+    pub(super) fn interrupt(&self) -> Option<Arc<Adapters>> {
+        self.replace(Phase::Waiting)
+    }
+
+    fn replace(&self, phase: Phase) -> Option<Arc<Adapters>> {
+        self.phase.send_replace(phase).adapters()
     }
 
     fn own(&self, model: &str) -> bool {
@@ -109,8 +121,8 @@ fn card(id: String, max_model_len: Option<u64>) -> ModelCard {
 }
 
 impl Models for Catalogue {
-    fn knows(&self, model: &str) -> bool {
-        self.own(model) || self.adapters().is_none_or(|adapters| adapters.knows(model))
+    fn knows(&self, model: &str, caller: &Caller) -> bool {
+        self.own(model) || self.adapters().is_none_or(|adapters| adapters.knows(model, caller))
     }
 
     fn resolve<'a>(&'a self, model: &'a str, caller: &'a Caller) -> BoxFuture<'a, Resolution> {
@@ -130,11 +142,16 @@ impl Models for Catalogue {
     fn wait<'a>(&'a self, model: &'a str, caller: &'a Caller, deadline: Instant) -> BoxFuture<'a, Resolution> {
         Box::pin(async move {
             let mut phase = self.phase.subscribe();
-            // Too late is told by `resolve`.
-            let _ = timeout_at(deadline, phase.wait_for(|phase| !matches!(phase, Phase::Waiting))).await;
-            match self.adapters() {
-                Some(adapters) if !self.own(model) => adapters.wait(model, caller, deadline).await,
-                _ => self.resolve(model, caller).await,
+            loop {
+                // Too late is told by `resolve`.
+                let known = timeout_at(deadline, phase.wait_for(|phase| !matches!(phase, Phase::Waiting))).await;
+                let adapters = known.ok().and_then(|known| known.ok()?.adapters()).filter(|_| !self.own(model));
+                let Some(adapters) = adapters else { return self.resolve(model, caller).await };
+                tokio::select! {
+                    resolution = adapters.wait(model, caller, deadline) => return resolution,
+                    // Others take the place of these.
+                    _ = phase.changed() => {}
+                }
             }
         })
     }
@@ -168,7 +185,7 @@ pub(super) struct Prepare {
     pub(super) config: AdaptersConfig,
     pub(super) limits: Limits,
     pub(super) quirks: Quirks,
-    pub(super) directory: PathBuf,
+    pub(super) disk: Arc<Disk>,
     pub(super) base: Vec<ModelCard>,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) epoch: watch::Receiver<Option<u64>>,
@@ -186,8 +203,7 @@ pub(super) async fn adapters<S: Source>(
     let Some(first) = names.first().cloned() else { return Err(BeginError::Base(String::new())) };
     let source = Arc::new(source(first));
     let starting = tokio::task::spawn_blocking(move || {
-        let disk = Disk::open(&prepare.directory)?;
-        let root = AdapterRoot::open(&disk.prepared())?;
+        let root = AdapterRoot::open(&prepare.disk.prepared())?;
         let engine = adapters::Engine {
             max_lora_rank: prepare.limits.max_lora_rank,
             follows_patterns: prepare.quirks.follows_patterns,
@@ -198,7 +214,7 @@ pub(super) async fn adapters<S: Source>(
         let preparer = Arc::new(Preparer::new(root, settings)?);
         let config = AdaptersConfig { max_cpu_loras: prepare.limits.max_cpu_loras as usize, ..prepare.config.clone() };
         let access = Arc::new(Ownership(prepare.access));
-        let Prepare { base, registry, epoch, metrics, .. } = prepare;
+        let Prepare { disk, base, registry, epoch, metrics, .. } = prepare;
         let parts = Parts { config, preparer, disk, source, registry, epoch, base, access, metrics };
         Ok::<_, BeginError>(Adapters::start(parts)?)
     });
@@ -253,7 +269,7 @@ mod tests {
         let told = catalogue.resolve("sql", &caller()).await;
         assert!(matches!(told, Resolution::Loading { retry_after: RETRY, .. }));
         assert!(matches!(catalogue.resolve("tiny", &caller()).await, Resolution::Ready(Route::Base { .. })));
-        assert!(catalogue.knows("sql"), "it costs no look-up");
+        assert!(catalogue.knows("sql", &caller()), "it costs no look-up");
         catalogue.without_adapters();
         assert!(is_unknown(&catalogue.resolve("sql", &caller()).await));
     }

@@ -14,12 +14,12 @@ use crate::digest::{ArtifactId, ContentId, IdentityId};
 use crate::identity::{Policy, UnixTime};
 use crate::install::Limits;
 use crate::local::{Client, chain};
-use crate::protocol::pb::FoundArtifact;
+use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 use crate::proxy::BoxFuture;
-use crate::serve::adapters::{Delivery, FetchError, Files, LookError, Offer, Progress, Signed, Source};
+use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
 use crate::serve::warm;
 
-/// Artifacts whose identity is remembered between a look and a fetch.
+/// Artifacts whose identity is remembered until a fetch.
 const MAX_SEEN: usize = 16 * 1024;
 
 /// For one transfer, as the agent is told; whoever asks has a deadline of its own.
@@ -63,37 +63,83 @@ impl Fleet {
         }
     }
 
+    /// False, too, where there is no origin, or none that answers.
+    async fn origin_has(&self, identity: &IdentityId, artifact: &ArtifactId) -> bool {
+        let Ok(client) = self.client().await else { return false };
+        matches!(timeout(PATIENCE, client.origin_has(identity, artifact)).await, Ok(Ok(true)))
+    }
+
     async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Option<Offer>>, String> {
         let identities: Result<Vec<SourceIdentity>, SourceIdentityError> =
             aliases.iter().map(|alias| release::identity(&self.base, alias)).collect();
         let identities = identities.map_err(|error| error.to_string())?;
         let ids: Vec<IdentityId> = identities.iter().map(SourceIdentity::id).collect();
         let found = self.found(&ids).await?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() > MAX_SEEN {
-            seen.clear();
-        }
         let offers = aliases.iter().zip(identities).map(|(alias, identity)| {
             let id = identity.id();
             let of_alias =
                 found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
             let newest = of_alias.max_by_key(|one| (one.created_s, one.generation))?;
             let offer = offer(newest)?;
-            seen.insert(offer.artifact, (alias.clone(), identity));
+            self.saw(offer.artifact, alias.clone(), identity);
             Some(offer)
         });
         Ok(offers.collect())
     }
 
-    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+    fn saw(&self, artifact: ArtifactId, alias: Alias, identity: SourceIdentity) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() > MAX_SEEN {
+            seen.clear();
+        }
+        seen.insert(artifact, (alias, identity));
+    }
+
+    async fn others(&self, aliases: &[Alias]) -> Result<Vec<Option<Foreign>>, String> {
+        let family = |alias: &Alias| {
+            let identity = release::identity(&self.base, alias).map_err(|error| error.to_string())?.id();
+            let (family, identity) = (release::FAMILY.to_owned(), bytes::Bytes::copy_from_slice(identity.as_bytes()));
+            Ok::<_, String>(FamilyIdentity { family, identity, subject: alias.to_string() })
+        };
+        let families = aliases.iter().map(family).collect::<Result<Vec<_>, _>>()?;
+        let client = self.client().await?;
+        let asked = timeout(PATIENCE, client.nearby(NearbyRequest { families, budget_ms: 0 })).await;
+        let near = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?.artifacts;
+        // Newest first: of several base models, the one that somebody trained it for last.
+        Ok(aliases.iter().map(|alias| near.iter().find_map(|one| foreign(one, alias, &self.base))).collect())
+    }
+
+    /// What was looked up as this artifact.
+    fn looked_up(&self, artifact: &ArtifactId) -> Result<(Alias, SourceIdentity), FetchError> {
         let unavailable = || FetchError::Unavailable("it was not looked up before".to_owned());
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
-        let (alias, identity) = seen.ok_or_else(unavailable)?;
+        seen.ok_or_else(unavailable)
+    }
+
+    fn wanted<'a>(&'a self, (alias, identity): &'a (Alias, SourceIdentity)) -> Result<warm::Wanted<'a>, FetchError> {
+        Ok(warm::Wanted { identity, subject: alias.as_str(), policy: self.policy()?, budget: BUDGET })
+    }
+
+    /// Published since the look, it may be another one than was asked for: that one is asked for next.
+    fn admitted(&self, admitted: &Admitted, looked_up: (Alias, SourceIdentity)) -> Result<Arc<Signed>, FetchError> {
+        let signed = Arc::new(signed(admitted)?);
+        let (alias, identity) = looked_up;
+        self.saw(signed.artifact, alias, identity);
+        Ok(signed)
+    }
+
+    async fn describe(&self, artifact: &ArtifactId) -> Result<Arc<Signed>, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
         let client = self.client().await.map_err(FetchError::Unavailable)?;
-        let delivery = warm::Delivery::open(client, &identity, alias.as_str(), self.policy()?, BUDGET).await?;
-        let signed = Arc::new(signed(delivery.admitted())?);
-        // Published since the look, it may be another one than was asked for: that one is asked for next.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.artifact, (alias, identity));
+        let admitted = self.wanted(&looked_up)?.manifest(client).await?;
+        self.admitted(&admitted, looked_up)
+    }
+
+    async fn deliver(&self, artifact: &ArtifactId) -> Result<Delivery, FetchError> {
+        let looked_up = self.looked_up(artifact)?;
+        let client = self.client().await.map_err(FetchError::Unavailable)?;
+        let delivery = warm::Delivery::open(client, self.wanted(&looked_up)?).await?;
+        let signed = self.admitted(delivery.admitted(), looked_up)?;
         Ok(Delivery { signed, files: Box::new(Incoming { delivery, limits: self.limits }) })
     }
 }
@@ -107,6 +153,15 @@ fn offer(found: &FoundArtifact) -> Option<Offer> {
         size: found.size,
         holders: found.holders as usize,
     })
+}
+
+/// Of a manifest that the agent's policy has accepted.
+fn foreign(told: &NearbyArtifact, alias: &Alias, served: &BaseModel) -> Option<Foreign> {
+    let attribute = |name| told.attributes.get(name);
+    let base: BaseModel = attribute(release::BASE_MODEL)?.parse().ok()?;
+    let owner = attribute(release::OWNER).map(|owner| owner.parse()).transpose().ok()?;
+    let is_it = told.subject == alias.as_str() && attribute(release::ALIAS)? == alias.as_str();
+    (is_it && !base.matches(served)).then_some(Foreign { base, owner })
 }
 
 fn signed(admitted: &Admitted) -> Result<Signed, FetchError> {
@@ -159,6 +214,14 @@ impl Source for Fleet {
         Box::pin(async move { self.newest(aliases).await.map_err(LookError) })
     }
 
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
+        Box::pin(async move { self.others(aliases).await.map_err(LookError) })
+    }
+
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>> {
+        Box::pin(self.describe(artifact))
+    }
+
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
         Box::pin(self.deliver(artifact))
     }
@@ -169,12 +232,18 @@ impl Source for Fleet {
             let Some((_, identity)) = seen else { return false };
             let found = self.found(&[identity.id()]).await.unwrap_or_default();
             let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
-            found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here))
+            let is_held = found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here));
+            is_held || self.origin_has(&identity.id(), artifact).await
         })
     }
 
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {
         let admitted = SignedManifest::admit(bytes::Bytes::copy_from_slice(envelope), self.policy()?, UnixTime::now());
-        signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)
+        let signed = signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)?;
+        // What was made of it may be of no use any more: its files can be had again without a look.
+        if let Ok(identity) = release::identity(&self.base, &signed.release.alias) {
+            self.saw(signed.artifact, signed.release.alias.clone(), identity);
+        }
+        Ok(signed)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 
-use crate::adapters::{Alias, Release};
+use crate::adapters::{Address, Alias};
 use crate::proxy::auth::{Caller, Owner};
 use crate::serve::adapters::{self, Denied};
 
@@ -12,12 +12,16 @@ use crate::serve::adapters::{self, Denied};
 pub(super) struct Ownership(pub(super) Arc<crate::proxy::Access>);
 
 impl adapters::Access for Ownership {
-    fn permits(&self, caller: &Caller, alias: &Alias, release: Option<&Release>) -> Result<(), Denied> {
+    fn permits(&self, caller: &Caller, alias: &Alias, owner: Option<Address>) -> Result<(), Denied> {
         // Before anybody has seen what is signed, it is asked for as if it were everybody's.
-        let owner = release.and_then(|release| release.owner).map_or(Owner::Everybody, Owner::Address);
+        let owner = owner.map_or(Owner::Everybody, Owner::Address);
         self.0.authenticator().authorize(caller, alias.as_str(), Some(&owner)).map_err(|refused| Denied {
             status: StatusCode::from_u16(refused.status()).unwrap_or(StatusCode::FORBIDDEN),
             reason: refused.to_string(),
         })
+    }
+
+    fn max_adapters(&self, caller: &Caller) -> usize {
+        self.0.limits().max_adapters(caller.tenant())
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::arguments::Arguments;
-use crate::engine::{End, Launch, Output, Probe, Starter, SupervisionConfig, unhealthy};
-use crate::proxy::BoxFuture;
+use crate::engine::{End, Launch, Output, Probe, Secret, Starter, SupervisionConfig, unhealthy};
+use crate::proxy::{BoxFuture, Upstream};
 use crate::serve::Say;
 use crate::serve::start::{Plan, Spec, Start};
 
@@ -25,6 +25,8 @@ pub(super) struct Starts {
 #[derive(Clone)]
 struct Current {
     start: Arc<Start>,
+    /// What this engine asks for.
+    key: Option<Secret>,
     /// How long it took.
     ready: Option<Duration>,
 }
@@ -49,8 +51,16 @@ impl Starts {
         self.lock().get(&epoch).cloned()
     }
 
+    /// Where the engine of this epoch is to be asked, and with which key; absent once it has ended.
+    pub(super) fn upstream(&self, epoch: u64) -> Option<Upstream> {
+        let Current { key, .. } = self.of(epoch)?;
+        Some(Upstream { address: self.arguments.address.clone(), key, epoch })
+    }
+
     async fn launch(&self, epoch: u64) -> Result<Launch, String> {
         let begun = Instant::now();
+        // Whatever has learned the key of one engine can do nothing with the next one.
+        let key = self.arguments.key.for_launch().map_err(|error| format!("make a key for the engine: {error}"))?;
         let mut plan = Plan::new(&self.spec, &self.say);
         plan.warm(&self.spec, begun, &self.say).await;
         let start = plan.begin(self.spec.clone(), begun, self.say.clone()).await;
@@ -62,10 +72,10 @@ impl Starts {
             _ => {}
         }
         let mut command = start.command();
-        command.set.extend(self.arguments.set.iter().cloned());
+        command.set.extend(self.arguments.variables(key.as_ref()));
         command.unset.clone_from(&self.arguments.unset);
         let output = Output::inherited(start.observer());
-        self.lock().insert(epoch, Current { start: Arc::new(start), ready: None });
+        self.lock().insert(epoch, Current { start: Arc::new(start), key, ready: None });
         Ok(Launch { command, output })
     }
 }
@@ -89,7 +99,7 @@ impl Starter for Starts {
 
     fn running(&self, epoch: u64) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            if let Some(Current { start, ready: Some(after) }) = self.of(epoch) {
+            if let Some(Current { start, ready: Some(after), .. }) = self.of(epoch) {
                 start.follow(after).await;
             }
         })

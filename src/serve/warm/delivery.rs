@@ -42,32 +42,48 @@ pub struct Delivery {
     events: Streaming<WarmEvent>,
 }
 
-impl Delivery {
-    /// The newest artifact of `subject` that the node can have, once `policy` has admitted it.
-    pub async fn open(
+/// The newest artifact of one subject that the node can have.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub identity: &'a SourceIdentity,
+    pub subject: &'a str,
+    /// Who may have signed it.
+    pub policy: &'a Policy,
+    /// For the whole of the agent's work.
+    pub budget: Duration,
+}
+
+impl Wanted<'_> {
+    /// Its manifest, once the policy has admitted it; the agent fetches nothing else.
+    pub async fn manifest(&self, client: &Client) -> Result<Admitted, DeliveryError> {
+        let (admitted, _) = self.ask(client, true).await?;
+        Ok(admitted)
+    }
+
+    async fn ask(
+        &self,
         client: &Client,
-        identity: &SourceIdentity,
-        subject: &str,
-        policy: &Policy,
-        budget: Duration,
-    ) -> Result<Self, DeliveryError> {
+        manifest_only: bool,
+    ) -> Result<(Admitted, Streaming<WarmEvent>), DeliveryError> {
+        let Self { identity, subject, policy, budget } = *self;
         let request = WarmRequest {
             identity: bytes::Bytes::copy_from_slice(identity.id().as_bytes()),
             family: identity.family().to_string(),
             subject: subject.to_owned(),
             any_subject: false,
             budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
+            manifest_only,
         };
         let mut events = client.warm(request).await.map_err(Failure::from)?;
         while let Some(event) = next(&mut events).await.map_err(Failure::from)? {
             match event {
                 warm_event::Event::Manifest(manifest) => {
                     let admitted = SignedManifest::admit(manifest.envelope, policy, UnixTime::now());
-                    let admitted = Arc::new(admitted.map_err(Failure::from)?);
+                    let admitted = admitted.map_err(Failure::from)?;
                     if admitted.manifest().identity != *identity {
                         return Err(DeliveryError::NotAdmitted("it has another identity".to_owned()));
                     }
-                    return Ok(Self { admitted, client: client.clone(), events });
+                    return Ok((admitted, events));
                 }
                 warm_event::Event::Done(done) if !done.failure.is_empty() => {
                     return Err(DeliveryError::Unavailable(done.failure));
@@ -76,6 +92,14 @@ impl Delivery {
             }
         }
         Err(DeliveryError::Unavailable("nobody has it".to_owned()))
+    }
+}
+
+impl Delivery {
+    /// The agent begins to fetch it.
+    pub async fn open(client: &Client, wanted: Wanted<'_>) -> Result<Self, DeliveryError> {
+        let (admitted, events) = wanted.ask(client, false).await?;
+        Ok(Self { admitted: Arc::new(admitted), client: client.clone(), events })
     }
 
     pub fn admitted(&self) -> &Admitted {

@@ -81,7 +81,7 @@ impl Fleet {
 }
 
 impl Models for Fleet {
-    fn knows(&self, _: &str) -> bool {
+    fn knows(&self, _: &str, _: &Caller) -> bool {
         true
     }
 

@@ -13,7 +13,7 @@ use tokio::time::{interval, timeout};
 use warmd::adapters::{Address, Release};
 use warmd::artifact::Provenance;
 use warmd::caches::CacheFamily;
-use warmd::digest::{ArtifactId, ContentId};
+use warmd::digest::{ArtifactId, ContentId, IdentityId};
 use warmd::engine::arguments::Adapters;
 use warmd::engine::{self, Secret};
 use warmd::identity::{Policy, TrustClass};
@@ -34,6 +34,7 @@ pub struct Adapter {
     alias: String,
     config: Value,
     weights: Vec<u8>,
+    base: String,
     owner: Option<Address>,
 }
 
@@ -52,7 +53,7 @@ impl Adapter {
             "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"],
             "base_model_name_or_path": "base",
         });
-        Self { alias: alias.to_owned(), config, weights, owner: None }
+        Self { alias: alias.to_owned(), config, weights, base: "base".to_owned(), owner: None }
     }
 
     pub fn with(mut self, key: &str, value: Value) -> Self {
@@ -62,6 +63,11 @@ impl Adapter {
 
     pub fn with_weights(self, weights: &[u8]) -> Self {
         Self { weights: weights.to_vec(), ..self }
+    }
+
+    /// What the adapter itself says and what is signed.
+    pub fn for_base(self, base: &str) -> Self {
+        Self { base: base.to_owned(), ..self.with("base_model_name_or_path", json!(base)) }
     }
 
     pub fn owned_by(self, address: &str) -> Self {
@@ -88,16 +94,16 @@ impl Fleet {
         Self { cluster, trainer, agent, policy, program }
     }
 
-    /// Returns once the node that serves hears of it.
-    pub async fn publish(&self, adapter: Adapter) {
-        let Adapter { alias, config, weights, owner } = adapter;
+    /// Returns once the node that serves hears of it, by what everybody asks for it.
+    pub async fn publish(&self, adapter: Adapter) -> IdentityId {
+        let Adapter { alias, config, weights, base, owner } = adapter;
         let directory = self.cluster.path(&format!("{alias}-trained"));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
         std::fs::write(directory.join("adapter_model.safetensors"), weights).unwrap();
         let release = Release {
             alias: alias.parse().unwrap(),
-            base: "base".parse().unwrap(),
+            base: base.parse().unwrap(),
             content: ContentId::try_from(&[0; 32][..]).unwrap(),
             rank: 8,
             dora: config["use_dora"] == true,
@@ -123,6 +129,7 @@ impl Fleet {
             found.iter().any(|one| one.artifact_id[..] == artifact.as_bytes()[..])
         })
         .await;
+        identity.id()
     }
 
     /// Nothing can be fetched or looked up any more.
@@ -166,12 +173,16 @@ impl Fleet {
         Serving::start(config, backend, false, Arc::new(|_| ())).await.err().unwrap().to_string()
     }
 
-    fn spec(&self, more: &str, grace: Duration) -> Spec {
+    /// `vllm serve base --enable-lora` and `more`, as words.
+    pub fn command(&self, more: &str) -> Vec<String> {
         let line = format!("serve base --enable-lora --fake-lifetime 120 {more}");
-        let mut command = vec![self.program.display().to_string()];
-        command.extend(line.split_whitespace().map(str::to_owned));
+        let program = self.program.display().to_string();
+        std::iter::once(program).chain(line.split_whitespace().map(str::to_owned)).collect()
+    }
+
+    fn spec(&self, more: &str, grace: Duration) -> Spec {
         let target = Target {
-            command,
+            command: self.command(more),
             python: None,
             root: Some(self.cluster.path("caches")),
             socket: self.socket(),

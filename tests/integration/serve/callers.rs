@@ -1,10 +1,13 @@
 //! Who may use what, and how much.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use data_encoding::BASE64URL_NOPAD;
 use hyper::Method;
 use serde_json::{Value, json};
+use warmd::identity::{PrivateKey, UnixTime};
 use warmd::proxy::auth::AuthConfig;
 
 use super::wallet::{AUDIENCE, WALLETS, session};
@@ -49,6 +52,8 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
         async |served: &Served, bearer: &str, model: &str| served.complete_as(Some(bearer), &waiting(model)).await;
     served.ready().await;
     assert_eq!(ask(&served, &stranger, "mine").await.status, 403, "also while nobody has asked for it before");
+    let here = fleet.agent.as_ref().unwrap().client.status().await.unwrap();
+    assert_eq!((here.artifacts, here.transfers.len()), (0, 0), "a stranger's request fetches nothing");
     let weights = ask(&served, &owner, "mine").await.weights();
     for other in [&stranger, &key] {
         assert_eq!(ask(&served, other, "mine").await.status, 403);
@@ -71,6 +76,60 @@ async fn an_adapter_with_an_owner_is_for_its_wallet_alone() {
         let (hidden, missing) = (ask(&served, other, "mine").await, ask(&served, other, "none").await);
         assert_eq!((hidden.status, missing.status), (404, 404));
         assert_eq!(hidden.text.replace("mine", "none"), missing.text, "the two answers tell nothing apart");
+    }
+    served.shutdown().await;
+}
+
+/// A signed token of RFC 7519.
+fn jwt(key: &PrivateKey, claims: &Value) -> String {
+    let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    let signed = format!("{}.{}", part(&json!({"alg": "EdDSA", "kid": "k1"})), part(claims));
+    format!("{signed}.{}", BASE64URL_NOPAD.encode(&key.sign(signed.as_bytes())))
+}
+
+#[tokio::test]
+async fn a_token_of_the_issuer_lets_its_tenant_in_and_no_other_token_does() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("everybodys", 1)).await;
+    fleet.publish(Adapter::new("mine", 2).owned_by(WALLETS[0].1)).await;
+    let (issuer, stranger) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let x = BASE64URL_NOPAD.encode(issuer.public().as_bytes());
+    let keys = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k1", "x": x}]});
+    let path = fleet.cluster.path("jwks.json");
+    std::fs::write(&path, keys.to_string()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut config = fleet.config();
+    let scopes = "scopes = [\"infer\", \"adapter:mi*\"]";
+    config.auth =
+        toml::from_str(&format!("[jwt]\nissuer = \"idp\"\naudiences = [\"llm\"]\nkeys = {path:?}\n{scopes}")).unwrap();
+    let served = fleet.serve(config, "").await;
+    served.ready().await;
+    let now = UnixTime::now().seconds();
+    let claims = json!({"iss": "idp", "aud": "llm", "sub": "team", "exp": now + 600});
+    let with = |key: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[key] = value;
+        claims
+    };
+    let token = jwt(&issuer, &claims);
+    assert_eq!(served.complete_as(Some(&token), &waiting("base")).await.weights(), "base");
+    served.complete_as(Some(&token), &waiting("everybodys")).await.weights();
+    assert_eq!(served.complete_as(Some(&token), &waiting("mine")).await.status, 403, "the token asks for no more");
+    let wide = jwt(&issuer, &with("scope", json!("infer adapter:mine openid")));
+    served.complete_as(Some(&wide), &waiting("mine")).await.weights();
+    let refused = [
+        jwt(&stranger, &claims),
+        jwt(&issuer, &with("aud", json!("other"))),
+        jwt(&issuer, &with("iss", json!("other"))),
+        jwt(&issuer, &with("exp", json!(now - 600))),
+        token.replace("eyJ", "eyK"),
+    ];
+    for token in refused {
+        let told = served.complete_as(Some(&token), &waiting("base")).await;
+        assert_eq!(told.refusal(), (401, "invalid_api_key".to_owned()), "{token}");
     }
     served.shutdown().await;
 }
@@ -181,4 +240,32 @@ async fn a_place_that_is_taken_is_named_and_nothing_is_started() {
         assert!(error.contains(&place), "{error}");
     }
     assert!(!fleet.cluster.path("serve/engine.json").exists());
+}
+
+#[tokio::test]
+async fn a_tenant_that_has_all_its_adapters_here_is_told_so_and_others_go_on() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    for (fill, alias) in ["one", "two", "three"].into_iter().enumerate() {
+        fleet.publish(Adapter::new(alias, fill as u8)).await;
+    }
+    let keys = fleet.cluster.path("keys.toml");
+    let (greedy, modest) = (api_key(&keys, "greedy"), api_key(&keys, "modest"));
+    let mut config = fleet.config();
+    config.auth = toml::from_str(&format!("[keys]\nfile = {keys:?}")).unwrap();
+    config.limits.default.max_adapters = 1;
+    let served = fleet.serve(config, "").await;
+    served.ready().await;
+    served.complete_as(Some(&greedy), &waiting("one")).await.weights();
+    for name in ["two", "three", "nobodys"] {
+        let told = served.complete_as(Some(&greedy), &waiting(name)).await;
+        assert_eq!(told.refusal(), (429, "rate_limit_exceeded".to_owned()));
+        assert!(told.retry_after().is_some() && told.text.contains("adapters"), "{told:?}");
+    }
+    served.complete_as(Some(&modest), &waiting("two")).await.weights();
+    served.complete_as(Some(&greedy), &waiting("two")).await.weights();
+    assert_eq!(served.engine("/fake").await["loads"].as_array().unwrap().len(), 2);
+    served.shutdown().await;
 }

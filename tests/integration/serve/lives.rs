@@ -191,7 +191,35 @@ async fn before_the_first_engine_serves_an_adapter_is_loading_and_not_unknown() 
 }
 
 #[tokio::test]
-async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended() {
+async fn an_engine_that_dies_as_soon_as_it_is_ready_is_followed_by_one_that_gets_its_adapters() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("sql", 1)).await;
+    let end = fleet.cluster.path("end");
+    std::fs::write(&end, "").unwrap();
+    let served = fleet.serve(fleet.config(), &format!("--fake-end {}", end.display())).await;
+    // The version is the first thing that adapters need.
+    until("the first engine is not asked for its version", async || !end.exists()).await;
+    let mut answer = served.complete_once_ready("sql").await;
+    until("the next engine does not answer", async || {
+        if answer.status == 200 {
+            return true;
+        }
+        assert!([502, 503].contains(&answer.status), "{answer:?}");
+        answer = served.complete("sql").await;
+        false
+    })
+    .await;
+    assert!(answer.weights() != "base");
+    assert_eq!(served.leader().await.1, 2);
+    assert_eq!(registered(&served.engine("/v1/models").await).len(), 1);
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended_and_the_next_one_has_another_key() {
     if !own_proc() {
         return;
     }
@@ -200,6 +228,7 @@ async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended() {
     let served = fleet.serve(fleet.config(), "--fake-token 0.02").await;
     let weights = served.complete_once_ready("sql").await.weights();
     let (leader, epoch) = served.leader().await;
+    let key = served.engine_key().await;
     let requests = under_way(&served, 4, 40).await;
     assert_eq!(served.admin(Method::POST, "/admin/v1/engine/restart", "").await.status, 200);
     for answer in requests.join_all().await {
@@ -209,6 +238,7 @@ async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended() {
         .await;
     assert!(!is_alive(leader));
     assert_eq!(served.complete_once_ready("sql").await.weights(), weights);
+    assert_ne!(served.engine_key().await, key, "each engine asks for a key of its own");
     let leader = served.leader().await.0;
     served.admin(Method::POST, "/admin/v1/engine/stop", "").await;
     until("it is not stopped", async || served.health().await["engine"]["state"] == "stopped").await;

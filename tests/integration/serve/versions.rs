@@ -84,6 +84,10 @@ async fn adapters_that_leave_the_engines_memory_are_read_again_while_versions_co
     let served = fleet.serve(fleet.config(), "--max-loras 1 --max-cpu-loras 2 --fake-token 0.001").await;
     served.ready().await;
     let mut seen = BTreeSet::new();
+    // Before the next ones come: one that is published during the first load is served at once.
+    for alias in aliases {
+        seen.insert(served.complete(alias).await.weights());
+    }
     for version in 0..3u8 {
         let (addr, mut requests) = (served.addr, JoinSet::new());
         for alias in aliases.into_iter().chain(aliases) {
@@ -94,7 +98,7 @@ async fn adapters_that_leave_the_engines_memory_are_read_again_while_versions_co
             });
         }
         let next = Adapter::new(aliases[usize::from(version)], 100 + version);
-        let (answers, ()) = tokio::join!(requests.join_all(), fleet.publish(next));
+        let (answers, _) = tokio::join!(requests.join_all(), fleet.publish(next));
         seen.extend(answers.iter().map(Reply::weights));
     }
     until("a newest version is never served", async || {
@@ -105,5 +109,41 @@ async fn adapters_that_leave_the_engines_memory_are_read_again_while_versions_co
     })
     .await;
     assert_eq!(served.leader().await.1, 1, "the engine has found all that it needed");
+    served.shutdown().await;
+}
+
+#[tokio::test]
+async fn which_patterns_are_followed_is_decided_by_the_version_of_each_engine_and_not_of_the_first() {
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    fleet.publish(Adapter::new("plain", 1)).await;
+    fleet.publish(Adapter::new("uneven", 2).with("alpha_pattern", json!({"q_proj": 4}))).await;
+    let version = fleet.cluster.path("version");
+    std::fs::write(&version, "0.23.0").unwrap();
+    let served = fleet.serve(fleet.config(), &format!("--fake-version-file {}", version.display())).await;
+    let plain = served.complete_once_ready("plain").await.weights();
+    let refused = served.complete("uneven").await;
+    assert!(refused.status == 422 && refused.text.contains("alpha_pattern"), "{refused:?}");
+    let mut upgraded = None;
+    for (next, status) in [("0.32.0", 200), ("0.23.0", 422)] {
+        let (_, epoch) = served.leader().await;
+        std::fs::write(&version, next).unwrap();
+        served.admin(Method::POST, "/admin/v1/engine/restart", "").await;
+        until("there is no other engine", async || {
+            served.leader_if_any().await.is_some_and(|(_, now)| now == epoch + 1)
+        })
+        .await;
+        assert_eq!(served.complete_once_ready("plain").await.weights(), plain, "{next}");
+        let answer = served.complete("uneven").await;
+        assert_eq!(answer.status, status, "{next}: {answer:?}");
+        let names = registered(&served.engine("/v1/models").await);
+        assert_eq!(names.iter().any(|(name, _)| name.starts_with("uneven@")), status == 200, "{next}");
+        if status == 200 {
+            upgraded = Some(answer.weights());
+        }
+    }
+    assert_ne!(upgraded, Some(plain));
     served.shutdown().await;
 }

@@ -39,18 +39,16 @@ def vllm():
 
 
 def vllm_source():
-    return digest(listing(package("vllm"), ".py"))
+    return Sources("{}", [tree(package("vllm"), ".py")])
 
 
 def triton():
     """What triton.runtime.cache.triton_key() covers."""
     root = package("triton")
     names = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-cpu")
-    files = []
-    for part in ("backends", "compiler", "language", "runtime"):
-        files += [(os.path.join(part, name), path) for name, path in listing(os.path.join(root, part), ".py")]
+    trees = [tree(os.path.join(root, part), ".py", part + "/") for part in ("backends", "compiler", "language", "runtime")]
     library = os.path.join("_C", "libtriton.so")
-    return "%s %s" % (version(*names), digest(files, [(library, recorded(os.path.join(root, library), *names))]))
+    return Sources("%s {}" % version(*names), trees, [(library, recorded(os.path.join(root, library), *names))])
 
 
 def ptxas():
@@ -87,7 +85,7 @@ def deep_gemm_include():
     include = os.path.join(deep_gemm_root(), "include")
     if not os.path.isdir(include):
         raise ValueError("no %s: reinstall deep_gemm" % include)
-    return "%s %s" % (digest(listing(include)), include)
+    return Sources("{} %s" % include, [tree(include)])
 
 
 def flash_attention():
@@ -95,7 +93,7 @@ def flash_attention():
     try:
         sources = os.path.join(package("vllm"), "vllm_flash_attn", "cute")
         if os.path.isdir(sources):
-            return "part of vllm %s" % digest(listing(sources, ".py"))
+            return Sources("part of vllm {}", [tree(sources, ".py")])
     except Absent:
         pass
     return version("flash-attn-4", "flash-attn")
@@ -155,7 +153,10 @@ def ask(name, read):
     # Who kills a probe that hangs reads here what it was doing.
     print("reading %s" % name, file=sys.stderr, flush=True)
     try:
-        return {"value": read().strip()}
+        value = read()
+        if isinstance(value, Sources):
+            return vars(value)
+        return {"value": value.strip()}
     except Absent as reason:
         return {"absent": str(reason)}
     except Exception as error:
@@ -163,7 +164,9 @@ def ask(name, read):
 
 
 ANSWERS = {name: ask(name, read) for name, read in READERS.items()}
+SOURCES = {name: answer for name, answer in ANSWERS.items() if "trees" in answer}
 FILES.update([sys.executable, os.path.join(sys.prefix, "pyvenv.cfg"), *ENV.get("PATH", "").split(os.pathsep)])
 SITES = [entry for entry in SEARCH if os.path.isdir(entry)]
 WATCH = {"files": sorted(filter(None, FILES)), "sites": SITES, "trees": sorted(TREES)}
-print(json.dumps({"facts": ANSWERS, "watch": WATCH}))
+FACTS = {name: answer for name, answer in ANSWERS.items() if name not in SOURCES}
+print(json.dumps({"facts": FACTS, "sources": SOURCES, "watch": WATCH}))

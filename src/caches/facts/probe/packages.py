@@ -3,9 +3,12 @@
 The files of this directory are one program, in this order: packages, host, gpu, engine. It needs the standard library
 only and prints one line of JSON:
 
-    {"facts": {NAME: {"value" | "absent" | "failed": TEXT}}, "watch": {"files": [...], "sites": [...], "trees": [[PATH, SUFFIX]]}}
+    {"facts": {NAME: {"value" | "absent" | "failed": TEXT}},
+     "sources": {NAME: {"value": TEXT, "trees": [{"prefix", "root", "suffix"}], "known": [[NAME, DIGEST]]}},
+     "watch": {"files": [...], "sites": [...], "trees": [[PATH, SUFFIX]]}}
 
-`watch` names what the answers were read from: while none of it changes, they stay true. The argument, if there is one, is
+`sources` are facts whose text has the digest of files in the place of its `{}`. `watch` names what the answers were read
+from: while none of it changes, they stay true. The argument, if there is one, is
 the directory that Python puts first into the path of the engine.
 """
 import sys
@@ -24,7 +27,6 @@ import os
 import re
 import subprocess
 from base64 import urlsafe_b64decode
-from concurrent.futures import ThreadPoolExecutor
 
 SEARCH[:0] = sys.argv[1:2]
 sys.path[:] = SEARCH
@@ -125,22 +127,15 @@ def recorded(path, *names):
     return sha256(path)
 
 
-def listing(root, suffix=""):
-    """The files below a directory, as (name below it, path)."""
+def tree(root, suffix="", prefix=""):
+    """All files below a directory whose names end so, each called by its path below it, after the prefix."""
     TREES.add((root, suffix))
-    for directory, below, names in os.walk(root):
-        below[:] = [name for name in below if name != "__pycache__"]
-        for name in names:
-            path = os.path.join(directory, name)
-            if name.endswith(suffix) and os.path.isfile(path):
-                yield os.path.relpath(path, root), path
+    return {"prefix": prefix, "root": root, "suffix": suffix}
 
 
-def digest(files, known=()):
-    """Of names and contents, whatever their order and times. `known` are (name, SHA-256) of further files."""
-    files = sorted(files)
-    with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(sha256, [path for _, path in files]))
-    lines = sorted([*known, *((name, content) for (name, _), content in zip(files, contents))])
-    told = "".join("%s\0%s\n" % line for line in lines)
-    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+class Sources:
+    """A value that has the digest of files in the place of its `{}`: who asked reads them, on all cores. `known` are
+    (name, digest) of further files."""
+
+    def __init__(self, value, trees, known=()):
+        self.value, self.trees, self.known = value, trees, known

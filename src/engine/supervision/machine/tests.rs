@@ -127,10 +127,15 @@ fn a_crash_loop_waits_longest_says_so_and_is_left_by_a_restart() {
         let wait = harness.machine.deadline().unwrap() - harness.now;
         let reason = harness.machine.reason().unwrap().to_owned();
         assert_eq!(
-            (wait == 300 * SECOND, reason.starts_with("crash loop: 5 crashes within 30m")),
-            (crash >= 5, crash >= 5)
+            (
+                wait == 300 * SECOND,
+                reason.starts_with("crash loop: 5 crashes within 30m"),
+                harness.machine.crash_loop()
+            ),
+            (crash >= 5, crash >= 5, (crash >= 5).then_some("code 0"))
         );
         harness.elapse();
+        assert_eq!(harness.machine.crash_loop(), None, "it is tried again");
         harness.come_up();
     }
     harness.crash();

@@ -132,6 +132,7 @@ impl TryFrom<pb::ListRequest> for PageRequest {
             after: page_token(&request.page_token)?,
             size: (request.page_size != 0).then_some(request.page_size),
             family,
+            subject: (!request.subject.is_empty()).then_some(request.subject),
         })
     }
 }
@@ -142,6 +143,7 @@ impl From<&PageRequest> for pb::ListRequest {
             page_token: page_token_bytes(request.after),
             page_size: request.size.unwrap_or(0),
             family: request.family.as_ref().map(ToString::to_string).unwrap_or_default(),
+            subject: request.subject.clone().unwrap_or_default(),
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use tokio::time::Instant;
 
-use super::{Eviction, Place, Table, Want};
+use super::{Eviction, Place, Table};
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::serve::adapters::entry::{Kind, Loaded, Version};
 use crate::serve::adapters::metrics::Outcome;
-use crate::serve::adapters::source::{LookError, Offer};
+use crate::serve::adapters::source::{Foreign, LookError, Offer};
 
 type Looked = Result<Vec<Option<Offer>>, LookError>;
 
@@ -33,29 +33,48 @@ impl Table {
         }
     }
 
+    /// That there is none for our base model is known already: what is not answered is left out.
+    pub(in crate::serve::adapters) fn compared(
+        &mut self,
+        batch: &[Alias],
+        found: Result<Vec<Option<Foreign>>, LookError>,
+        now: Instant,
+    ) {
+        self.comparisons = self.comparisons.saturating_sub(1);
+        let found = found.unwrap_or_else(|error| {
+            tracing::debug!(%error, "whether there are adapters of other base models is not known");
+            Vec::new()
+        });
+        let until = now + self.config.unknown_for;
+        for (alias, foreign) in batch.iter().zip(found.into_iter().chain(std::iter::repeat(None))) {
+            self.names.compared(alias, foreign, until);
+        }
+    }
+
     fn heard(&mut self, alias: &Alias, offer: Option<Offer>, now: Instant) {
-        let is_new = !self.entries.contains_key(alias);
         let Some(offer) = offer else {
             if let Some(entry) = self.entries.get_mut(alias) {
                 entry.looked = true;
-            } else {
-                self.names.not_found(alias, now + self.config.unknown_for);
             }
+            self.names.not_found(alias);
             return;
         };
+        if let Some(entry) = self.entries.get_mut(alias).filter(|entry| entry.is_known()) {
+            (entry.looked, entry.offer) = (true, Some(offer));
+            // Who has asked for the name may not know of it.
+            return self.names.not_found(alias);
+        }
+        let askers = self.names.take(alias);
         // Nobody asks for it any more.
-        if is_new && !self.names.take(alias) {
+        if askers.is_none() && !self.entries.contains_key(alias) {
             return;
         }
         let Some(entry) = self.entry(alias, now) else {
             tracing::warn!(%alias, "too many adapters are known: this one is not loaded");
             return;
         };
-        entry.looked = true;
-        entry.offer = Some(offer);
-        if is_new {
-            entry.want = Want::Yes;
-        }
+        (entry.looked, entry.offer) = (true, Some(offer));
+        askers.iter().flatten().for_each(|caller| entry.ask(caller));
     }
 
     pub(in crate::serve::adapters) fn loaded(&mut self, alias: &Alias, loaded: Loaded, now: Instant) {

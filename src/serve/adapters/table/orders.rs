@@ -31,7 +31,7 @@ impl Table {
     /// Makes an adapter wanted, and looks it up if it was not.
     fn wanted(&mut self, alias: &Alias, now: Instant) {
         let Some(entry) = self.entries.get_mut(alias) else { return };
-        (entry.want, entry.leaving, entry.used) = (Want::Yes, None, now);
+        (entry.want, entry.brought_by, entry.leaving, entry.used) = (Want::Yes, None, None, now);
         entry.failures.clear();
         if !entry.looked {
             self.names.refresh([alias.clone()].into_iter());
@@ -84,10 +84,10 @@ impl Table {
 
     /// From the last run; nothing of it is in the engine.
     pub(in crate::serve::adapters) fn remember(&mut self, all: Vec<Remembered>, now: Instant) {
-        for Remembered { alias, signed, prepared, want, pin, used_ago } in all {
+        for Remembered { alias, signed, prepared, want, brought_by, pin, used_ago } in all {
             let Some(entry) = self.entry(&alias, now) else { return };
             (entry.signed, entry.shelved) = (signed.map(Arc::new), prepared);
-            (entry.want, entry.pin) = (want, pin);
+            (entry.want, entry.brought_by, entry.pin) = (want, brought_by, pin);
             entry.used = now.checked_sub(used_ago).unwrap_or(now);
         }
         self.keep_recent();
@@ -102,7 +102,8 @@ impl Table {
         }
         let ago = now.saturating_duration_since(entry.used).as_secs();
         let used = UnixTime::from_seconds(time.seconds().saturating_sub(ago));
-        Some(Record::new(alias.clone(), entry.want, entry.pin, used, envelope))
+        let (want, brought_by) = (entry.want, entry.brought_by.clone());
+        Some(Record::new(alias.clone(), want, brought_by, entry.pin, used, envelope))
     }
 
     /// A prepared directory of the last run. Nobody needs it until somebody does.

@@ -15,6 +15,9 @@ use crate::serve::adapters::state::State;
 /// Look-ups at a time: one that takes its time does not hold up the others.
 const MAX_LOOKS: usize = 4;
 
+/// Questions about other base models at a time.
+const MAX_COMPARISONS: usize = 2;
+
 /// How often it is asked again whether somebody else has an idle adapter.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 
@@ -23,6 +26,8 @@ const ASK_EVERY: Duration = Duration::from_secs(60);
 pub(in crate::serve::adapters) enum Work {
     /// [`Table::looked`].
     Look(Vec<Alias>),
+    /// [`Table::compared`].
+    Compare(Vec<Alias>),
     /// [`Table::loaded`] or [`Table::failed`].
     Load { alias: Alias, job: Job },
     /// [`Table::was_registered`].
@@ -97,7 +102,7 @@ impl Table {
     fn start_loads(&mut self, now: Instant, work: &mut Vec<Work>) {
         for (alias, entry) in &mut self.entries {
             entry.failures.retain(|failure| now < failure.until);
-            if entry.want != Want::Yes || entry.attempt.is_some() || entry.next.is_some() {
+            if !entry.is_asked_for() || entry.attempt.is_some() || entry.next.is_some() {
                 continue;
             }
             if let Some(job) = entry.candidate(now) {
@@ -184,6 +189,14 @@ impl Table {
             }
             self.looks += 1;
             work.push(Work::Look(batch));
+        }
+        while self.comparisons < MAX_COMPARISONS {
+            let batch = self.names.absent();
+            if batch.is_empty() {
+                break;
+            }
+            self.comparisons += 1;
+            work.push(Work::Compare(batch));
         }
     }
 

@@ -34,6 +34,8 @@ struct World {
     is_late: bool,
     fails: Option<String>,
     is_elsewhere: bool,
+    foreign: BTreeMap<Alias, Foreign>,
+    compared: usize,
 }
 
 /// Adapters by alias, newest last.
@@ -90,6 +92,18 @@ impl Fleet {
         Arc::new(signed)
     }
 
+    /// For another base model.
+    pub(super) fn publish_foreign(&self, alias: &str, base: &str, owner: Option<&str>) {
+        let owner = owner.map(|owner| owner.parse().unwrap());
+        let foreign = Foreign { base: base.parse().unwrap(), owner };
+        self.world().foreign.insert(alias.parse().unwrap(), foreign);
+    }
+
+    /// Names that were asked about other base models.
+    pub(super) fn compared(&self) -> usize {
+        self.world().compared
+    }
+
     /// Nobody has it any more.
     pub(super) fn is_down(&self, is_down: bool) {
         self.world().is_down = is_down;
@@ -119,6 +133,10 @@ impl Fleet {
         let world = self.world();
         (world.looks, world.looked_at)
     }
+}
+
+fn gone() -> FetchError {
+    FetchError::Unavailable("nobody is there".to_owned())
 }
 
 struct Parcel {
@@ -169,13 +187,30 @@ impl Source for Fleet {
         Box::pin(std::future::ready(found))
     }
 
-    fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
+    fn compare<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Foreign>>, LookError>> {
+        let mut world = self.world();
+        world.compared += aliases.len();
+        let of_others = aliases.iter().map(|alias| world.foreign.get(alias).cloned());
+        let found =
+            if world.is_down { Err(LookError("the agent is away".to_owned())) } else { Ok(of_others.collect()) };
+        Box::pin(std::future::ready(found))
+    }
+
+    fn manifest<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Arc<Signed>, FetchError>> {
         let mut world = self.world();
         world.opened += 1;
         let late = std::mem::take(&mut world.is_late);
         let is_it = |one: &&Published| late || one.signed.artifact == *artifact;
         let one = world.published.iter().rev().find(is_it).filter(|_| !world.is_down);
-        let delivery = one.ok_or_else(|| FetchError::Unavailable("nobody is there".to_owned())).map(|one| Delivery {
+        let signed = one.map(|one| Arc::new(one.signed.clone())).ok_or_else(gone);
+        Box::pin(std::future::ready(signed))
+    }
+
+    fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
+        let mut world = self.world();
+        let is_it = |one: &&Published| one.signed.artifact == *artifact;
+        let one = world.published.iter().find(is_it).filter(|_| !world.is_down);
+        let delivery = one.ok_or_else(gone).map(|one| Delivery {
             signed: Arc::new(one.signed.clone()),
             files: Box::new(Parcel {
                 from: one.directory.path().to_owned(),

@@ -52,11 +52,11 @@ async fn all_who_wait_hear_why_a_load_failed_and_it_is_not_tried_again_at_once()
     for _ in 0..20 {
         node.refusal("sql").await;
     }
-    assert_eq!(node.fleet.opened().0, 1);
+    assert_eq!(node.fleet.opened().1, 1);
     node.fleet.fails(None);
     pass(31).await;
     drop(node.ready("sql").await);
-    assert_eq!(node.fleet.opened().0, 2);
+    assert_eq!(node.fleet.opened().1, 2);
 }
 
 #[tokio::test(start_paused = true)]
