@@ -14,14 +14,17 @@ mod driver;
 mod exchange;
 mod found;
 mod key;
+mod memory;
 mod metrics;
 mod network;
 mod peer;
 mod providers;
+mod publish;
 mod search;
 mod table;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +33,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 pub use self::config::{BootstrapAddr, DiscoveryConfig, InvalidBootstrapAddr, Mode};
 use self::driver::{Command, Driver};
 pub use self::metrics::Metrics;
+use self::providers::Limits;
 use self::table::Table;
 use crate::digest::ArtifactId;
 use crate::identity::NodeTls;
@@ -57,12 +61,16 @@ pub enum DiscoveryError {
     Busy,
 }
 
-/// What a node says of itself that does not change.
+/// The node, as far as discovery has to know it.
 #[derive(Debug, Clone)]
-pub struct Described {
-    /// Of its peer endpoint. Other agents reach its discovery under the same addresses.
+pub struct LocalNode {
+    /// TCP address to listen on.
+    pub listen: SocketAddr,
+    /// Of its peer endpoint, as others are told. They reach its discovery under the same addresses.
     pub endpoints: Arc<[Endpoint]>,
     pub locality: Arc<Locality>,
+    /// Where to keep, for the next start, at which addresses others were found.
+    pub memory: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -70,7 +78,11 @@ struct Shared {
     table: Mutex<Table>,
     /// What is announced has changed.
     changed: Notify,
+    /// The version of the table of which every key was published.
+    published: watch::Sender<u64>,
     connected: watch::Sender<usize>,
+    /// Addresses of others, the newest first.
+    met: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl Shared {
@@ -96,29 +108,43 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Listens on `listen` (TCP) and begins to look for others. All tasks end with `tasks`.
+    /// Listens and begins to look for others. All tasks end with `tasks`.
     pub async fn start(
         config: &DiscoveryConfig,
-        listen: SocketAddr,
+        node: LocalNode,
         tls: &NodeTls,
-        described: Described,
         metrics: Metrics,
         tasks: &Tasks,
     ) -> Result<Self, DiscoveryError> {
+        Self::start_within(config, node, tls, metrics, tasks, Limits::default()).await
+    }
+
+    async fn start_within(
+        config: &DiscoveryConfig,
+        node: LocalNode,
+        tls: &NodeTls,
+        metrics: Metrics,
+        tasks: &Tasks,
+        limits: Limits,
+    ) -> Result<Self, DiscoveryError> {
         let tasks = tasks.child();
-        let advertise: Vec<SocketAddr> = described.endpoints.iter().map(|endpoint| endpoint.addr()).collect();
-        let (swarm, addr) = network::open(tls, listen, &advertise, config.mdns, Arc::new(tasks.child())).await?;
+        let advertise: Vec<SocketAddr> = node.endpoints.iter().map(|endpoint| endpoint.addr()).collect();
+        let connections = Arc::new(tasks.child());
+        let (swarm, addr) = network::open(tls, node.listen, &advertise, config.mdns, limits, connections).await?;
         let shared = Arc::new(Shared {
-            table: Mutex::new(Table::new(described.endpoints, described.locality)),
+            table: Mutex::new(Table::new(node.endpoints, node.locality)),
             changed: Notify::new(),
+            published: watch::Sender::default(),
             connected: watch::Sender::default(),
+            met: watch::Sender::new(node.memory.as_deref().map(memory::read).unwrap_or_default()),
         });
         let (commands, queue) = mpsc::channel(QUEUE);
         let driver = Driver::new(swarm, shared.clone(), tls.node_id(), config, metrics);
         tasks.spawn("discovery", driver.run(queue));
-        if !config.bootstrap.is_empty() {
-            let connected = shared.connected.subscribe();
-            tasks.spawn("bootstrap", bootstrap::run(config.bootstrap.clone(), commands.clone(), connected));
+        let (connected, met) = (shared.connected.subscribe(), shared.met.subscribe());
+        tasks.spawn("bootstrap", bootstrap::run(config.bootstrap.clone(), commands.clone(), connected, met));
+        if let Some(path) = node.memory {
+            tasks.spawn("remember other agents", memory::run(path, shared.met.subscribe()));
         }
         Ok(Self { shared, commands, addr, deadline: config.deadline, tasks })
     }
@@ -138,6 +164,14 @@ impl Discovery {
         let mut connected = self.shared.connected.subscribe();
         let met = tokio::time::timeout(deadline, connected.wait_for(|connected| *connected >= nodes)).await;
         matches!(met, Ok(Ok(_)))
+    }
+
+    /// Waits until the DHT has taken all that was held when this was called; false at the deadline.
+    pub async fn published(&self, deadline: Duration) -> bool {
+        let version = self.shared.table().version();
+        let mut published = self.shared.published.subscribe();
+        let done = tokio::time::timeout(deadline, published.wait_for(|published| *published >= version)).await;
+        matches!(done, Ok(Ok(_)))
     }
 
     /// The node holds this artifact, or more or less of it than before.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use futures_util::{StreamExt, stream};
 use warmd::digest::{ArtifactId, ContentId, IdentityId, KeyId};
-use warmd::discovery::{Described, Discovery, DiscoveryConfig, Metrics};
+use warmd::discovery::{Discovery, DiscoveryConfig, LocalNode, Metrics};
 use warmd::identity::{Admission, ClusterCa, NodeCertificate, NodeId, NodeTls, PrivateKey, UnixTime};
 use warmd::lifecycle::Tasks;
 use warmd::protocol::metadata::{Held, Lookup, NodeState, Summary};
@@ -29,9 +29,6 @@ const HOLDERS: [usize; 4] = [1, 3, 10, NODES];
 /// Connections that show that a node has found its place.
 const MET: usize = 3;
 const START: Duration = Duration::from_secs(60);
-
-/// Until records are where they belong. Nothing tells when the last is.
-const SETTLE: Duration = Duration::from_secs(10);
 
 struct Node {
     id: NodeId,
@@ -94,7 +91,9 @@ impl Fleet {
             let chosen = nodes.iter().rev().cycle().skip(number * 7).take(count);
             holders.push(chosen.map(|node| node.hold(number)).collect::<Result<_>>()?);
         }
-        tokio::time::sleep(SETTLE).await;
+        for node in &nodes {
+            ensure!(node.discovery.published(START).await, "a node could not publish what it holds");
+        }
         Ok(Self { nodes, holders })
     }
 
@@ -134,10 +133,14 @@ impl Node {
         let bootstrap = first.into_iter().map(Into::into).collect();
         let config = DiscoveryConfig { bootstrap, ..DiscoveryConfig::default() };
         let endpoint = format!("127.0.0.1:{}", 10_000 + index).parse()?;
-        let described = Described { endpoints: Arc::from([endpoint]), locality: Arc::default() };
+        let local = LocalNode {
+            listen: "127.0.0.1:0".parse()?,
+            endpoints: Arc::from([endpoint]),
+            locality: Arc::default(),
+            memory: None,
+        };
         let tasks = Tasks::new();
-        let listen = "127.0.0.1:0".parse()?;
-        let discovery = Discovery::start(&config, listen, &tls, described, Metrics::default(), &tasks).await?;
+        let discovery = Discovery::start(&config, local, &tls, Metrics::default(), &tasks).await?;
         discovery.set_state(NodeState::Ready);
         Ok(Self { id: tls.node_id(), discovery, _tasks: tasks })
     }

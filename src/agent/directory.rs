@@ -33,7 +33,9 @@ pub(super) enum DirectoryError {
     Silent,
     #[error("other agents: {0}")]
     Agents(#[from] DiscoveryError),
-    #[error("listings need a metadata server, and `discovery.mode` is \"serverless\"")]
+    #[error("no other agent is connected; `discovery.bootstrap` says where there is one")]
+    Alone,
+    #[error("they need a metadata server, and `discovery.mode` is \"serverless\"")]
     Serverless,
 }
 
@@ -61,7 +63,11 @@ impl Directory {
                 Err(failure) if agents.is_some() => failure,
                 answer => return answer,
             },
-            (None, Some(agents)) => return Ok(agents.lookup(lookup).await?),
+            (None, Some(agents)) => {
+                let offers = agents.lookup(lookup).await?;
+                let alone = offers.is_empty() && agents.connected() == 0;
+                return if alone { Err(DirectoryError::Alone) } else { Ok(offers) };
+            }
             (None, None) => return Ok(Vec::new()),
         };
         let offers = self.ask_agents(lookup).await;
@@ -164,12 +170,16 @@ impl Directory {
         }
     }
 
-    /// Waits until a server has taken all that was said; a silent one is not waited for where other agents can be asked.
+    /// Waits until a server has taken all that was said, or the DHT where there is no server; a silent server is not waited
+    /// for where other agents can be asked.
     pub(super) async fn settled(&self, deadline: Duration) -> bool {
         match &self.server {
             Some(server) if self.agents.is_some() && server.announcer.is_silent() => false,
             Some(server) => server.announcer.settled(deadline).await,
-            None => true,
+            None => match &self.agents {
+                Some(agents) => agents.published(deadline).await,
+                None => true,
+            },
         }
     }
 

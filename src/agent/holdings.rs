@@ -48,7 +48,7 @@ impl Holdings {
     pub(super) async fn settle(&self, deadline: Duration) {
         self.tell();
         if !self.directory.settled(deadline).await {
-            tracing::warn!("no metadata server took the announcement yet; it is sent again until one does");
+            tracing::warn!("nobody took the announcement yet; it is sent again until somebody does");
         }
     }
 

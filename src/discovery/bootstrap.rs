@@ -1,4 +1,5 @@
-//! Finds the first other agents: resolves the configured names, again and again while nobody is connected.
+//! Finds the first other agents: dials those that were met before, and resolves the configured names, again and again while
+//! nobody is connected.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,6 +20,9 @@ use super::driver::Command;
 const LOWEST: usize = 3;
 const RANDOM: usize = 5;
 
+/// Of those that were met before.
+const MET: usize = 8;
+
 /// Addresses that one name may stand for.
 const MAX_ADDRS: usize = 4_096;
 
@@ -34,16 +38,20 @@ pub(super) async fn run(
     addrs: Vec<BootstrapAddr>,
     commands: mpsc::Sender<Command>,
     mut connected: watch::Receiver<usize>,
+    met: watch::Receiver<Vec<SocketAddr>>,
 ) {
     let addrs: Arc<[BootstrapAddr]> = addrs.into();
     let mut pause = FIRST;
     loop {
+        let before: Vec<_> = met.borrow().iter().copied().sample(&mut rand::rng(), MET);
         let chosen = choose(resolve(&addrs).await, &mut rand::rng());
-        if commands.send(Command::Meet(chosen)).await.is_err() {
-            return;
+        for addrs in [before, chosen] {
+            if commands.send(Command::Meet(addrs)).await.is_err() {
+                return;
+            }
         }
-        let met = timeout(pause, connected.wait_for(|connected| *connected > 0)).await;
-        match met.map(|met| met.is_ok()) {
+        let found = timeout(pause, connected.wait_for(|connected| *connected > 0)).await;
+        match found.map(|found| found.is_ok()) {
             Err(_) => pause = (pause * 2).min(LAST),
             Ok(false) => return,
             Ok(true) => {

@@ -1,5 +1,7 @@
 //! The task that owns the swarm. Everybody else talks to it through a bounded channel; it never waits for anybody.
 
+mod announce;
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +16,11 @@ use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
 use tokio::sync::{mpsc, oneshot};
 
-use super::key::{Shards, key};
+use super::key::Shards;
 use super::metrics::{Labels, Metrics, Outcome};
 use super::network::{Behaviour, BehaviourEvent, KAD};
 use super::peer::{dialable, multiaddr, node_of, peer_of};
+use super::publish::Publishing;
 use super::search::{Search, Step};
 use super::{DiscoveryConfig, Shared};
 use crate::identity::{NodeId, UnixTime};
@@ -31,9 +34,6 @@ const MAX_ADDRS: usize = 8;
 
 /// While the routing table grows, own records are published again to the nodes that are nearer now, but not for each.
 const SETTLE: Duration = Duration::from_millis(250);
-
-/// After a walk that should have found the nodes to publish to and did not.
-const RETRY: Duration = Duration::from_secs(3);
 
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -64,14 +64,13 @@ pub(super) struct Driver {
     asks: HashMap<OutboundRequestId, (SearchId, NodeId)>,
     /// Addresses that connections of ours go to.
     dialled: HashMap<ConnectionId, SocketAddr>,
-    announced: HashSet<[u8; 32]>,
-    /// Of them, those for which no walk found the nodes to publish to.
-    unpublished: HashSet<[u8; 32]>,
-    /// Size of the routing table when everything was announced last.
-    announced_to: usize,
-    announce_due: Option<Instant>,
-    /// When to publish those.
-    retry_due: Option<Instant>,
+    publishing: Publishing,
+    /// What the table was when the keys to publish were read from it.
+    version: u64,
+    /// Size of the routing table when everything was published anew.
+    published_to: usize,
+    /// When the keys are read again, which depend on the routing table, too.
+    settle_due: Option<Instant>,
     sweep_due: Instant,
 }
 
@@ -95,11 +94,10 @@ impl Driver {
             walks: HashMap::new(),
             asks: HashMap::new(),
             dialled: HashMap::new(),
-            announced: HashSet::new(),
-            unpublished: HashSet::new(),
-            announced_to: 0,
-            announce_due: None,
-            retry_due: None,
+            publishing: Publishing::default(),
+            version: 0,
+            published_to: 0,
+            settle_due: None,
             sweep_due: Instant::now() + SWEEP,
         }
     }
@@ -116,33 +114,34 @@ impl Driver {
                     Some(Command::Meet(addrs)) => self.meet(addrs),
                     None => return,
                 },
-                () = shared.changed.notified() => self.announce(false),
+                () = shared.changed.notified() => self.announce(),
                 () = tokio::time::sleep_until(due) => self.tick(Instant::now()),
             }
+            self.publish(Instant::now());
         }
     }
 
     fn due(&self) -> Instant {
         let searches = self.searches.values().map(|asker| asker.search.due());
-        searches.chain(self.announce_due).chain(self.retry_due).fold(self.sweep_due, Instant::min)
+        searches.chain(self.settle_due).chain(self.publishing.due()).fold(self.sweep_due, Instant::min)
     }
 
     fn tick(&mut self, now: Instant) {
         let due: Vec<_> =
             self.searches.iter().filter(|(_, asker)| asker.search.due() <= now).map(|(id, _)| *id).collect();
         due.into_iter().for_each(|id| self.advance(id, &[]));
-        if self.announce_due.is_some_and(|due| due <= now) {
-            self.announce(true);
-        }
-        if self.retry_due.is_some_and(|due| due <= now) {
-            self.retry_due = None;
-            self.announce(false);
+        if self.settle_due.is_some_and(|due| due <= now) {
+            self.settle_due = None;
+            self.published_to = self.routing_table();
+            self.announce();
+            self.publishing.again(now);
+            self.remember();
         }
         if self.sweep_due <= now {
             self.sweep_due = now + SWEEP;
-            let store = self.swarm.behaviour_mut().kad.store_mut();
-            store.remove_expired(now);
-            self.metrics.records.set(store.len() as i64);
+            self.swarm.behaviour_mut().kad.store_mut().remove_expired(now);
+            self.count_records();
+            self.remember();
         }
     }
 
@@ -239,30 +238,6 @@ impl Driver {
         self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
     }
 
-    /// Publishes what is new, or everything, and withdraws what is gone.
-    fn announce(&mut self, everything: bool) {
-        let identities = self.shared.table().announced();
-        self.metrics.announced.set(identities.len() as i64);
-        let known = self.routing_table();
-        let shard = Shards::for_table(known).of(&self.node);
-        let wanted: HashSet<_> = identities.iter().map(|identity| key(identity, shard)).collect();
-        let kad = &mut self.swarm.behaviour_mut().kad;
-        for gone in self.announced.difference(&wanted) {
-            kad.stop_providing(&gone.to_vec().into());
-        }
-        let unpublished = std::mem::take(&mut self.unpublished);
-        let is_told = |key: &&[u8; 32]| self.announced.contains(*key) && !unpublished.contains(*key);
-        for key in wanted.iter().filter(|key| everything || !is_told(key)) {
-            if let Err(error) = kad.start_providing(key.to_vec().into()) {
-                tracing::warn!(%error, "announce to other agents");
-            }
-        }
-        self.announced = wanted;
-        if everything {
-            (self.announced_to, self.announce_due) = (known, None);
-        }
-    }
-
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Exchange(event)) => self.on_exchange(event),
@@ -304,6 +279,10 @@ impl Driver {
         let connected = self.swarm.connected_peers().count();
         self.metrics.connected.set(connected as i64);
         self.shared.connected.send_replace(connected);
+    }
+
+    fn count_records(&mut self) {
+        self.metrics.records.set(self.swarm.behaviour_mut().kad.store_mut().len() as i64);
     }
 
     /// Where a node says that it is found: without this, nobody would know who only dials.
@@ -362,14 +341,11 @@ impl Driver {
 
     fn on_kad(&mut self, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed {
-                result: kad::QueryResult::StartProviding(Err(error)) | kad::QueryResult::RepublishProvider(Err(error)),
-                ..
-            } => {
-                if let Ok(key) = error.key().as_ref().try_into() {
-                    self.unpublished.insert(key);
+            kad::Event::OutboundQueryProgressed { result: kad::QueryResult::StartProviding(result), .. } => {
+                let key = result.as_ref().map_or_else(|error| error.key(), |told| &told.key);
+                if let Ok(key) = key.as_ref().try_into() {
+                    self.publishing.ended(&key, result.is_ok(), Instant::now(), &mut rand::rng());
                 }
-                self.retry_due.get_or_insert_with(|| Instant::now() + RETRY);
             }
             kad::Event::OutboundQueryProgressed { id: walk, result, step, .. } => self.on_walk(walk, result, step.last),
             kad::Event::InboundRequest { request: kad::InboundRequest::AddProvider { record: Some(mut record) } } => {
@@ -377,12 +353,13 @@ impl Driver {
                 if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
                     tracing::debug!(%error, "record of another agent not kept");
                 }
+                self.count_records();
             }
             kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
                 let known = self.routing_table();
                 self.metrics.known.set(known as i64);
-                if known >= 2 * self.announced_to {
-                    self.announce_due.get_or_insert_with(|| Instant::now() + SETTLE);
+                if known >= 2 * self.published_to {
+                    self.settle_due.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
             }
             _ => {}

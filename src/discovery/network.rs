@@ -7,6 +7,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admit::Admit;
+use super::exchange::{self, Codec};
+use super::peer::{keypair, multiaddr};
+use super::providers::{Limits, Providers};
+use super::{DiscoveryError, publish};
+use crate::identity::NodeTls;
+use crate::lifecycle::Tasks;
 use libp2p::core::transport::ListenerId;
 use libp2p::core::upgrade::Version;
 use libp2p::futures::StreamExt;
@@ -18,15 +25,6 @@ use libp2p::{
     StreamProtocol, Swarm, Transport, connection_limits, identify, kad, mdns, noise, request_response, swarm, tcp,
     yamux,
 };
-use rand::RngExt;
-
-use super::DiscoveryError;
-use super::admit::Admit;
-use super::exchange::{self, Codec};
-use super::peer::{keypair, multiaddr};
-use super::providers::{Limits, Providers};
-use crate::identity::NodeTls;
-use crate::lifecycle::Tasks;
 
 pub(super) const KAD: StreamProtocol = StreamProtocol::new("/warmd/kad/1");
 const IDENTIFY: &str = "/warmd/1";
@@ -34,12 +32,14 @@ const IDENTIFY: &str = "/warmd/1";
 /// Connecting, with noise and certificates.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 
-/// For one question to one node, and for one walk.
+/// For one question to one node.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A node that died is named for at most so long; a node that lives says so three times in it.
-const RECORD_TTL: Duration = Duration::from_secs(180);
-const PUBLISH: Duration = Duration::from_secs(60);
+/// For one walk. Those of a look-up end with it; those that publish, or fill the routing table, have more time.
+const WALK: Duration = Duration::from_secs(15);
+
+/// A node that died is named for at most so long.
+const RECORD_TTL: Duration = publish::AGAIN.saturating_mul(3);
 
 /// Connections are kept between look-ups: the library's ten seconds would dial for each.
 const IDLE: Duration = Duration::from_secs(60);
@@ -63,10 +63,9 @@ const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_STREAMS: usize = 64;
 const MAX_QUESTIONS: usize = 16;
 
-/// Connections: to others that are not admitted yet, from them, in all, and with one node.
+/// Connections: to others that are not admitted yet, from them, and with one node.
 const MAX_DIALLED: u32 = 128;
 const MAX_ARRIVING: u32 = 64;
-const MAX_CONNECTIONS: u32 = 1_024;
 const MAX_PER_NODE: u32 = 2;
 
 const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -88,6 +87,7 @@ pub(super) async fn open(
     listen: SocketAddr,
     advertise: &[SocketAddr],
     mdns: bool,
+    limits: Limits,
     tasks: Arc<Tasks>,
 ) -> Result<(Swarm<Behaviour>, SocketAddr), DiscoveryError> {
     let keys = keypair(tls.seed()).ok_or(DiscoveryError::Key)?;
@@ -103,7 +103,7 @@ pub(super) async fn open(
         .boxed();
     let config = swarm::Config::with_executor(move |connection| tasks.spawn("discovery connection", connection))
         .with_idle_connection_timeout(IDLE);
-    let behaviour = behaviour(&keys, mdns).map_err(DiscoveryError::Mdns)?;
+    let behaviour = behaviour(&keys, mdns, limits).map_err(DiscoveryError::Mdns)?;
     let mut swarm = Swarm::new(transport, behaviour, keys.public().to_peer_id(), config);
     let failed = |source| DiscoveryError::Listen { addr: listen, source };
     let listener = swarm.listen_on(multiaddr(listen)).map_err(|error| failed(io::Error::other(error)))?;
@@ -115,17 +115,17 @@ pub(super) async fn open(
     Ok((swarm, SocketAddr::new(listen.ip(), port)))
 }
 
-fn behaviour(keys: &Keypair, multicast: bool) -> io::Result<Behaviour> {
+fn behaviour(keys: &Keypair, multicast: bool, limits: Limits) -> io::Result<Behaviour> {
     let node = keys.public().to_peer_id();
-    let limits = connection_limits::ConnectionLimits::default()
+    let connections = connection_limits::ConnectionLimits::default()
         .with_max_pending_outgoing(Some(MAX_DIALLED))
         .with_max_pending_incoming(Some(MAX_ARRIVING))
-        .with_max_established(Some(MAX_CONNECTIONS))
+        .with_max_established(Some(limits.connections))
         .with_max_established_per_peer(Some(MAX_PER_NODE));
     let questions =
         request_response::Config::default().with_request_timeout(ANSWER).with_max_concurrent_streams(MAX_QUESTIONS);
     let protocols = [(exchange::PROTOCOL, request_response::ProtocolSupport::Full)];
-    let mut kad = kad::Behaviour::with_config(node, Providers::new(node, Limits::default()), kad_config());
+    let mut kad = kad::Behaviour::with_config(node, Providers::new(node, limits), kad_config());
     // By default a node answers only once an address of it was seen from outside, which never happens in a cluster.
     kad.set_mode(Some(kad::Mode::Server));
     let identify = identify::Config::new(IDENTIFY.to_owned(), keys.public())
@@ -133,7 +133,7 @@ fn behaviour(keys: &Keypair, multicast: bool) -> io::Result<Behaviour> {
         .with_hide_listen_addrs(true);
     let mdns = multicast.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), node)).transpose()?;
     Ok(Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
+        limits: connection_limits::Behaviour::new(connections),
         exchange: request_response::Behaviour::with_codec(Codec, protocols, questions),
         kad,
         identify: identify::Behaviour::new(identify),
@@ -143,15 +143,14 @@ fn behaviour(keys: &Keypair, multicast: bool) -> io::Result<Behaviour> {
 
 fn kad_config() -> kad::Config {
     let mut config = kad::Config::new(KAD);
-    // Nodes that started together do not publish together.
-    let publish = PUBLISH.mul_f64(rand::rng().random_range(0.75..=1.0));
     config
-        .set_query_timeout(ANSWER)
+        .set_query_timeout(WALK)
         .set_substreams_timeout(ANSWER)
         .set_replication_factor(REPLICAS)
         .set_parallelism(PARALLEL)
         .set_provider_record_ttl(Some(RECORD_TTL))
-        .set_provider_publication_interval(Some(publish))
+        // Done by `publish`, which is fewer walks at a time.
+        .set_provider_publication_interval(None)
         .set_replication_interval(None)
         .set_publication_interval(None)
         .set_record_filtering(kad::StoreInserts::FilterBoth)
@@ -175,5 +174,17 @@ async fn opened(swarm: &mut Swarm<Behaviour>, listener: ListenerId) -> io::Resul
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn multicast_is_there_only_where_it_is_wanted() {
+        let keys = keypair([1; 32]).unwrap();
+        assert!(behaviour(&keys, true, Limits::default()).unwrap().mdns.is_enabled());
+        assert!(!behaviour(&keys, false, Limits::default()).unwrap().mdns.is_enabled());
     }
 }

@@ -13,17 +13,18 @@ use rand::seq::SliceRandom;
 /// Bytes of a key.
 const KEY: usize = 32;
 
-/// What is kept at most: keys in all, nodes of one key, and keys of one node.
+/// What is kept at most: connections, records in all, of one key, and of one node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    pub(super) keys: usize,
+    pub(super) connections: u32,
+    pub(super) records: usize,
     pub(super) per_key: usize,
     pub(super) per_node: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { keys: 100_000, per_key: 256, per_node: 1_024 }
+        Self { connections: 1_024, records: 100_000, per_key: 256, per_node: 1_024 }
     }
 }
 
@@ -33,30 +34,26 @@ pub(super) struct Providers {
     limits: Limits,
     others: HashMap<RecordKey, Vec<ProviderRecord>>,
     own: BTreeMap<Vec<u8>, ProviderRecord>,
-    /// Keys of each other node.
+    /// Records of each other node.
     per_node: HashMap<PeerId, usize>,
+    len: usize,
 }
 
 impl Providers {
     pub(super) fn new(node: PeerId, limits: Limits) -> Self {
-        Self { node, limits, others: HashMap::new(), own: BTreeMap::new(), per_node: HashMap::new() }
+        Self { node, limits, others: HashMap::new(), own: BTreeMap::new(), per_node: HashMap::new(), len: 0 }
     }
 
     /// Records of other nodes.
     pub(super) fn len(&self) -> usize {
-        self.others.values().map(Vec::len).sum()
+        self.len
     }
 
     pub(super) fn remove_expired(&mut self, now: Instant) {
-        let per_node = &mut self.per_node;
-        self.others.retain(|_, records| {
-            records.retain(|record| {
-                let expired = record.is_expired(now);
-                if expired {
-                    forget(per_node, &record.provider);
-                }
-                !expired
-            });
+        let Self { others, per_node, len, .. } = self;
+        others.retain(|_, records| {
+            let expired = records.extract_if(.., |record| record.is_expired(now));
+            *len -= expired.map(|record| forget(per_node, &record.provider)).count();
             !records.is_empty()
         });
     }
@@ -65,30 +62,27 @@ impl Providers {
         if record.key.as_ref().len() != KEY {
             return Err(Error::ValueTooLarge);
         }
-        let is_full = self.others.len() >= self.limits.keys;
-        let Some(records) = self.others.get_mut(&record.key) else {
-            if is_full || self.count(&record.provider) >= self.limits.per_node {
-                return Err(Error::MaxProvidedKeys);
-            }
-            *self.per_node.entry(record.provider).or_default() += 1;
-            self.others.insert(record.key.clone(), vec![record]);
-            return Ok(());
-        };
-        if let Some(known) = records.iter_mut().find(|known| known.provider == record.provider) {
+        let kept = self.others.get_mut(&record.key).map_or(&mut [][..], Vec::as_mut_slice);
+        if let Some(known) = kept.iter_mut().find(|known| known.provider == record.provider) {
             *known = record;
             return Ok(());
         }
-        if self.per_node.get(&record.provider).is_some_and(|keys| *keys >= self.limits.per_node) {
+        let first = kept.iter().enumerate().min_by_key(|(_, record)| record.expires).map(|(at, _)| at);
+        let gives_way = first.filter(|_| kept.len() >= self.limits.per_key);
+        if self.count(&record.provider) >= self.limits.per_node
+            || (gives_way.is_none() && self.len >= self.limits.records)
+        {
             return Err(Error::MaxProvidedKeys);
         }
-        if records.len() >= self.limits.per_key {
-            let first = records.iter().enumerate().min_by_key(|(_, record)| record.expires).map(|(at, _)| at);
-            if let Some(at) = first {
-                forget(&mut self.per_node, &records.swap_remove(at).provider);
+        *self.per_node.entry(record.provider).or_default() += 1;
+        let records = self.others.entry(record.key.clone()).or_default();
+        match gives_way {
+            Some(at) => forget(&mut self.per_node, &std::mem::replace(&mut records[at], record).provider),
+            None => {
+                records.push(record);
+                self.len += 1;
             }
         }
-        *self.per_node.entry(record.provider).or_default() += 1;
-        records.push(record);
         Ok(())
     }
 
@@ -162,6 +156,7 @@ impl RecordStore for Providers {
         records.retain(|record| record.provider != *provider);
         if records.len() < before {
             forget(&mut self.per_node, provider);
+            self.len -= 1;
         }
         if records.is_empty() {
             self.others.remove(key);
@@ -177,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { keys: 8, per_key: 3, per_node: 4 };
+    const LIMITS: Limits = Limits { connections: 1, records: 8, per_key: 3, per_node: 4 };
 
     fn key(n: u8) -> RecordKey {
         RecordKey::new(&[n; KEY])
@@ -249,9 +244,7 @@ mod tests {
         for n in 0..10_000u32 {
             let _ = store.add_provider(record((n % 97) as u8, PeerId::random(), now + Duration::from_millis(n.into())));
         }
-        assert_eq!(store.others.len(), LIMITS.keys);
-        assert!(store.len() <= LIMITS.keys * LIMITS.per_key);
-        assert_eq!(store.per_node.len(), store.len());
+        assert_eq!((store.len(), store.per_node.len()), (LIMITS.records, LIMITS.records));
     }
 
     proptest! {
@@ -267,7 +260,8 @@ mod tests {
                     1 => store.remove_expired(at),
                     _ => { let _ = store.add_provider(record(n, nodes[node], at)); }
                 }
-                prop_assert!(store.others.len() <= LIMITS.keys);
+                prop_assert_eq!(store.len(), store.others.values().map(Vec::len).sum::<usize>());
+                prop_assert!(store.len() <= LIMITS.records);
                 prop_assert!(store.others.values().all(|records| !records.is_empty() && records.len() <= LIMITS.per_key));
                 for node in &nodes {
                     let kept = store.others.values().flatten().filter(|record| record.provider == *node).count();

@@ -18,12 +18,14 @@ const MAX_ASKED: usize = 128;
 const MAX_OF_REPLY: usize = 4;
 const MAX_WALKS: usize = 256;
 
-/// Holders of each artifact, unless the look-up says otherwise.
+/// Holders of each identity, unless the look-up says otherwise; and how many more nodes are asked, since some are gone.
 const WANT: usize = 16;
+const SPARE: usize = 16;
 
-/// How long those who were asked directly hold up the DHT, and how long others are waited for when there is something of
-/// everything.
+/// How long those who were asked directly hold up the DHT, how long walks hold up those of a larger view of the cluster, and
+/// how long others are waited for when there is something of everything.
 const DIRECT: Duration = Duration::from_millis(500);
+const WIDEN: Duration = Duration::from_millis(300);
 const GRACE: Duration = Duration::from_millis(100);
 
 /// What to do next.
@@ -40,7 +42,7 @@ pub(super) enum Step {
 enum Phase {
     Begin,
     Direct { ends: Instant },
-    Walk(Shards),
+    Walk { walked: Shards, widens: Instant },
 }
 
 #[derive(Debug)]
@@ -89,13 +91,20 @@ impl Search {
     }
 
     pub(super) fn due(&self) -> Instant {
-        let phase = if let Phase::Direct { ends } = self.phase { ends } else { self.ends };
+        let phase = match self.phase {
+            Phase::Direct { ends } => ends,
+            Phase::Walk { walked, widens } if walked.more() > walked => widens,
+            Phase::Begin | Phase::Walk { .. } => self.ends,
+        };
         self.ends.min(phase).min(self.grace.unwrap_or(self.ends))
     }
 
     /// A node of the DHT names these: the ones to ask.
     pub(super) fn named(&mut self, nodes: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
-        self.ask(nodes, MAX_OF_REPLY)
+        let identities = &self.question.identities;
+        let found: usize = identities.iter().map(|identity| self.found.holders(identity)).sum();
+        let enough = self.want * identities.len() + SPARE;
+        self.ask(nodes, MAX_OF_REPLY.min(enough.saturating_sub(found + self.waiting.len())))
     }
 
     fn ask(&mut self, nodes: impl IntoIterator<Item = NodeId>, limit: usize) -> Vec<NodeId> {
@@ -140,21 +149,21 @@ impl Search {
                     ask => Step::Ask(ask),
                 }
             }
-            Phase::Begin => self.walk(0, shards),
-            Phase::Direct { ends } if idle || now >= ends => self.walk(0, shards),
-            Phase::Walk(walked) if idle && walked.more() > walked => {
-                self.walk(walked.count(), walked.more().max(shards))
+            Phase::Begin => self.walk(0, shards, now),
+            Phase::Direct { ends } if idle || now >= ends => self.walk(0, shards, now),
+            Phase::Walk { walked, widens } if walked.more() > walked && (idle || now >= widens) => {
+                self.walk(walked.count(), walked.more().max(shards), now)
             }
-            Phase::Walk(_) if idle => Step::Done,
-            Phase::Direct { .. } | Phase::Walk(_) => Step::Wait,
+            Phase::Walk { .. } if idle => Step::Done,
+            Phase::Direct { .. } | Phase::Walk { .. } => Step::Wait,
         }
     }
 
-    fn walk(&mut self, from: u8, shards: Shards) -> Step {
+    fn walk(&mut self, from: u8, shards: Shards, now: Instant) -> Step {
         let missing: Vec<IdentityId> = self.missing().collect();
         let keys = missing.iter().flat_map(|identity| (from..shards.count()).map(|shard| key(identity, shard)));
         let keys: Vec<_> = keys.take(MAX_WALKS - self.walks).collect();
-        self.phase = Phase::Walk(shards);
+        self.phase = Phase::Walk { walked: shards, widens: now + WIDEN };
         self.walks += keys.len();
         self.walking += keys.len();
         match keys.is_empty() {

@@ -20,12 +20,15 @@ pub(super) struct Table {
     state: NodeState,
     held: HashMap<IdentityId, BTreeMap<ArtifactId, Held>>,
     identity_of: HashMap<ArtifactId, IdentityId>,
+    /// Grows with every change of what is announced.
+    version: u64,
 }
 
 impl Table {
     pub(super) fn new(endpoints: Arc<[Endpoint]>, locality: Arc<Locality>) -> Self {
         let (held, identity_of) = (HashMap::new(), HashMap::new());
-        Self { endpoints, locality, load: Load::default(), state: NodeState::Initializing, held, identity_of }
+        let (load, state) = (Load::default(), NodeState::Initializing);
+        Self { endpoints, locality, load, state, held, identity_of, version: 0 }
     }
 
     /// True if the identity is new.
@@ -33,8 +36,9 @@ impl Table {
         let (id, identity) = (held.artifact.artifact, held.artifact.identity);
         self.identity_of.insert(id, identity);
         let of_identity = self.held.entry(identity).or_default();
+        let is_new = of_identity.is_empty();
         of_identity.insert(id, held);
-        of_identity.len() == 1
+        self.changed(is_new)
     }
 
     /// True if it was the last of its identity.
@@ -46,7 +50,16 @@ impl Table {
         if last {
             self.held.remove(&identity);
         }
-        last
+        self.changed(last)
+    }
+
+    fn changed(&mut self, is_changed: bool) -> bool {
+        self.version += u64::from(is_changed);
+        is_changed
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(super) fn set_load(&mut self, load: Load) {
@@ -59,15 +72,16 @@ impl Table {
         if may {
             self.state = state;
         }
-        may
+        self.changed(may)
     }
 
-    /// Nothing unless the node is ready.
-    pub(super) fn announced(&self) -> HashSet<IdentityId> {
-        match self.state {
+    /// And the version that this is. Nothing unless the node is ready.
+    pub(super) fn announced(&self) -> (HashSet<IdentityId>, u64) {
+        let identities = match self.state {
             NodeState::Ready => self.held.keys().copied().take(MAX_ANNOUNCED).collect(),
             NodeState::Initializing | NodeState::Draining | NodeState::Stale => HashSet::new(),
-        }
+        };
+        (identities, self.version)
     }
 
     /// Newest first; nothing unless the node is ready.
@@ -109,13 +123,13 @@ mod tests {
         assert!(table.hold(held(1, 7, 10)));
         assert!(!table.hold(held(2, 7, 20)));
         let question = Question { identities: vec![IdentityId::from_array([7; 32]), IdentityId::from_array([8; 32])] };
-        assert_eq!((table.announced().len(), table.answer(&question).held.len()), (0, 0));
+        assert_eq!((table.announced().0.len(), table.answer(&question).held.len()), (0, 0));
         assert!(table.set_state(NodeState::Ready) && !table.set_state(NodeState::Ready));
         let artifacts: Vec<u8> =
             table.answer(&question).held.iter().map(|h| h.artifact.artifact.as_bytes()[0]).collect();
-        assert_eq!((table.announced().len(), artifacts), (1, vec![2, 1]));
+        assert_eq!((table.announced().0.len(), artifacts), (1, vec![2, 1]));
         table.set_state(NodeState::Draining);
-        assert_eq!((table.announced().len(), table.answer(&question).held.len()), (0, 0));
+        assert_eq!((table.announced().0.len(), table.answer(&question).held.len()), (0, 0));
     }
 
     #[test]
@@ -127,7 +141,7 @@ mod tests {
         assert!(!table.drop_artifact(&ArtifactId::from_array([1; 32])));
         assert!(table.drop_artifact(&ArtifactId::from_array([2; 32])));
         assert!(!table.drop_artifact(&ArtifactId::from_array([2; 32])));
-        assert!(table.announced().is_empty());
+        assert!(table.announced().0.is_empty());
     }
 
     #[test]

@@ -7,7 +7,6 @@ use libp2p::kad::store::RecordStore;
 use libp2p::request_response::Event;
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{PeerId, Swarm, kad};
-use prometheus_client::registry::Registry;
 
 use super::network::{Behaviour, BehaviourEvent};
 use super::peer::{multiaddr, peer_of};
@@ -40,12 +39,15 @@ impl Cluster {
         tls(key, &path, &self.dir.path().join("ca.pem"))
     }
 
-    async fn node_with(&self, seed: u8, config: DiscoveryConfig) -> Discovery {
+    fn local(&self, seed: u8) -> LocalNode {
         let endpoint = format!("127.0.0.1:{}", 10_000 + u16::from(seed)).parse().unwrap();
-        let described = Described { endpoints: Arc::from([endpoint]), locality: Arc::default() };
-        let (listen, metrics) = ("127.0.0.1:0".parse().unwrap(), Metrics::register(&mut Registry::default()));
-        let discovery = Discovery::start(&config, listen, &self.tls(seed), described, metrics, &self.tasks).await;
-        let discovery = discovery.unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        LocalNode { listen, endpoints: Arc::from([endpoint]), locality: Arc::default(), memory: None }
+    }
+
+    async fn node_with(&self, seed: u8, config: DiscoveryConfig, local: LocalNode, limits: Limits) -> Discovery {
+        let (tls, metrics) = (self.tls(seed), Metrics::default());
+        let discovery = Discovery::start_within(&config, local, &tls, metrics, &self.tasks, limits).await.unwrap();
         discovery.set_state(NodeState::Ready);
         discovery
     }
@@ -54,13 +56,16 @@ impl Cluster {
     async fn node(&self, seed: u8, bootstrap: &[&Discovery], direct: bool) -> Discovery {
         let bootstrap: Vec<BootstrapAddr> = bootstrap.iter().map(|other| other.addr().into()).collect();
         let config = DiscoveryConfig { bootstrap, direct: if direct { 50 } else { 0 }, ..DiscoveryConfig::default() };
-        self.node_with(seed, config).await
+        self.node_with(seed, config, self.local(seed), Limits::default()).await
     }
 
     /// A swarm that the test polls itself.
     async fn swarm(&self, seed: u8) -> Swarm<Behaviour> {
         let tasks = Arc::new(self.tasks.child());
-        network::open(&self.tls(seed), "127.0.0.1:0".parse().unwrap(), &[], false, tasks).await.unwrap().0
+        network::open(&self.tls(seed), "127.0.0.1:0".parse().unwrap(), &[], false, Limits::default(), tasks)
+            .await
+            .unwrap()
+            .0
     }
 }
 
@@ -142,7 +147,8 @@ async fn intrude(elsewhere: &Cluster, seed: u8, victim: &Discovery) {
     let admission = Admission::new(None, Some([node(1)].into())).unwrap();
     let tls = NodeTls::new(key, NodeCertificate::load(&certificate).unwrap(), admission).unwrap();
     let tasks = Arc::new(elsewhere.tasks.child());
-    let (mut stranger, _) = network::open(&tls, "127.0.0.1:0".parse().unwrap(), &[], false, tasks).await.unwrap();
+    let (mut stranger, _) =
+        network::open(&tls, "127.0.0.1:0".parse().unwrap(), &[], false, Limits::default(), tasks).await.unwrap();
     stranger.dial(multiaddr(victim.addr())).unwrap();
     let victim = peer_of(&node(1)).unwrap();
     let ended = async {
@@ -243,12 +249,86 @@ async fn a_member_that_lies_costs_time_only() {
     assert_eq!(holders(&asker, 7, &[2]).await, [2]);
 }
 
+/// A member that publishes under many keys, and asks many questions, as soon as it has found its victim; for as long as the
+/// cluster is there.
+async fn flood(mut flooder: Swarm<Behaviour>, victim: SocketAddr) {
+    flooder.dial(multiaddr(victim)).unwrap();
+    loop {
+        let event = flooder.select_next_some().await;
+        if let SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::RoutingUpdated { is_new_peer: true, .. })) = event
+        {
+            for n in 0..100u8 {
+                flooder.behaviour_mut().kad.start_providing(vec![n; 32].into()).unwrap();
+                let identities = vec![IdentityId::from_array([n; 32])];
+                flooder.behaviour_mut().exchange.send_request(&peer_of(&node(1)).unwrap(), Question { identities });
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_members_leaves_the_tables_bounded_and_the_node_at_work() {
+    let cluster = Cluster::new(200);
+    let limits = Limits { connections: 9, records: 40, per_key: 4, per_node: 16 };
+    let (config, metrics) = (DiscoveryConfig::default(), Metrics::default());
+    let (local, tls) = (cluster.local(1), cluster.tls(1));
+    let victim = Discovery::start_within(&config, local, &tls, metrics.clone(), &cluster.tasks, limits).await.unwrap();
+    victim.set_state(NodeState::Ready);
+    victim.hold(held(1, 7, 10));
+    let member = cluster.node(2, &[&victim], true).await;
+    assert!(member.met(1, DEADLINE).await);
+    for seed in 10..30 {
+        let flooder = cluster.swarm(seed).await;
+        cluster.tasks.spawn("flooder", flood(flooder, victim.addr()));
+    }
+    let full = async {
+        while metrics.records.get() < limits.records as i64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, full).await.expect("a full table");
+    assert_eq!(holders(&member, 7, &[1]).await, [1]);
+    assert_eq!(metrics.records.get(), limits.records as i64);
+    assert!(victim.connected() <= limits.connections as usize, "{}", victim.connected());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_again_knows_where_the_others_were() {
+    let cluster = Cluster::new(200);
+    let first = cluster.node(1, &[], true).await;
+    let memory = cluster.dir.path().join("agents");
+    let local = LocalNode { memory: Some(memory.clone()), ..cluster.local(2) };
+    let config = DiscoveryConfig { bootstrap: vec![first.addr().into()], ..DiscoveryConfig::default() };
+    let before = cluster.node_with(2, config, local.clone(), Limits::default()).await;
+    let written = async {
+        while memory::read(&memory) != [first.addr()] {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, written).await.expect("what is remembered");
+    before.close(DEADLINE).await;
+    let again = cluster.node_with(2, DiscoveryConfig::default(), local, Limits::default()).await;
+    assert!(again.met(1, DEADLINE).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_holds_is_published_when_it_says_so() {
+    let cluster = Cluster::new(200);
+    let first = cluster.node(1, &[], false).await;
+    let a = cluster.node(2, &[&first], false).await;
+    assert!(a.met(1, DEADLINE).await);
+    (1..40).for_each(|n| a.hold(held(n, n, 10)));
+    assert!(a.published(DEADLINE).await);
+    assert_eq!(holders(&first, 39, &[2]).await, [2]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_in_use_is_an_error_with_the_way_out() {
     let cluster = Cluster::new(200);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let tasks = Arc::new(Tasks::new());
-    let opened = network::open(&cluster.tls(1), taken.local_addr().unwrap(), &[], false, tasks).await;
+    let opened =
+        network::open(&cluster.tls(1), taken.local_addr().unwrap(), &[], false, Limits::default(), tasks).await;
     let error = opened.map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("discovery.listen"), "{error}");
 }

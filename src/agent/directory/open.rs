@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 use super::super::{AgentConfig, AgentError, epoch};
 use super::{Directory, Server};
-use crate::discovery::{Described, Discovery, Mode};
+use crate::discovery::{Discovery, LocalNode, Mode};
 use crate::identity::NodeTls;
 use crate::lifecycle::Tasks;
 use crate::metadata::{AnnounceConfig, AnnouncedNode, Announcer, Client, ClientMetrics};
@@ -40,8 +40,9 @@ pub(in crate::agent) async fn open(
             let listen = SocketAddr::new(config.transport.listen.ip(), bound.port());
             let listen = config.discovery.listen.unwrap_or(listen);
             let metrics = crate::discovery::Metrics::register(registry);
-            let described = Described { endpoints, locality };
-            Some(Discovery::start(&config.discovery, listen, tls, described, metrics, tasks).await?)
+            let memory = Some(config.state_dir.join("agents"));
+            let node = LocalNode { listen, endpoints, locality, memory };
+            Some(Discovery::start(&config.discovery, node, tls, metrics, tasks).await?)
         }
     };
     Ok(Directory::new(server, agents))

@@ -78,6 +78,30 @@ fn a_large_cluster_is_walked_in_all_shards_at_once() {
 }
 
 #[test]
+fn a_slow_walk_does_not_hold_up_the_keys_of_a_larger_view() {
+    let now = Instant::now();
+    let mut search = search(&[7], now);
+    assert!(matches!(search.next(&nodes(1..=60), Shards::One, now), Step::Walk(_)));
+    assert_eq!(search.due(), now + WIDEN);
+    let Step::Walk(more) = search.next(&[], Shards::One, now + WIDEN) else { panic!("the next shards") };
+    assert_eq!(more.len(), 3);
+    // What was found is enough: there is nothing to widen for.
+    search.named([node(1)]);
+    answer(&mut search, 1, &[7], now + WIDEN);
+    assert_eq!(search.next(&[], Shards::One, now + 2 * WIDEN), Step::Done);
+}
+
+#[test]
+fn no_more_are_asked_than_are_wanted_and_a_few_for_those_that_are_gone() {
+    let now = Instant::now();
+    let mut search = search(&[7], now);
+    let asked: usize = (1..20).map(|n| search.named(nodes(4 * n..=4 * n + 3)).len()).sum();
+    assert_eq!(asked, WANT + SPARE);
+    search.failed(&node(4));
+    assert_eq!(search.named(nodes(90..=93)).len(), 1);
+}
+
+#[test]
 fn nobody_is_asked_twice_nor_this_node_nor_whom_the_caller_excludes() {
     let now = Instant::now();
     let lookup =
