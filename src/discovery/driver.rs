@@ -48,6 +48,13 @@ struct Asker {
     reply: oneshot::Sender<Vec<Offer>>,
 }
 
+/// A question that waits for its answer.
+struct Ask {
+    search: SearchId,
+    node: NodeId,
+    is_again: bool,
+}
+
 /// Numbers searches.
 type SearchId = u64;
 
@@ -61,7 +68,7 @@ pub(super) struct Driver {
     searches: HashMap<SearchId, Asker>,
     next_search: SearchId,
     walks: HashMap<kad::QueryId, SearchId>,
-    asks: HashMap<OutboundRequestId, (SearchId, NodeId)>,
+    asks: HashMap<OutboundRequestId, Ask>,
     /// Addresses that connections of ours go to.
     dialled: HashMap<ConnectionId, SocketAddr>,
     publishing: Publishing,
@@ -178,17 +185,18 @@ impl Driver {
         }
     }
 
-    fn ask(&mut self, id: SearchId, nodes: Vec<NodeId>) {
-        let Some(asker) = self.searches.get_mut(&id) else { return };
-        for node in nodes {
-            match peer_of(&node) {
-                Some(peer) => {
-                    let question = asker.search.question().clone();
-                    let ask = self.swarm.behaviour_mut().exchange.send_request(&peer, question);
-                    self.asks.insert(ask, (id, node));
-                }
-                None => asker.search.failed(&node),
+    fn ask(&mut self, search: SearchId, nodes: Vec<NodeId>) {
+        nodes.into_iter().for_each(|node| self.ask_one(Ask { search, node, is_again: false }));
+    }
+
+    fn ask_one(&mut self, ask: Ask) {
+        let Some(asker) = self.searches.get_mut(&ask.search) else { return };
+        match peer_of(&ask.node) {
+            Some(peer) => {
+                let question = asker.search.question().clone();
+                self.asks.insert(self.swarm.behaviour_mut().exchange.send_request(&peer, question), ask);
             }
+            None => asker.search.failed(&ask.node),
         }
     }
 
@@ -203,7 +211,7 @@ impl Driver {
             }
             *of != id
         });
-        self.asks.retain(|_, (of, _)| *of != id);
+        self.asks.retain(|_, ask| ask.search != id);
         let offers = search.finish();
         let result = if offers.is_empty() { Outcome::Nothing } else { Outcome::Found };
         self.metrics.lookups.get_or_create(&Labels { result }).inc();
@@ -302,24 +310,34 @@ impl Driver {
                 let _ = self.swarm.behaviour_mut().exchange.send_response(channel, answer);
             }
             rr::Event::Message { message: rr::Message::Response { request_id, response }, .. } => {
-                self.answered(&request_id, Some(&response));
+                if let Some(ask) = self.asks.remove(&request_id) {
+                    self.answered(&ask, Some(&response));
+                }
             }
             rr::Event::OutboundFailure { request_id, error, .. } => {
                 tracing::debug!(%error, "another agent gave no answer");
-                self.answered(&request_id, None);
+                match (self.asks.remove(&request_id), error) {
+                    // Both sides end connections that are idle, and this may be one that the other has just ended.
+                    (Some(ask), rr::OutboundFailure::ConnectionClosed | rr::OutboundFailure::Io(_))
+                        if !ask.is_again =>
+                    {
+                        self.ask_one(Ask { is_again: true, ..ask });
+                    }
+                    (Some(ask), _) => self.answered(&ask, None),
+                    (None, _) => {}
+                }
             }
             rr::Event::InboundFailure { .. } | rr::Event::ResponseSent { .. } => {}
         }
     }
 
-    fn answered(&mut self, ask: &OutboundRequestId, holdings: Option<&Holdings>) {
-        let Some((id, node)) = self.asks.remove(ask) else { return };
-        let Some(asker) = self.searches.get_mut(&id) else { return };
+    fn answered(&mut self, ask: &Ask, holdings: Option<&Holdings>) {
+        let Some(asker) = self.searches.get_mut(&ask.search) else { return };
         match holdings {
-            Some(holdings) => asker.search.answered(node, holdings, Instant::now(), UnixTime::now()),
-            None => asker.search.failed(&node),
+            Some(holdings) => asker.search.answered(ask.node, holdings, Instant::now(), UnixTime::now()),
+            None => asker.search.failed(&ask.node),
         }
-        self.advance(id, &[]);
+        self.advance(ask.search, &[]);
     }
 
     fn on_walk(&mut self, walk: kad::QueryId, result: kad::QueryResult, last: bool) {
@@ -328,7 +346,11 @@ impl Driver {
             && let Some(asker) = self.searches.get_mut(&id)
         {
             let ask = asker.search.named(providers.iter().filter_map(node_of));
+            let is_news = !ask.is_empty();
             self.ask(id, ask);
+            if !is_news {
+                self.advance(id, &[]);
+            }
         }
         if last {
             self.walks.remove(&walk);

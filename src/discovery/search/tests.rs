@@ -92,6 +92,19 @@ fn a_slow_walk_does_not_hold_up_the_keys_of_a_larger_view() {
 }
 
 #[test]
+fn nodes_that_name_the_same_holders_are_enough_once_those_have_answered() {
+    let now = Instant::now();
+    let mut search = search(&[7], now);
+    assert!(matches!(search.next(&nodes(1..=60), Shards::One, now), Step::Walk(_)));
+    assert_eq!(search.named(nodes(1..=2)), nodes(1..=2));
+    (0..REPEATS).for_each(|_| assert_eq!(search.named(nodes(1..=2)), []));
+    answer(&mut search, 1, &[7], now);
+    assert_eq!(search.next(&[], Shards::One, now), Step::Wait);
+    answer(&mut search, 2, &[], now);
+    assert_eq!(search.next(&[], Shards::One, now), Step::Done);
+}
+
+#[test]
 fn no_more_are_asked_than_are_wanted_and_a_few_for_those_that_are_gone() {
     let now = Instant::now();
     let mut search = search(&[7], now);
