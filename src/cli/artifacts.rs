@@ -93,7 +93,7 @@ impl StatusReport {
         };
         let discovery = match self.discovery.as_str() {
             "server" => "by the metadata server alone".to_owned(),
-            mode => format!("{mode}, {} agents connected", self.connected_agents),
+            mode => format!("{mode}, {} connected", output::count(self.connected_agents, "agent")),
         };
         let policy = match self.policy.as_str() {
             "ok" => format!("version {}, signers: {}", self.policy_version, self.signers.join(", ")),

@@ -35,7 +35,8 @@ const MAX_ADDRS: usize = 8;
 /// While the routing table grows, own records are published again to the nodes that are nearer now, but not for each.
 const SETTLE: Duration = Duration::from_millis(250);
 
-const SWEEP: Duration = Duration::from_secs(30);
+/// Old records go, and new neighbours are remembered.
+const SWEEP: Duration = Duration::from_secs(10);
 
 pub(super) enum Command {
     Look(Lookup, oneshot::Sender<Vec<Offer>>),

@@ -14,7 +14,7 @@ use crate::protocol::metadata::Endpoint;
 const MAX: usize = 64;
 
 /// Between two writes.
-const PAUSE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Nothing if there is no such file, or a damaged one.
 pub(super) fn read(path: &Path) -> Vec<SocketAddr> {

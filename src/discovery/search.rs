@@ -1,7 +1,7 @@
 //! One look-up among the other agents: whom to ask next, and what came of it. Pure: time is a parameter.
 //!
 //! In a small cluster everybody is asked at once. In a larger one the DHT names holders, and those are asked. What nobody is
-//! found for is looked for again under the keys that a node with a larger view of the cluster would use.
+//! found for is looked for again under the keys that a node with the next larger view of the cluster would use.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -62,6 +62,8 @@ pub(super) struct Search {
     walks: usize,
     /// Replies of the DHT that named nobody to ask.
     repeats: usize,
+    /// How large the cluster looked last.
+    view: Shards,
     phase: Phase,
     ends: Instant,
     grace: Option<Instant>,
@@ -86,6 +88,7 @@ impl Search {
             walking: 0,
             walks: 0,
             repeats: 0,
+            view: Shards::One,
             phase: Phase::Begin,
             ends,
             grace: None,
@@ -99,7 +102,7 @@ impl Search {
     pub(super) fn due(&self) -> Instant {
         let phase = match self.phase {
             Phase::Direct { ends } => ends,
-            Phase::Walk { walked, widens } if walked.more() > walked => widens,
+            Phase::Walk { walked, widens } if walked < self.view.more() => widens,
             Phase::Begin | Phase::Walk { .. } => self.ends,
         };
         self.ends.min(phase).min(self.grace.unwrap_or(self.ends))
@@ -148,6 +151,7 @@ impl Search {
         if now >= self.ends || self.grace.is_some_and(|grace| now >= grace) || self.is_satisfied() {
             return Step::Done;
         }
+        self.view = shards;
         let idle = self.waiting.is_empty() && self.walking == 0;
         match self.phase {
             Phase::Begin if members.len() <= self.direct => {
@@ -159,7 +163,7 @@ impl Search {
             }
             Phase::Begin => self.walk(0, shards, now),
             Phase::Direct { ends } if idle || now >= ends => self.walk(0, shards, now),
-            Phase::Walk { walked, widens } if walked.more() > walked && (idle || now >= widens) => {
+            Phase::Walk { walked, widens } if walked < shards.more() && (idle || now >= widens) => {
                 self.walk(walked.count(), walked.more().max(shards), now)
             }
             Phase::Walk { .. } if idle => Step::Done,

@@ -255,22 +255,20 @@ async fn flood(mut flooder: Swarm<Behaviour>, victim: SocketAddr, done: mpsc::Se
     flooder.dial(multiaddr(victim)).unwrap();
     let mut keys = (0..100u8).map(|n| [n; 32]);
     loop {
-        let event = flooder.select_next_some().await;
+        let SwarmEvent::Behaviour(BehaviourEvent::Kad(
+            kad::Event::RoutingUpdated { is_new_peer: true, .. }
+            | kad::Event::OutboundQueryProgressed { result: kad::QueryResult::StartProviding(_), .. },
+        )) = flooder.select_next_some().await
+        else {
+            continue;
+        };
         let behaviour = flooder.behaviour_mut();
-        match event {
-            SwarmEvent::Behaviour(BehaviourEvent::Kad(
-                kad::Event::RoutingUpdated { is_new_peer: true, .. }
-                | kad::Event::OutboundQueryProgressed { result: kad::QueryResult::StartProviding(_), .. },
-            )) => {
-                match keys.next() {
-                    Some(key) => drop(behaviour.kad.start_providing(key.to_vec().into()).unwrap()),
-                    None => drop(done.try_send(())),
-                }
-                let identities = vec![IdentityId::from_array([7; 32])];
-                behaviour.exchange.send_request(&peer_of(&node(1)).unwrap(), Question { identities });
-            }
-            _ => {}
+        match keys.next() {
+            Some(key) => drop(behaviour.kad.start_providing(key.to_vec().into()).unwrap()),
+            None => drop(done.try_send(())),
         }
+        let identities = vec![IdentityId::from_array([7; 32])];
+        behaviour.exchange.send_request(&peer_of(&node(1)).unwrap(), Question { identities });
     }
 }
 

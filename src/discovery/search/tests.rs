@@ -36,9 +36,7 @@ fn in_a_small_cluster_everybody_is_asked_and_the_dht_only_for_what_nobody_has() 
     let Step::Walk(more) = search.next(&members, Shards::One, now) else { panic!("the next shards") };
     assert_eq!(more, [1, 2, 3].map(|shard| key(&IdentityId::from_array([8; 32]), shard)));
     more.iter().for_each(|_| search.walk_ended());
-    while let Step::Walk(keys) = search.next(&members, Shards::One, now) {
-        keys.iter().for_each(|_| search.walk_ended());
-    }
+    assert_eq!(search.next(&members, Shards::One, now), Step::Done);
     let offers = search.finish();
     assert_eq!((offers.len(), offers[0].holders[0].node), (1, node(1)));
 }
@@ -75,6 +73,20 @@ fn a_large_cluster_is_walked_in_all_shards_at_once() {
     assert_eq!(search.next(&nodes(1..=60), Shards::Sixteen, now), Step::Wait);
     keys.iter().for_each(|_| search.walk_ended());
     assert_eq!(search.next(&nodes(1..=60), Shards::Sixteen, now), Step::Done);
+}
+
+#[test]
+fn a_cluster_that_turns_out_to_be_larger_is_walked_further() {
+    let now = Instant::now();
+    let mut search = search(&[7], now);
+    let mut walked = 0;
+    for shards in [Shards::One, Shards::One, Shards::Four] {
+        let Step::Walk(keys) = search.next(&nodes(1..=60), shards, now) else { panic!("a walk") };
+        keys.iter().for_each(|_| search.walk_ended());
+        walked += keys.len();
+    }
+    assert_eq!(walked, 16);
+    assert_eq!(search.next(&[], Shards::Sixteen, now), Step::Done);
 }
 
 #[test]
