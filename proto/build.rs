@@ -17,6 +17,6 @@ fn main() -> Result<(), BoxError> {
         .bytes(".warmd.v1")
         .codec_path("crate::protocol::metadata::BoundedCodec")
         .out_dir(out)
-        .compile_fds(protox::compile(["metadata.proto"], ["proto"])?)?;
+        .compile_fds(protox::compile(["metadata.proto", "discovery.proto"], ["proto"])?)?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod control;
 mod convert;
+mod directory;
 mod epoch;
 mod fetching;
 mod holdings;
@@ -12,7 +13,7 @@ mod starts;
 mod trust;
 mod uploads;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
 use self::control::{Control, Parts};
+use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
@@ -29,14 +31,13 @@ use self::publish::Publisher;
 use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
+use crate::discovery::{DiscoveryConfig, DiscoveryError};
 use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
-use crate::metadata::{
-    AnnounceConfig, AnnouncedNode, Announcer, Client, ClientConfig, ClientError, ClientMetrics, ServerAddr,
-};
+use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
-use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
+use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
@@ -50,7 +51,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// Key that signs what this node publishes. Absent: the node publishes nothing.
     pub signer: Option<PathBuf>,
-    /// Addresses under which peers reach this node. Absent: the address of the route to the metadata server.
+    /// Addresses under which peers reach this node. Absent: the address of the route to the metadata server,
+    /// or to a bootstrap agent.
     pub advertise: Vec<SocketAddr>,
     /// Time from SIGTERM to the end, whatever is still going on.
     #[serde(with = "humantime_serde")]
@@ -64,6 +66,7 @@ pub struct AgentConfig {
     pub transport: TransportConfig,
     pub provide: ProvideConfig,
     pub metadata: ClientConfig,
+    pub discovery: DiscoveryConfig,
     pub locality: Locality,
     pub origin: OriginConfig,
     pub local: SocketConfig,
@@ -97,6 +100,7 @@ impl Default for AgentConfig {
             transport: TransportConfig::default(),
             provide: ProvideConfig::default(),
             metadata: ClientConfig::default(),
+            discovery: DiscoveryConfig::default(),
             locality: Locality::default(),
             origin: OriginConfig::default(),
             local: SocketConfig::default(),
@@ -138,6 +142,8 @@ pub enum AgentError {
     #[error(transparent)]
     Metadata(#[from] ClientError),
     #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
+    #[error(transparent)]
     Origin(#[from] OriginError),
     #[error("no address to announce: set `advertise` to the addresses under which peers reach this node")]
     NoAddress,
@@ -162,7 +168,7 @@ pub struct Agent {
     drain_deadline: Duration,
     provider: Arc<Provider>,
     endpoint: Arc<Endpoint>,
-    announcer: Arc<Announcer>,
+    directory: Arc<Directory>,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
@@ -192,20 +198,9 @@ impl Agent {
         let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
         let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, transfer_metrics);
 
-        let client = Client::new(config.metadata.clone(), &tls, ClientMetrics::register(&mut registry))?;
-        let endpoints = advertised(&config, endpoint.local_addr())?;
-        let announcer = Arc::new(Announcer::spawn(
-            client.clone(),
-            AnnouncedNode {
-                node,
-                epoch: epoch::next(&config.state_dir)?,
-                endpoints: endpoints.into(),
-                locality: Arc::new(config.locality.clone()),
-            },
-            AnnounceConfig::default(),
-            &working,
-        ));
-        let holdings = Holdings::new(store.clone(), announcer.clone(), provider.clone());
+        let directory = directory::open(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
+        working.spawn("introduction", directory.clone().get_introduced());
+        let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone());
         working.spawn("announce holdings", holdings.clone().run());
         working.spawn("reload policy", trust.clone().watch());
         verify_after_reboot(&working, &store);
@@ -216,8 +211,16 @@ impl Agent {
             working.spawn("upload to origin", uploads.run());
         }
         let cold = origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline));
-        let fetching =
-            Fetching::new(fetcher, store.clone(), client, cold, trust.clone(), node, &config, working.clone());
+        let fetching = Fetching::new(
+            fetcher,
+            store.clone(),
+            directory.clone(),
+            cold,
+            trust.clone(),
+            node,
+            &config,
+            working.clone(),
+        );
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -226,7 +229,7 @@ impl Agent {
             addr: endpoint.local_addr(),
             store,
             trust,
-            announcer: announcer.clone(),
+            directory: directory.clone(),
             servers: config.metadata.servers.clone(),
             provider: provider.clone(),
             holdings,
@@ -257,11 +260,11 @@ impl Agent {
             ),
             None => None,
         };
-        announcer.set_state(NodeState::Ready);
+        directory.set_state(NodeState::Ready);
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
         let drain_deadline = config.drain_deadline;
-        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, announcer, local, serving, working })
+        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, directory, local, serving, working })
     }
 
     pub fn node(&self) -> NodeId {
@@ -270,6 +273,11 @@ impl Agent {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// TCP address of this agent's discovery, unless it asks a metadata server alone.
+    pub fn discovery_addr(&self) -> Option<SocketAddr> {
+        self.directory.discovery_addr()
     }
 
     pub fn socket(&self) -> &std::path::Path {
@@ -285,14 +293,14 @@ impl Agent {
     pub async fn shutdown(mut self) {
         let deadline = tokio::time::Instant::now() + self.drain_deadline;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
-        self.announcer.set_state(NodeState::Draining);
+        self.directory.set_state(NodeState::Draining);
         self.provider.drain();
         if !self.local.shutdown(left() / 2).await {
             tracing::warn!("local callers did not end in time");
         }
         self.provider.idle(left() / 2).await;
         // The last message of this epoch.
-        self.announcer.close((left() / 2).min(LAST_WORD)).await;
+        self.directory.close((left() / 2).min(LAST_WORD)).await;
         self.endpoint.close(StreamCode::Draining, left() / 2).await;
         self.serving.shutdown(left()).await;
         self.working.shutdown(left()).await;
@@ -310,27 +318,6 @@ impl Drop for Agent {
             tasks.token().cancel();
         }
     }
-}
-
-/// What peers dial: as configured, or the bound address, or the address of the route towards the metadata server.
-fn advertised(config: &AgentConfig, bound: SocketAddr) -> Result<Vec<Advertised>, AgentError> {
-    let mut addrs = config.advertise.clone();
-    if addrs.is_empty() && !bound.ip().is_unspecified() {
-        addrs.push(bound);
-    }
-    if addrs.is_empty() {
-        let route = config.metadata.servers.iter().find_map(route_to);
-        addrs.extend(route.map(|ip| SocketAddr::new(ip, bound.port())));
-    }
-    let advertised: Vec<Advertised> = addrs.into_iter().filter_map(|addr| Advertised::new(addr).ok()).collect();
-    if advertised.is_empty() { Err(AgentError::NoAddress) } else { Ok(advertised) }
-}
-
-/// This node's address on the way to a server. Nothing is sent.
-fn route_to(server: &ServerAddr) -> Option<IpAddr> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0)).or_else(|_| UdpSocket::bind(("::", 0))).ok()?;
-    socket.connect((server.host(), server.port())).ok()?;
-    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 async fn open_origin(config: &OriginConfig, registry: &mut Registry) -> Result<Option<Origin>, AgentError> {

@@ -32,7 +32,7 @@
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |
 //! | `transfer`, `metadata`, `install`, `local`, `origin` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket; the object store behind all nodes |
-//! | `store`, `transport`, `engine` | chunks and artifacts on disk; QUIC, and TCP where UDP is lost (the only place that names quinn and h2); the engine: processes, output, log, readiness, supervision, how it is started behind a proxy, and what it is told of adapters |
+//! | `store`, `transport`, `discovery`, `engine` | chunks and artifacts on disk; QUIC, and TCP where UDP is lost (the only place that names quinn and h2); agents that find each other (the only place that names libp2p); the engine: processes, output, log, readiness, supervision, how it is started behind a proxy, and what it is told of adapters |
 //! | `adapters` | LoRA adapters: formats, checks, what is made of one before an engine sees it |
 //! | `caches` | the kinds of caches, what decides whether an entry can be used elsewhere, which files make an artifact, captured consistently |
 //! | `protocol` | what goes over wires; generated types stop here |
@@ -48,7 +48,7 @@
 //! - What is visible is whole; what exists is never replaced (`install::Installation::commit`).
 //! - An agent signs only what it has read itself or has checked like a manifest from a peer, content included
 //!   (`agent::publish`).
-//! - What servers, holders and the directory say is a hint: it can cost time, never correctness.
+//! - What servers, holders, the directory and the DHT say is a hint: it can cost time, never correctness.
 //! - Everything that waits has a deadline, everything that queues a bound, and a number from outside is checked before
 //!   anything is allocated by it.
 //! - Every task belongs to a `lifecycle::Tasks`. Work that blocks is off the runtime's threads.
@@ -61,13 +61,14 @@
 //!    `serve::push` does the next step itself and sends chunks and manifest; `agent::publish` checks them.
 //! 2. `caches::snapshot` walks the directory and has `artifact::build` read, hash, pack and compress it on all cores;
 //!    chunks of the generation before are kept where they are still in use.
-//! 3. `agent::publish` signs the manifest and puts it into the `store`; `agent::holdings` sees the change and
-//!    `metadata::Announcer` tells the server.
+//! 3. `agent::publish` signs the manifest and puts it into the `store`; `agent::holdings` sees the change,
+//!    `metadata::Announcer` tells the server, and `discovery::Discovery` the other agents.
 //!
 //! # A cache root is warmed
 //!
 //! 1. `serve::warm` opens the `install::CacheRoot`, takes its lock, looks at the marker, and asks the agent.
-//! 2. `agent::fetching` looks the identity up (`metadata::Client`), gets a manifest from a holder, and admits it.
+//! 2. `agent::fetching` looks the identity up: `agent::directory` asks the metadata server (`metadata::Client`), or other
+//!    agents (`discovery::Discovery`) where there is none or it is silent. It gets a manifest from a holder, and admits it.
 //! 3. `transfer::Fetcher` does what `transfer::plan` says: requests over `transport`, chunks verified and put into the
 //!    `store`, where `transfer::Provider` serves them onward at once.
 //!    Where no holder is left, `origin` brings them.
@@ -118,6 +119,7 @@ pub mod caches;
 
 pub mod adapters;
 
+pub mod discovery;
 pub mod engine;
 pub mod store;
 pub mod transport;

@@ -6,6 +6,7 @@ mod ceilings;
 mod corpora;
 #[path = "../corpus.rs"]
 mod corpus;
+mod discovery;
 mod engine;
 #[path = "../harness.rs"]
 mod harness;
@@ -75,6 +76,7 @@ enum Scenario {
     FanOut,
     KillHolder,
     Metadata,
+    Discovery,
     /// Needs a real vLLM, see bench/README.md.
     EngineStart,
     Proxy,
@@ -162,6 +164,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Metadata) && options.with_warmd() {
         println!("{}", metadata::run(report, options)?);
+    }
+    if options.wants(Scenario::Discovery) && options.with_warmd() {
+        println!("{}", discovery::run(report, options)?);
     }
     if options.wants(Scenario::Proxy) && options.with_warmd() {
         println!("{}", proxy::run(report, options)?);

@@ -76,6 +76,7 @@ impl Cluster {
         agent.arg("agent").arg("--state-dir").arg(&state).arg("--socket").arg(&socket);
         agent.arg("--policy").arg(self.dir.join("policy.toml")).arg("--signer").arg(self.dir.join("signer.key"));
         agent.args(["--listen", "127.0.0.1:0", "--metrics", &metrics, "--metadata", &format!("localhost:{port}")]);
+        agent.args(["--discovery", "server"]);
         // What is stored here is gone at the end: it needs no room beside it.
         agent.env("WARMD_STORE_RESERVE_BYTES", "0").envs(settings.iter().copied());
         let process = daemon(&mut agent, &self.dir.join(format!("{name}.log")))?;

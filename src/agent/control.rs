@@ -14,6 +14,7 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use super::directory::Directory;
 use super::fetching::Fetching;
 use super::holdings::Holdings;
 use super::publish::Publisher;
@@ -24,7 +25,7 @@ use crate::digest::IdentityId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::local::{self, Publication};
-use crate::metadata::{Announcer, ServerAddr};
+use crate::metadata::ServerAddr;
 use crate::origin::Origin;
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
@@ -72,7 +73,7 @@ pub(super) struct Parts {
     pub(super) addr: SocketAddr,
     pub(super) store: Store,
     pub(super) trust: Arc<Trust>,
-    pub(super) announcer: Arc<Announcer>,
+    pub(super) directory: Arc<Directory>,
     pub(super) servers: Vec<ServerAddr>,
     pub(super) provider: Arc<Provider>,
     pub(super) holdings: Arc<Holdings>,
@@ -232,7 +233,9 @@ impl Agent for Control {
             state: if parts.provider.is_draining() { "draining" } else { "ready" }.to_owned(),
             endpoints: vec![parts.addr.to_string()],
             metadata_server: parts.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            metadata_connected: parts.announcer.is_connected(),
+            metadata_connected: parts.directory.is_connected(),
+            discovery: parts.directory.mode().to_string(),
+            connected_agents: u32::try_from(parts.directory.connected_agents()).unwrap_or(u32::MAX),
             artifacts: u32::try_from(artifacts).unwrap_or(u32::MAX),
             store_bytes,
             disk_free_bytes: free.map_err(|error| store_status(&error))?,
@@ -273,7 +276,7 @@ impl Agent for Control {
 
     async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictReply>, Status> {
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
-        self.0.announcer.drop_artifact(id);
+        self.0.directory.drop_artifact(id);
         let store = self.0.store.clone();
         let removed = tokio::task::spawn_blocking(move || store.remove(&id)).await;
         let removed = removed.map_err(|_| Status::internal("the store's thread panicked"))?;

@@ -16,12 +16,12 @@ pub(super) use self::flight::Flight;
 use self::flight::{Flights, failed};
 pub(super) use self::nearby::{Near, Wish};
 use super::AgentConfig;
+use super::directory::Directory;
 use super::trust::Trust;
 use crate::artifact::{Admitted, ManifestError, SignedManifest};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::{NodeId, Policy, UnixTime};
 use crate::lifecycle::Tasks;
-use crate::metadata::{Client, ClientError};
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::transfer::{self, Fetched, Fetcher, Source};
@@ -61,7 +61,7 @@ pub(super) struct Coming {
 pub(super) struct Fetching {
     fetcher: Fetcher,
     store: Store,
-    client: Client,
+    directory: Arc<Directory>,
     trust: Arc<Trust>,
     node: NodeId,
     locality: Locality,
@@ -86,7 +86,7 @@ impl Fetching {
     pub(super) fn new(
         fetcher: Fetcher,
         store: Store,
-        client: Client,
+        directory: Arc<Directory>,
         cold: Option<Cold>,
         trust: Arc<Trust>,
         node: NodeId,
@@ -95,14 +95,14 @@ impl Fetching {
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
         let flights = Flights::default();
-        Arc::new(Self { fetcher, store, client, trust, node, locality, deadline, cold, flights, tasks })
+        Arc::new(Self { fetcher, store, directory, trust, node, locality, deadline, cold, flights, tasks })
     }
 
     /// What the directory and this node's own store have of an identity, by subject; if nothing, what the origin has.
     pub(super) async fn look(&self, identity: IdentityId, subject: Option<&str>) -> Result<Vec<Wanted>, Failed> {
         let lookup = self.lookup(vec![identity]);
-        let (offers, failure) = match self.client.lookup(&lookup).await {
-            Ok(found) => (found.offers, None),
+        let (offers, failure) = match self.directory.lookup(&lookup).await {
+            Ok(offers) => (offers, None),
             Err(error) => (Vec::new(), Some(error)),
         };
         let held = self.local_offers(identity).into_iter().chain(offers);
@@ -111,9 +111,9 @@ impl Fetching {
             wanted = by_subject(self.in_origin([identity]).await, identity, subject);
         }
         match failure {
-            Some(error) if wanted.is_empty() => return Err(unreachable(&error)),
+            Some(error) if wanted.is_empty() => return Err(Failed::new("transient", error.to_string())),
             // What is here can be installed without anybody's help.
-            Some(error) => tracing::warn!(%error, "metadata server not reached: going on with what this node can have"),
+            Some(error) => tracing::warn!(%error, "nobody could be asked: going on with what this node can have"),
             None => {}
         }
         Ok(wanted)
@@ -122,16 +122,16 @@ impl Fetching {
     pub(super) async fn offers(&self, identities: Vec<IdentityId>) -> Offers {
         let local = identities.iter().flat_map(|identity| self.local_offers(*identity));
         let mut held: HashMap<ArtifactId, Offer> = local.map(|offer| (offer.artifact.artifact, offer)).collect();
-        let failure = match self.client.lookup(&self.lookup(identities.clone())).await {
-            Ok(found) => {
-                for offer in found.offers {
+        let failure = match self.directory.lookup(&self.lookup(identities.clone())).await {
+            Ok(offers) => {
+                for offer in offers {
                     let count = offer.holder_count;
                     let one = held.entry(offer.artifact.artifact).or_insert(offer);
                     one.holder_count = one.holder_count.max(count);
                 }
                 None
             }
-            Err(error) => Some(unreachable(&error).detail),
+            Err(error) => Some(error.to_string()),
         };
         let offered: HashSet<IdentityId> = held.values().map(|offer| offer.artifact.identity).collect();
         let unoffered = identities.into_iter().filter(|identity| !offered.contains(identity));
@@ -349,10 +349,6 @@ fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
         },
         complete: holder.chunks_held >= chunks,
     }
-}
-
-fn unreachable(error: &ClientError) -> Failed {
-    Failed::new("transient", format!("metadata server: {error}"))
 }
 
 /// A W3C trace context of its own, so that the logs of all nodes that took part can be found by it.

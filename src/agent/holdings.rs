@@ -1,12 +1,12 @@
-//! Tells the metadata server what the store holds: compares the store with what was told, and tells the difference.
+//! Tells the directory what the store holds: compares the store with what was told, and tells the difference.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::directory::Directory;
 use crate::digest::ArtifactId;
 use crate::lifecycle::Doubling;
-use crate::metadata::Announcer;
 use crate::protocol::metadata::{Held, Load, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::transfer::Provider;
@@ -20,15 +20,15 @@ const WHEN_QUIET: Duration = Duration::from_secs(10);
 
 pub(super) struct Holdings {
     store: Store,
-    announcer: Arc<Announcer>,
+    directory: Arc<Directory>,
     provider: Arc<Provider>,
     /// Chunks held of each artifact, as told.
     told: Mutex<HashMap<ArtifactId, u32>>,
 }
 
 impl Holdings {
-    pub(super) fn new(store: Store, announcer: Arc<Announcer>, provider: Arc<Provider>) -> Arc<Self> {
-        Arc::new(Self { store, announcer, provider, told: Mutex::default() })
+    pub(super) fn new(store: Store, directory: Arc<Directory>, provider: Arc<Provider>) -> Arc<Self> {
+        Arc::new(Self { store, directory, provider, told: Mutex::default() })
     }
 
     pub(super) async fn run(self: Arc<Self>) {
@@ -49,8 +49,8 @@ impl Holdings {
     /// Tells at once what there is to tell, and waits until a server has taken it.
     pub(super) async fn settle(&self, deadline: Duration) {
         self.tell();
-        if !self.announcer.settled(deadline).await {
-            tracing::warn!("no metadata server took the announcement yet; it is sent again until one does");
+        if !self.directory.settled(deadline).await {
+            tracing::warn!("nobody took the announcement yet; it is sent again until somebody does");
         }
     }
 
@@ -60,7 +60,7 @@ impl Holdings {
             return false;
         }
         let (uploads, upload_slots) = self.provider.load();
-        self.announcer.set_load(Load { uploads, upload_slots });
+        self.directory.set_load(Load { uploads, upload_slots });
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut gone: HashMap<ArtifactId, u32> = std::mem::take(&mut *told);
         let mut fetching = false;
@@ -73,13 +73,13 @@ impl Holdings {
             let before = gone.remove(&artifact.id());
             told.insert(artifact.id(), held);
             if before != Some(held) {
-                let told = self.announcer.hold(Held { artifact: Arc::new(summary(&artifact)), chunks_held: held });
+                let told = self.directory.hold(Held { artifact: Arc::new(summary(&artifact)), chunks_held: held });
                 if let Err(error) = told {
                     tracing::warn!(artifact = %artifact.id(), %error, "not announced");
                 }
             }
         }
-        gone.into_keys().for_each(|id| self.announcer.drop_artifact(id));
+        gone.into_keys().for_each(|id| self.directory.drop_artifact(id));
         fetching
     }
 }

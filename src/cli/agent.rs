@@ -37,6 +37,12 @@ pub(super) struct Options {
     /// Metadata servers, each `HOST:PORT` or `NODE_ID@HOST:PORT`, with commas or repeated (`metadata.servers`)
     #[arg(long, value_name = "SERVERS", value_delimiter = ',')]
     metadata: Vec<String>,
+    /// Who is asked for holders: `server`, `hybrid` or `serverless` (`discovery.mode`)
+    #[arg(long, value_name = "MODE")]
+    discovery: Option<String>,
+    /// Another agent to begin with, `HOST:PORT` (TCP); may be repeated (`discovery.bootstrap`)
+    #[arg(long, value_name = "ADDR")]
+    bootstrap: Vec<String>,
     /// Unix socket of the local API (`local.socket`)
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -54,12 +60,16 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn load(&self) -> anyhow::Result<AgentFile> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quoted(&path.display().to_string()));
-        let servers = (!self.metadata.is_empty())
-            .then(|| format!("[{}]", self.metadata.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", ")));
+        let list = |texts: &[String]| {
+            let quoted: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
+            (!quoted.is_empty()).then(|| format!("[{}]", quoted.join(", ")))
+        };
         let flags = [
             ("WARMD_STATE_DIR", path(&self.state_dir)),
             ("WARMD_TRANSPORT_LISTEN", self.listen.as_deref().map(quoted)),
-            ("WARMD_METADATA_SERVERS", servers),
+            ("WARMD_METADATA_SERVERS", list(&self.metadata)),
+            ("WARMD_DISCOVERY_MODE", self.discovery.as_deref().map(quoted)),
+            ("WARMD_DISCOVERY_BOOTSTRAP", list(&self.bootstrap)),
             ("WARMD_LOCAL_SOCKET", path(&self.socket)),
             ("WARMD_TRUST_POLICY", path(&self.policy)),
             ("WARMD_SIGNER", path(&self.signer)),

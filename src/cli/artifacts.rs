@@ -31,6 +31,8 @@ struct StatusReport {
     endpoints: Vec<String>,
     metadata_server: String,
     metadata_connected: bool,
+    discovery: String,
+    connected_agents: u32,
     artifacts: u32,
     store_bytes: u64,
     disk_free_bytes: u64,
@@ -64,6 +66,8 @@ impl Status {
             endpoints: status.endpoints,
             metadata_server: status.metadata_server,
             metadata_connected: status.metadata_connected,
+            discovery: status.discovery,
+            connected_agents: status.connected_agents,
             artifacts: status.artifacts,
             store_bytes: status.store_bytes,
             disk_free_bytes: status.disk_free_bytes,
@@ -87,6 +91,10 @@ impl StatusReport {
             (server, true) => format!("{server}, connected"),
             (server, false) => format!("{server}, NOT connected"),
         };
+        let discovery = match self.discovery.as_str() {
+            "server" => "by the metadata server alone".to_owned(),
+            mode => format!("{mode}, {} connected", output::count(self.connected_agents, "agent")),
+        };
         let policy = match self.policy.as_str() {
             "ok" => format!("version {}, signers: {}", self.policy_version, self.signers.join(", ")),
             "expired" => format!("version {} has EXPIRED: nothing is fetched", self.policy_version),
@@ -102,6 +110,7 @@ impl StatusReport {
             ("node", format!("{} ({}, warmd {})", self.node, self.state, self.version)),
             ("address", self.endpoints.join(", ")),
             ("metadata", metadata),
+            ("discovery", discovery),
             ("policy", policy),
             ("store", store),
         ];

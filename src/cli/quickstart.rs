@@ -16,6 +16,7 @@ use crate::artifact::{Family, SourceIdentity};
 use crate::caches::{ScanRules, scan};
 use crate::config::MetadataConfig;
 use crate::digest::Digest;
+use crate::discovery::Mode;
 use crate::identity::{PrivateKey, TrustClass, TrustConfig};
 use crate::install::Limits;
 use crate::local::{Client, SocketConfig};
@@ -158,6 +159,7 @@ impl Cluster {
             };
             // What is stored here is gone at the end: it needs no room beside it.
             config.store.reserve_bytes = Some(0);
+            config.discovery.mode = Mode::Server;
             config.metadata.servers = vec![format!("localhost:{}", server.addr().port()).parse()?];
             anyhow::Ok(config)
         };

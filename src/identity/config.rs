@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::admission::Admission;
 use super::cert::{CertError, NodeCertificate};
 use super::key::{NodeId, PrivateKey, PublicKey};
 use super::policy::{MAX_POLICY_BYTES, Policy, PolicyError, PolicyHistory};
-use super::tls::{Admission, NodeTls, TlsError};
+use super::tls::{NodeTls, TlsError};
 
 /// Who this node is and whom it speaks with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

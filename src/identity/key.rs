@@ -203,6 +203,10 @@ impl PrivateKey {
         self.0.sign(message).to_bytes()
     }
 
+    pub(super) fn seed(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
     /// PKCS#8 DER, for TLS.
     pub(super) fn to_der(&self) -> Option<ed25519_dalek::pkcs8::SecretDocument> {
         self.0.to_pkcs8_der().ok()

@@ -5,24 +5,22 @@
 //! compares the certificate's key with that id, so one client configuration pins every peer. Any other server name (a
 //! metadata server's host) is checked against the certificate's names in the usual way.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::{Resumption, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-use super::cert::{CertError, NodeCertificate, read_certificates};
+use super::admission::{Admission, node_of};
+use super::cert::{CertError, NodeCertificate};
 use super::key::{NodeId, PrivateKey};
+use super::membership::Membership;
 use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
@@ -66,42 +64,6 @@ pub fn server_name(node: NodeId) -> String {
     format!("{node}{NODE_SUFFIX}")
 }
 
-/// Which nodes may speak with us.
-#[derive(Debug, Clone)]
-pub struct Admission {
-    roots: Option<Arc<RootCertStore>>,
-    allow: Option<BTreeSet<NodeId>>,
-}
-
-impl Admission {
-    /// From a PEM file of the cluster's authority, an allow list, or both. With neither, nobody could be admitted.
-    pub fn new(ca: Option<&Path>, allow: Option<BTreeSet<NodeId>>) -> Result<Self, TlsError> {
-        let roots = ca.map(load_roots).transpose()?;
-        if roots.is_none() && allow.is_none() {
-            return Err(TlsError::NobodyAdmitted);
-        }
-        Ok(Self { roots, allow })
-    }
-
-    fn check_listed(&self, node: NodeId) -> Result<(), rustls::Error> {
-        match &self.allow {
-            Some(allow) if !allow.contains(&node) => Err(CertificateError::ApplicationVerificationFailure.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn load_roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate)?;
-    }
-    if roots.is_empty() {
-        return Err(TlsError::NoRoot(path.to_owned()));
-    }
-    Ok(Arc::new(roots))
-}
-
 /// What one node needs to speak TLS as itself with those it admits.
 pub struct NodeTls {
     key: PrivateKey,
@@ -129,9 +91,19 @@ impl NodeTls {
         self.key.node_id()
     }
 
+    /// For protocols with an encryption of their own.
+    pub fn membership(&self) -> Membership {
+        Membership::new(self.certificate.chain().to_vec(), self.admission.clone())
+    }
+
+    /// The private half of the node key, for protocols that want to sign with it themselves.
+    pub(crate) fn seed(&self) -> [u8; 32] {
+        self.key.seed()
+    }
+
     /// Names the cluster's authorities: a digest of their public keys; `None` where only listed nodes are admitted.
     pub fn cluster(&self) -> Option<KeyId> {
-        let roots = self.admission.roots.as_ref()?;
+        let roots = self.admission.roots()?;
         let mut keys: Vec<_> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
         keys.sort_unstable();
         Some(KeyId::of(&keys.concat()))
@@ -140,7 +112,7 @@ impl NodeTls {
     /// For accepting: every client must present an admitted certificate.
     pub fn server_config(&self, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
         let provider = crypto_provider();
-        let chained = match &self.admission.roots {
+        let chained = match self.admission.roots() {
             Some(roots) => Some(WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?),
             None => None,
         };
@@ -182,10 +154,6 @@ impl NodeId {
         let key = spki.as_ref().strip_prefix(&ED25519_SPKI)?;
         Self::from_bytes(key).ok()
     }
-}
-
-fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeId, rustls::Error> {
-    NodeId::from_certificate(certificate).ok_or_else(|| CertificateError::BadEncoding.into())
 }
 
 #[derive(Debug)]
@@ -251,17 +219,12 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        if let Some(roots) = &self.admission.roots {
-            let algorithms = self.provider.signature_verification_algorithms.all;
-            verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-        }
-        let node = node_of(end_entity)?;
-        self.admission.check_listed(node)?;
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        let node = self.admission.admit(&chain, now)?;
         match pinned(server_name) {
             Some(expected) if expected == node => {}
             Some(_) => return Err(CertificateError::NotValidForName.into()),
-            None => verify_server_name(&parsed, server_name)?,
+            None => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?,
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -296,6 +259,7 @@ fn pinned(name: &ServerName<'_>) -> Option<NodeId> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::io::{Read, Write};
 
     use super::*;

@@ -120,6 +120,11 @@ impl Announcer {
         self.shared.status.borrow().connected
     }
 
+    /// No server has answered for two heartbeats.
+    pub fn is_silent(&self) -> bool {
+        self.shared.plan().is_silent(Instant::now())
+    }
+
     /// Waits until a server has taken all that was said; false at the deadline.
     pub async fn settled(&self, deadline: Duration) -> bool {
         self.shared.wait(deadline, |status| status.settled).await

@@ -1,4 +1,4 @@
-//! The metadata server's messages as domain types.
+//! The messages of the metadata server, and of agents that do without one, as domain types.
 //!
 //! What arrives is converted with `TryFrom` and refused if it breaks a limit of this page; what is sent is converted with
 //! `From`. Repeated fields are counted on the raw bytes, before anything is allocated for them.
@@ -10,8 +10,9 @@ mod types;
 
 pub(crate) use codec::BoundedCodec;
 pub use types::{
-    AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, InvalidEndpoint, Load, Locality,
-    Lookup, NodeState, Offer, Page, PageRequest, PageToken, ServerEpoch, Summary, WatchEvent, WatchKind, Withdrawal,
+    AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,
+    Locality, Lookup, NodeState, Offer, Page, PageRequest, PageToken, Question, ServerEpoch, Summary, WatchEvent,
+    WatchKind, Withdrawal,
 };
 
 /// Source identities in one lookup or watch.
@@ -25,6 +26,8 @@ pub const MAX_HELD: usize = 10_000;
 /// Artifacts in one reply, and holders of each.
 pub const MAX_OFFERS: usize = 1_024;
 pub const MAX_HOLDERS: usize = 64;
+/// Artifacts that a node tells another of.
+pub const MAX_HOLDINGS: usize = 256;
 /// Artifacts in one page.
 pub const MAX_PAGE: usize = 1_000;
 /// Bytes of a subject, as in manifests, and of the name of a region, zone or rack.
@@ -33,7 +36,7 @@ pub const MAX_PLACE: usize = 64;
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
-/// Generated from `proto/metadata.proto`.
+/// Generated from `proto/{metadata,discovery}.proto`.
 #[expect(unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub(crate) mod pb {
     tonic::include_proto!("metadata/warmd.v1");

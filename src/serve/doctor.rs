@@ -151,9 +151,12 @@ pub async fn ask(client: &Client, outlook: &Outlook, problems: &mut Vec<String>)
     let request = NearbyRequest { families: families.collect(), budget_ms: 0 };
     let (found, near) = tokio::join!(client.find(&identities), client.nearby(request));
     let (found, near) = (found.map_err(|error| chain(&error))?, near.map_err(|error| chain(&error))?);
-    let failure = [found.metadata_failure, near.metadata_failure].into_iter().find(|failure| !failure.is_empty());
-    if let Some(failure) = failure {
-        problems.push(format!("only what this node has is known: {failure}; see `metadata.servers` of the agent"));
+    if !found.metadata_failure.is_empty() {
+        let failure = found.metadata_failure;
+        problems
+            .push(format!("only what this node has is known: {failure}; see [metadata] and [discovery] of the agent"));
+    } else if !near.metadata_failure.is_empty() {
+        problems.push(format!("near misses on other nodes are not known: {}", near.metadata_failure));
     }
     Ok(Answers {
         offered: found.found.into_iter().filter_map(offered).collect(),

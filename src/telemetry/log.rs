@@ -29,9 +29,13 @@ impl Default for LogConfig {
     }
 }
 
+/// Libraries that warn of what is nothing to worry about, and tell the node's name in their own words. What the filter says of
+/// them counts more.
+const QUIET: &str = "libp2p_swarm=warn,libp2p_kad=error";
+
 /// Sets up logging for the process; a second call does nothing. Fails on a filter that does not parse.
 pub fn init(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(&config.level)?;
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", config.level))?;
     let colours = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // A second subscriber in one process (tests) is refused; the first one stays.

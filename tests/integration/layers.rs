@@ -11,7 +11,7 @@ const ROWS: [&[&str]; 13] = [
     &["agent", "serve"],
     &["proxy"],
     &["transfer", "metadata", "install", "local", "origin"],
-    &["store", "transport", "engine"],
+    &["store", "transport", "discovery", "engine"],
     &["adapters"],
     &["caches"],
     &["protocol"],

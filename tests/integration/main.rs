@@ -6,6 +6,7 @@ mod all_in_one;
 mod bad_input;
 mod caches;
 mod deploy;
+mod discovery;
 mod doctor;
 mod engine;
 mod exec;

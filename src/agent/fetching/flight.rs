@@ -126,14 +126,14 @@ impl Fetching {
 
     /// For a fetch that looks for more holders.
     fn find(&self, id: ArtifactId, identity: IdentityId, chunks: usize) -> Find {
-        let (client, near, node) = (self.client.clone(), self.locality.clone(), self.node);
+        let (directory, near, node) = (self.directory.clone(), self.locality.clone(), self.node);
         let chunks = u32::try_from(chunks).unwrap_or(u32::MAX);
         Arc::new(move || {
-            let (client, near) = (client.clone(), near.clone());
+            let (directory, near) = (directory.clone(), near.clone());
             async move {
                 let lookup =
                     Lookup { identities: vec![identity], want: Some(WANT), near: near.clone(), exclude: vec![node] };
-                let offers = client.lookup(&lookup).await.map(|found| found.offers).unwrap_or_default();
+                let offers = directory.lookup(&lookup).await.unwrap_or_default();
                 let holders = offers.into_iter().filter(|offer| offer.artifact.artifact == id).flat_map(|o| o.holders);
                 holders.map(|holder| source(&holder, &near, chunks)).collect()
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Failed, Fetching, unreachable};
+use super::{Failed, Fetching};
 use crate::artifact::Family;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::metadata::{Offer, PageRequest};
@@ -92,7 +92,7 @@ impl Fetching {
         let (family, subject) = (Some(wish.family.clone()), wish.subject.clone());
         let mut page = PageRequest { after: None, size: Some(PAGE), family, subject };
         for _ in 0..MAX_PAGES {
-            let read = self.client.list(&page).await.map_err(|error| unreachable(&error).detail)?;
+            let read = self.directory.list(&page).await.map_err(|error| error.to_string())?;
             offers.extend(read.offers);
             page.after = read.next;
             if page.after.is_none() {

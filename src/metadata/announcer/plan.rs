@@ -62,6 +62,8 @@ pub(super) struct Plan {
     sequence: u64,
     heartbeat: Duration,
     heartbeat_due: Instant,
+    /// When a server last answered; at first, when this life began.
+    heard: Instant,
     /// When to announce in full, if that is wanted.
     full_due: Option<Instant>,
     /// Nothing is sent before: spacing after a success, backoff after a failure.
@@ -87,6 +89,7 @@ impl Plan {
             server_epoch: None,
             sequence: 0,
             heartbeat_due: now,
+            heard: now,
             full_due: Some(now),
             earliest: now,
             artifacts_from: now,
@@ -137,6 +140,11 @@ impl Plan {
 
     pub(super) fn is_ended(&self) -> bool {
         self.told_state == Some(NodeState::Stale)
+    }
+
+    /// Two heartbeats were missed.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) > self.heartbeat * 2
     }
 
     /// When there is something to send; `None` after the last word.
@@ -190,6 +198,7 @@ impl Plan {
 
     pub(super) fn answered<R: Rng + ?Sized>(&mut self, answer: Answer, now: Instant, rng: &mut R) {
         let Some(sent) = self.sent.take() else { return };
+        self.heard = now;
         let (server_epoch, asked) = match answer {
             Answer::Announced(reply) => {
                 self.told_state = Some(sent.state);
@@ -211,6 +220,9 @@ impl Plan {
 
     pub(super) fn failed<R: Rng + ?Sized>(&mut self, refusal: Option<Refusal>, now: Instant, rng: &mut R) {
         let Some(sent) = self.sent.take() else { return };
+        if refusal.is_some() {
+            self.heard = now;
+        }
         let still_held = sent.changed.into_iter().filter(|artifact| self.held.contains_key(artifact));
         let told_artifacts = sent.full || sent.dropped.is_none();
         self.changed.extend(still_held);

@@ -34,7 +34,7 @@ pub enum Refusal {
 /// A call gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("no metadata server is configured")]
+    #[error("no metadata server is configured: set `metadata.servers`, or `discovery.mode = \"serverless\"`")]
     NoServer,
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use super::{MAX_ENDPOINTS, MAX_EXCLUDE, MAX_HELD, MAX_HOLDERS, MAX_IDENTITIES, MAX_OFFERS, pb};
+use super::{MAX_ENDPOINTS, MAX_EXCLUDE, MAX_HELD, MAX_HOLDERS, MAX_HOLDINGS, MAX_IDENTITIES, MAX_OFFERS, pb};
 use crate::protocol::ProtocolError;
 
 /// A repeated field, how often it may occur, and the repeated fields in each occurrence.
@@ -50,6 +50,13 @@ impl Shaped for pb::WatchRequest {
 }
 impl Shaped for pb::ListReply {
     const SHAPE: &'static [Repeated] = &[Repeated::new(2, "offers", MAX_OFFERS, OFFER)];
+}
+impl Shaped for pb::HoldingsRequest {
+    const SHAPE: &'static [Repeated] = &[Repeated::new(1, "identities", MAX_IDENTITIES, &[])];
+}
+impl Shaped for pb::HoldingsReply {
+    const SHAPE: &'static [Repeated] =
+        &[Repeated::new(1, "endpoints", MAX_ENDPOINTS, &[]), Repeated::new(4, "artifacts", MAX_HOLDINGS, &[])];
 }
 impl Shaped for pb::AnnounceReply {}
 impl Shaped for pb::WithdrawRequest {}

@@ -1,5 +1,6 @@
 //! Generated types to domain types, checked, and back. Here are the parts that requests and replies share.
 
+mod peers;
 mod replies;
 mod requests;
 

@@ -233,6 +233,21 @@ pub struct Found {
     pub truncated: bool,
 }
 
+/// What one agent asks another: what it has of some identities. No identity twice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Question {
+    pub identities: Vec<IdentityId>,
+}
+
+/// What a node says of itself when asked. A hint, like everything that is said of artifacts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holdings {
+    pub endpoints: Arc<[Endpoint]>,
+    pub load: Load,
+    pub locality: Arc<Locality>,
+    pub held: Vec<Held>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WatchKind {
     HolderAdded {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warmd::agent::{Agent, AgentConfig};
 use warmd::artifact::{Family, SourceIdentity};
+use warmd::discovery::Mode;
 use warmd::identity::{ClusterCa, NodeConfig, Policy, PrivateKey, PublicKey, TrustConfig};
 use warmd::install::Limits;
 use warmd::local::{Client, SocketConfig};
@@ -112,6 +113,7 @@ impl Cluster {
         };
         config.store.reserve_bytes = Some(0);
         config.metrics.listen = Some(([127, 0, 0, 1], 0).into());
+        config.discovery.mode = Mode::Server;
         config.metadata.servers = self.servers.clone();
         config.metadata.deadline = Duration::from_secs(2);
         config

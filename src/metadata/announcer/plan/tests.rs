@@ -72,6 +72,23 @@ impl Harness {
 }
 
 #[test]
+fn a_server_is_silent_after_two_missed_heartbeats_and_until_it_answers() {
+    let mut harness = Harness::settled();
+    let heard = harness.now;
+    harness.announcement();
+    harness.fail(None);
+    assert!(!harness.plan.is_silent(heard + Duration::from_secs(20)));
+    assert!(harness.plan.is_silent(heard + Duration::from_millis(20_001)));
+    while !harness.plan.is_silent(harness.now) {
+        harness.announcement();
+        harness.fail(None);
+    }
+    harness.announcement();
+    harness.fail(Some(Refusal::Full));
+    assert!(!harness.plan.is_silent(harness.now), "it refused, so it is there");
+}
+
+#[test]
 fn after_a_full_announcement_only_changes_and_heartbeats_are_sent() {
     let mut harness = Harness::settled();
     let told = harness.now;
