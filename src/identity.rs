@@ -14,14 +14,15 @@ mod key;
 mod policy;
 mod time;
 mod tls;
+pub mod trust;
 
 pub use cert::{CertError, ClusterCa, NodeCertificate};
 pub use config::{NodeConfig, TrustConfig};
 pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
 pub use policy::{
-    Claim, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer, TrustClass,
-    Verdict, Verified,
+    Claim, Horizon, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer,
+    TrustClass, Verdict, Verified,
 };
 pub use time::UnixTime;
 pub use tls::{Admission, NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};
