@@ -16,6 +16,7 @@ mod metrics;
 pub mod registry;
 mod server;
 mod service;
+mod trust;
 mod watch;
 
 pub use announcer::{AnnounceConfig, AnnouncedNode, Announcer, TooManyArtifacts};

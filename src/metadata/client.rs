@@ -6,6 +6,7 @@
 mod address;
 mod connect;
 mod metrics;
+mod trust;
 
 use std::fmt;
 use std::pin::Pin;

@@ -24,8 +24,10 @@ use super::backend::{self, Backend, BackendError, Marked};
 use super::metrics::{Metrics, Reject};
 use super::registry::{self, Registry};
 use super::service::{Directory, Service, require_caller};
+use super::trust::{self, TrustStore};
 use super::watch::{Caps, Watchers};
-use crate::identity::{NodeId, NodeTls, RPC_ALPN, TlsError};
+use crate::identity::trust::TrustError;
+use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
 use connection::Connection;
@@ -58,6 +60,8 @@ pub enum Store {
 pub struct Config {
     pub listen: SocketAddr,
     pub store: Store,
+    /// Signed root document; absent, the server keeps no documents of trust.
+    pub trust: Option<Envelope>,
     pub registry: registry::Config,
     pub max_connections: usize,
     pub max_watches: usize,
@@ -72,6 +76,7 @@ impl Config {
         Self {
             listen,
             store: Store::Memory,
+            trust: None,
             registry: registry::Config::default(),
             max_connections: 20_000,
             max_watches: 20_000,
@@ -94,6 +99,8 @@ pub enum ServerError {
     Shared(#[from] StoreError),
     #[error(transparent)]
     Drifted(#[from] Drifted),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
 }
@@ -138,6 +145,7 @@ impl Server {
             }
         };
         let (backend, remembered) = Backend::open(data)?;
+        let trust = TrustStore::open(config.trust.as_ref(), trust::directory(&config.store).as_deref())?;
         let listen = |source| ServerError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
@@ -154,7 +162,7 @@ impl Server {
         drop(remembered);
         let marked = Marked::of(&backend);
         let shared = follower.as_ref().map(|_| Shared::new());
-        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), watchers, metrics));
+        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), trust, watchers, metrics));
 
         let server = Self {
             addr,
@@ -361,6 +369,6 @@ pub(super) mod tests {
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, watchers, metrics))
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, TrustStore::default(), watchers, metrics))
     }
 }

@@ -4,6 +4,7 @@ mod contract;
 mod failover;
 mod hostile;
 mod shared;
+mod trust;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -2,6 +2,7 @@
 
 mod replies;
 mod requests;
+pub(super) mod trust;
 
 use std::sync::Arc;
 

@@ -56,7 +56,7 @@ impl Redis {
         }
     }
 
-    pub(super) fn empty(&self) {
+    pub(in crate::metadata::tests) fn empty(&self) {
         assert!(self.ask(&["FLUSHALL"]).starts_with("+OK"));
     }
 
