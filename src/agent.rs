@@ -1,6 +1,7 @@
 //! The node daemon: store, peer endpoint, announcements, local API. All wiring is in [`Agent::start`], bottom up; the
 //! order of the end is in [`Agent::shutdown`].
 
+mod audit;
 mod control;
 mod convert;
 mod epoch;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
+use self::audit::Audit;
 use self::control::{Control, Parts};
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
@@ -26,6 +28,7 @@ use self::publish::Publisher;
 use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
+use crate::identity::trust::TrustError;
 use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
@@ -35,6 +38,7 @@ use crate::metadata::{
 use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Endpoint as Advertised, Locality, NodeState};
 use crate::store::{Store, StoreError};
+use crate::telemetry::audit::AuditError;
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
@@ -127,6 +131,10 @@ pub enum AgentError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("audit log: {0}")]
+    Audit(#[from] AuditError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -168,7 +176,9 @@ impl Agent {
         let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
-        let trust = Trust::load(config.trust.clone(), &config.state_dir)?;
+        let working = Arc::new(Tasks::new());
+        let audit = Audit::open(&config.state_dir, &working)?;
+        let trust = Trust::load(config.trust.clone(), &config.state_dir, audit.clone())?;
 
         let (store_config, store_metrics) = (config.store_config(), crate::store::Metrics::register(&mut registry));
         let opened = tokio::task::spawn_blocking(move || Store::open(&store_config, store_metrics)).await;
@@ -177,9 +187,8 @@ impl Agent {
         let endpoint = Arc::new(Endpoint::bind(&config.transport, &tls)?);
         let transfer_metrics = crate::transfer::Metrics::register(&mut registry);
         let serving = Arc::new(Tasks::new());
-        let working = Arc::new(Tasks::new());
         let provider =
-            Provider::new(store.clone(), config.provide.clone(), trust.may_serve(), transfer_metrics.clone());
+            Provider::new(store.clone(), config.provide.clone(), trust.may_serve(&store), transfer_metrics.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), transfer_metrics);
@@ -197,9 +206,10 @@ impl Agent {
             AnnounceConfig::default(),
             &working,
         ));
-        let holdings = Holdings::new(store.clone(), announcer.clone(), provider.clone());
+        let holdings = Holdings::new(store.clone(), announcer.clone(), provider.clone(), trust.clone());
         working.spawn("announce holdings", holdings.clone().run());
         working.spawn("reload policy", trust.clone().watch());
+        working.spawn("fetch policy", trust.clone().follow(client.clone(), announcer.trust()));
         verify_after_reboot(&working, &store);
 
         let origin = open_origin(&config.origin, &mut registry).await?;
@@ -208,8 +218,17 @@ impl Agent {
             working.spawn("upload to origin", uploads.run());
         }
         let cold = origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline));
-        let fetching =
-            Fetching::new(fetcher, store.clone(), client, cold, trust.clone(), node, &config, working.clone());
+        let fetching = Fetching::new(
+            fetcher,
+            store.clone(),
+            client,
+            cold,
+            trust.clone(),
+            audit.clone(),
+            node,
+            &config,
+            working.clone(),
+        );
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -226,6 +245,7 @@ impl Agent {
             origin,
             publisher,
             starts: StartMetrics::register(&mut registry),
+            audit,
             tasks: working.clone(),
         });
         let local = Tasks::new();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::trust::Trust;
 use crate::digest::ArtifactId;
 use crate::metadata::Announcer;
 use crate::protocol::metadata::{Held, Load, Summary};
@@ -22,23 +23,36 @@ pub(super) struct Holdings {
     store: Store,
     announcer: Arc<Announcer>,
     provider: Arc<Provider>,
+    trust: Arc<Trust>,
     /// Chunks held of each artifact, as told.
     told: Mutex<HashMap<ArtifactId, u32>>,
 }
 
 impl Holdings {
-    pub(super) fn new(store: Store, announcer: Arc<Announcer>, provider: Arc<Provider>) -> Arc<Self> {
-        Arc::new(Self { store, announcer, provider, told: Mutex::default() })
+    pub(super) fn new(
+        store: Store,
+        announcer: Arc<Announcer>,
+        provider: Arc<Provider>,
+        trust: Arc<Trust>,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, announcer, provider, trust, told: Mutex::default() })
     }
 
     pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
+        let mut policy = self.trust.changes();
         let mut next = FIRST_WHILE_FETCHING;
         loop {
             let fetching = self.tell();
             let pause = if fetching { next } else { WHEN_QUIET };
             next = if fetching { (next * 2).min(LAST_WHILE_FETCHING) } else { FIRST_WHILE_FETCHING };
-            if let Ok(Err(_)) = tokio::time::timeout(pause, changes.changed()).await {
+            let changed = async {
+                tokio::select! {
+                    changed = changes.changed() => changed,
+                    changed = policy.changed() => changed,
+                }
+            };
+            if let Ok(Err(_)) = tokio::time::timeout(pause, changed).await {
                 return;
             }
         }
@@ -62,7 +76,8 @@ impl Holdings {
         for artifact in self.store.list() {
             fetching |= artifact.state() == State::Partial;
             let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
-            if held == 0 && artifact.state() == State::Partial {
+            let is_nothing = held == 0 && artifact.state() == State::Partial;
+            if is_nothing || self.trust.hides(&artifact) {
                 continue;
             }
             let before = gone.remove(&artifact.id());

@@ -4,6 +4,11 @@ use super::{Policy, Refusal};
 use crate::digest::{ArtifactId, KeyId};
 
 impl Policy {
+    /// Whether it revokes anything at all.
+    pub fn revokes(&self) -> bool {
+        !(self.revoked.keys.is_empty() && self.revoked.artifacts.is_empty())
+    }
+
     /// For those who only hold it: the artifact is revoked, or every key that signed it is.
     pub fn is_revoked(&self, artifact: &ArtifactId, signed_by: &[KeyId]) -> bool {
         let all_revoked = || !signed_by.is_empty() && signed_by.iter().all(|key| self.revoked.keys.contains(key));
