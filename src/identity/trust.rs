@@ -27,6 +27,8 @@
 //! hold. The age is compared without leeway, so nodes have to keep time: one whose clock is ahead by more than `max_age`
 //! installs nothing, one whose clock is behind notices a freeze later by as much. A root without freshness keys trades that
 //! for one key less that has to be online: then a server that hands out nothing new is noticed when the policy expires.
+//! With freshness keys, an outage of all metadata servers or of whoever signs statements is as a freeze: after `max_age`
+//! nothing is installed until it is over.
 //!
 //! # What an attacker can do
 //!
@@ -97,7 +99,7 @@ pub enum TrustError {
     Future(UnixTime),
     #[error("more than {MAX_ROOTS} root documents since the one of the configuration: put a newer one there")]
     TooManyRoots,
-    #[error("{path} holds no such signed document: `warmd policy root init` makes the first", path = .path.display())]
+    #[error("{path} holds no signed document of the kind that is expected: see `warmd policy sign` and `warmd policy root`", path = .path.display())]
     NotSigned { path: PathBuf },
     #[error("{path}: {source}", path = .path.display())]
     Io { path: PathBuf, source: std::io::Error },

@@ -5,7 +5,7 @@
 //! there about once a second, and a change is compare and set, so that none takes back what another has taken.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::backend::shared::StoreError;
 use crate::identity::trust::{Documents, Known, TrustError, TrustFile, Trusted};
@@ -28,8 +28,10 @@ pub(super) enum PutError {
 #[derive(Debug, Default)]
 pub(super) struct TrustStore {
     /// Absent without a root document.
-    trusted: Option<Mutex<Trusted>>,
+    current: Option<RwLock<Arc<Trusted>>>,
     file: Option<TrustFile>,
+    /// One change at a time; nobody who reads waits for the disk.
+    changing: Mutex<()>,
 }
 
 impl TrustStore {
@@ -41,35 +43,38 @@ impl TrustStore {
             Some(file) => file.load(root)?,
             None => Trusted::new(root)?,
         };
-        Ok(Self { trusted: Some(Mutex::new(trusted)), file })
+        Ok(Self { current: Some(RwLock::new(Arc::new(trusted))), file, changing: Mutex::default() })
     }
 
-    fn lock(&self) -> Option<MutexGuard<'_, Trusted>> {
-        Some(self.trusted.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    fn current(&self) -> Option<Arc<Trusted>> {
+        Some(self.current.as_ref()?.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Another number whenever the documents change; 0 without a root document.
     pub(super) fn stamp(&self) -> u64 {
-        self.lock().map_or(0, |trusted| trusted.stamp())
+        self.current().map_or(0, |trusted| trusted.stamp())
     }
 
     pub(super) fn after(&self, known: Known) -> Documents {
-        self.lock().map(|trusted| trusted.after(known)).unwrap_or_default()
+        self.current().map(|trusted| trusted.after(known)).unwrap_or_default()
     }
 
     /// Keeps what is newer, on disk first: blocks for as long as that does. Where one document is refused, those before it
     /// are kept all the same.
     pub(super) fn put(&self, documents: &Documents, now: UnixTime) -> Result<Known, PutError> {
-        let mut current = self.lock().ok_or(PutError::NoRoot)?;
-        let mut next = current.clone();
+        let place = self.current.as_ref().ok_or(PutError::NoRoot)?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = place.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut next = Trusted::clone(&current);
         let taken = next.take(documents, now);
+        let known = next.known();
         if next.stamp() != current.stamp() {
             if let Some(file) = &self.file {
                 file.save(&next).map_err(PutError::Keep)?;
             }
-            *current = next;
+            *place.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         }
-        taken.map(|()| current.known()).map_err(PutError::Refused)
+        taken.map(|()| known).map_err(PutError::Refused)
     }
 }
 

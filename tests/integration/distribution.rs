@@ -232,7 +232,8 @@ async fn an_engine_does_not_start_with_what_a_revoked_key_has_signed() {
     let pod = |agent: &str| Pod::new(&fleet.cluster, agent).with("--trust-root", root.to_str().unwrap());
     let cold = pod("a").run(&engine, "vllm-aot 59af47c66413: published").await;
     assert_eq!(cold.code, Some(0), "{}", cold.stderr);
-    let pod = pod("b");
+    let caches = fleet.path("caches");
+    let pod = pod("b").with("--cache-root", caches.to_str().unwrap());
     let warm = pod.run(&engine, "warmd: ready after").await;
     assert_eq!(family(&warm, "vllm-aot")["used"], true, "{}", warm.stderr);
 
@@ -243,4 +244,6 @@ async fn an_engine_does_not_start_with_what_a_revoked_key_has_signed() {
     assert!(after.stderr.contains("taken away from"), "{}", after.stderr);
     let aot = family(&after, "vllm-aot");
     assert_eq!((&aot["used"], &aot["made"]), (&false.into(), &1.into()), "{}", after.stderr);
+    let remembered = Trust::documents(&root, Some(&caches)).unwrap();
+    assert_eq!(remembered.policy().unwrap().version, 2, "no agent can take it back");
 }

@@ -1,21 +1,24 @@
 //! The documents of trust of this node: what servers hand out is taken as far as the configured root lets it.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::identity::trust::{Document, Documents, Known, TrustError, TrustFile, Trusted, read_document, read_root};
 use crate::identity::{Policy, UnixTime};
 
 pub(super) struct Distribution {
-    trusted: Mutex<Trusted>,
+    current: RwLock<Arc<Trusted>>,
     file: TrustFile,
+    /// One change at a time; nobody who reads waits for the disk.
+    changing: Mutex<()>,
 }
 
 impl Distribution {
     /// Goes on where this node was. A policy of the configuration is one more that may be newer.
     pub(super) fn open(root: &Path, policy: Option<&Path>, state: &Path) -> Result<Self, TrustError> {
         let file = TrustFile::new(state);
-        let distribution = Self { trusted: Mutex::new(file.load(&read_root(root)?)?), file };
+        let current = RwLock::new(Arc::new(file.load(&read_root(root)?)?));
+        let distribution = Self { current, file, changing: Mutex::default() };
         let Some(path) = policy else { return Ok(distribution) };
         let given = match read_document(path)? {
             (Document::Policy, policy) => Documents { policy: Some(policy), ..Documents::default() },
@@ -27,32 +30,33 @@ impl Distribution {
         Ok(distribution)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Trusted> {
-        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> Arc<Trusted> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembered on disk before it is in force: blocks for as long as that takes. True if anything is new.
     pub(super) fn take(&self, documents: &Documents) -> Result<bool, TrustError> {
-        let mut current = self.lock();
-        let mut next = current.clone();
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current();
+        let mut next = Trusted::clone(&current);
         let taken = next.take(documents, UnixTime::now());
         let is_new = next.stamp() != current.stamp();
         if is_new {
             self.file.save(&next)?;
-            *current = next;
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         }
         taken.map(|()| is_new)
     }
 
     pub(super) fn policy(&self) -> Option<Policy> {
-        self.lock().policy()
+        self.current().policy()
     }
 
     pub(super) fn known(&self) -> Known {
-        self.lock().known()
+        self.current().known()
     }
 
     pub(super) fn after(&self, known: Known) -> Documents {
-        self.lock().after(known)
+        self.current().after(known)
     }
 }

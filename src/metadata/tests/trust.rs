@@ -108,7 +108,10 @@ async fn what_one_server_was_handed_the_others_hand_out_and_a_lost_store_gets_it
     redis.empty();
     let late = server(&cluster, redis.store(Drift::Abort)).await;
     until_policy(&cluster.client(4, &late), 3).await;
-    for server in [a, b, late] {
+    assert!(redis.ask(&["HSET", "{warmd}:trust", "stamp", "1", "documents", "nonsense"]).starts_with('0'));
+    let last = server(&cluster, redis.store(Drift::Abort)).await;
+    until_policy(&cluster.client(5, &last), 3).await;
+    for server in [a, b, late, last] {
         server.shutdown(PATIENCE).await;
     }
 }

@@ -3,7 +3,7 @@
 use super::link::Link;
 use super::{ATTEMPTS, Shared, StoreError};
 use crate::identity::UnixTime;
-use crate::identity::trust::{Documents, Known};
+use crate::identity::trust::{Documents, Known, TrustError};
 use crate::metadata::trust::{PutError, TrustStore};
 
 impl Shared {
@@ -18,16 +18,25 @@ impl Shared {
     }
 }
 
-/// Takes what the store has, then `documents`; the store gets what it does not have.
+/// Takes what the store has, then `documents`; the store gets what it does not have. What is older there, or damaged, is
+/// replaced: this server has verified what it has.
 pub(super) async fn merge(link: &Link, trust: &TrustStore, documents: &Documents) -> Result<Known, PutError> {
     for _ in 0..ATTEMPTS {
         let read = link.trust_stamp().await?;
-        if read.is_some_and(|read| read != trust.stamp()) {
-            trust.put(&link.trust().await?, UnixTime::now())?;
+        if read.as_ref().is_some_and(|read| *read != trust.stamp().to_string()) {
+            match link.trust().await {
+                Ok(stored) => match trust.put(&stored, UnixTime::now()) {
+                    Ok(_) | Err(PutError::Refused(TrustError::Rollback { .. })) => {}
+                    Err(error) => return Err(error),
+                },
+                Err(StoreError::Damaged(what)) => tracing::warn!(what, "damaged in the shared store: replaced"),
+                Err(error) => return Err(error.into()),
+            }
         }
         let known = trust.put(documents, UnixTime::now())?;
-        let stamp = trust.stamp();
-        if read == Some(stamp) || link.put_trust(read, stamp, &trust.after(Known::default())).await? {
+        let stamp = trust.stamp().to_string();
+        let is_there = read.as_ref() == Some(&stamp);
+        if is_there || link.put_trust(read.as_deref(), &stamp, &trust.after(Known::default())).await? {
             return Ok(known);
         }
     }

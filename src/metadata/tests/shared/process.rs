@@ -61,7 +61,7 @@ impl Redis {
     }
 
     /// The raw answer without the type of a number.
-    pub(super) fn ask(&self, words: &[&str]) -> String {
+    pub(in crate::metadata::tests) fn ask(&self, words: &[&str]) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(format!("{}\r\n", words.join(" ")).as_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();

@@ -14,12 +14,10 @@ return 1";
 
 impl Link {
     /// `None` if there are no documents.
-    pub(in crate::metadata::backend::shared) async fn trust_stamp(&self) -> Result<Option<u64>, StoreError> {
+    pub(in crate::metadata::backend::shared) async fn trust_stamp(&self) -> Result<Option<String>, StoreError> {
         let mut call = cmd("HGET");
         call.arg(&self.keys.trust).arg("stamp");
-        let text: Option<String> = self.ask(&call).await?;
-        text.map(|text| text.parse().map_err(|_| StoreError::Damaged("the stamp of the documents of trust")))
-            .transpose()
+        self.ask(&call).await
     }
 
     pub(in crate::metadata::backend::shared) async fn trust(&self) -> Result<Documents, StoreError> {
@@ -34,13 +32,13 @@ impl Link {
     /// False if somebody else was first.
     pub(in crate::metadata::backend::shared) async fn put_trust(
         &self,
-        read: Option<u64>,
-        stamp: u64,
+        read: Option<&str>,
+        stamp: &str,
         documents: &Documents,
     ) -> Result<bool, StoreError> {
         let mut call = cmd("EVAL");
         call.arg(PUT).arg(1).arg(&self.keys.trust);
-        call.arg(read.map(|stamp| stamp.to_string()).unwrap_or_default()).arg(stamp.to_string());
+        call.arg(read.unwrap_or_default()).arg(stamp);
         call.arg(encode_trust(documents));
         self.ask(&call).await
     }
