@@ -141,9 +141,15 @@ impl Plan {
     /// Whatever was installed, now or before: what the newest policy revokes is taken away. If the agent does not answer in
     /// time, the newest policy that is known decides.
     async fn ask_again(&self, spec: &Spec, left: Duration, say: &Say) {
-        if let Some(client) = &self.client
-            && let Err(reason) = spec.trust.ask(client, left).await
-        {
+        let asked = match &self.client {
+            Some(client) => spec.trust.ask(client, left).await,
+            // A cold start may find what an earlier one has brought.
+            None => timeout(left, spec.trust.refresh(&spec.target.socket))
+                .await
+                .map(drop)
+                .map_err(|_| "no agent".to_owned()),
+        };
+        if let Err(reason) = asked {
             say(&format!("the trust policy was not asked again before the start: {reason}"));
         }
         let roots = trust::roots(&self.site.environment);

@@ -60,6 +60,7 @@ pub(in crate::cli) struct Rotate {
     /// No statements of freshness any more
     #[arg(long, conflicts_with_all = ["freshness", "max_age", "freshness_threshold"])]
     no_freshness: bool,
+    /// When installs stop unless there is a newer one
     #[arg(long, default_value = "2y", value_parser = humantime::parse_duration)]
     expires_in: Duration,
 }
@@ -73,16 +74,19 @@ pub(in crate::cli) struct Roles {
     /// Key that signs root documents
     #[arg(long = "root", value_name = "KEY")]
     root: Vec<PublicKey>,
+    /// Signatures of them that a root document needs [default: 1]
     #[arg(long, value_name = "N")]
     root_threshold: Option<usize>,
     /// Key that signs policies
     #[arg(long, value_name = "KEY")]
     policy: Vec<PublicKey>,
+    /// Signatures of them that a policy needs [default: 1]
     #[arg(long, value_name = "N")]
     policy_threshold: Option<usize>,
     /// Key that signs statements of freshness
     #[arg(long, value_name = "KEY")]
     freshness: Vec<PublicKey>,
+    /// Signatures of them that a statement needs [default: 1]
     #[arg(long, value_name = "N")]
     freshness_threshold: Option<usize>,
     /// How long after a statement of freshness the policy is in force [default: 1m]
