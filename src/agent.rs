@@ -1,6 +1,7 @@
 //! The node daemon: store, peer endpoint, announcements, local API. All wiring is in [`Agent::start`], bottom up; the
 //! order of the end is in [`Agent::shutdown`].
 
+mod audit;
 mod control;
 mod convert;
 mod directory;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
+use self::audit::Audit;
 use self::control::{Control, Parts};
 use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
@@ -32,6 +34,7 @@ use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
 use crate::discovery::{DiscoveryConfig, DiscoveryError};
+use crate::identity::trust::TrustError;
 use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
@@ -39,6 +42,7 @@ use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
+use crate::telemetry::audit::AuditError;
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
@@ -134,6 +138,10 @@ pub enum AgentError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("audit log: {0}")]
+    Audit(#[from] AuditError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -181,7 +189,9 @@ impl Agent {
         let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
-        let trust = Trust::load(config.trust.clone(), &config.state_dir)?;
+        let working = Arc::new(Tasks::new());
+        let audit = Audit::open(&config.state_dir, &working)?;
+        let trust = Trust::load(config.trust.clone(), &config.state_dir, audit.clone())?;
 
         let (store_config, store_metrics) = (config.store_config(), crate::store::Metrics::register(&mut registry));
         let opened = tokio::task::spawn_blocking(move || Store::open(&store_config, store_metrics)).await;
@@ -190,9 +200,8 @@ impl Agent {
         let endpoint = Arc::new(Endpoint::bind(&config.transport, &tls)?);
         let transfer_metrics = crate::transfer::Metrics::register(&mut registry);
         let serving = Arc::new(Tasks::new());
-        let working = Arc::new(Tasks::new());
         let provide = link::capped(config.provide.clone(), link::fastest)?;
-        let provider = Provider::new(store.clone(), provide, trust.may_serve(), transfer_metrics.clone());
+        let provider = Provider::new(store.clone(), provide, trust.may_serve(&store), transfer_metrics.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
@@ -200,9 +209,12 @@ impl Agent {
 
         let directory = directory::open(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
         working.spawn("introduction", directory.clone().get_introduced());
-        let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone());
+        let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone(), trust.clone());
         working.spawn("announce holdings", holdings.clone().run());
         working.spawn("reload policy", trust.clone().watch());
+        if let Some((client, heard)) = directory.documents_of_trust() {
+            working.spawn("fetch policy", trust.clone().follow(client, heard));
+        }
         verify_after_reboot(&working, &store);
 
         let origin = open_origin(&config.origin, &mut registry).await?;
@@ -217,6 +229,7 @@ impl Agent {
             directory.clone(),
             cold,
             trust.clone(),
+            audit.clone(),
             node,
             &config,
             working.clone(),
@@ -237,6 +250,7 @@ impl Agent {
             origin,
             publisher,
             starts: StartMetrics::register(&mut registry),
+            audit,
             tasks: working.clone(),
         });
         let local = Tasks::new();

@@ -4,6 +4,7 @@ mod adapter;
 mod agent;
 mod aliases;
 mod artifacts;
+mod audit;
 mod config;
 mod doctor;
 mod exec;
@@ -81,6 +82,8 @@ enum Command {
     /// Artifacts that engines crashed with on this node: they are not installed again
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
+    /// What was installed, refused and taken away on this node, from whom and under which rule
+    Audit(audit::Audit),
     /// Write an artifact as a tar archive
     Export(maintain::Export),
     /// Read an artifact from a tar archive, verified like a transfer from a peer
@@ -175,6 +178,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Origin(command) => command.run().await,
         Command::Facts(command) => command.run().await,
         Command::Quarantine(command) => command.run(),
+        Command::Audit(command) => command.run(),
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
         Command::Config(command) => command.run(),

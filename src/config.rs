@@ -67,6 +67,7 @@ pub struct MetadataConfig {
     pub node: NodeConfig,
     pub server: ServerSection,
     pub redis: RedisConfig,
+    pub trust: ServerTrust,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -79,6 +80,7 @@ impl Default for MetadataConfig {
             node: NodeConfig::default(),
             server: ServerSection::default(),
             redis: RedisConfig::default(),
+            trust: ServerTrust::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }
@@ -96,6 +98,14 @@ impl MetadataConfig {
         };
         metadata::Config { store, registry, max_connections, max_requests, ..metadata::Config::new(listen) }
     }
+}
+
+/// `[trust]` of a metadata server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerTrust {
+    /// Signed root document. With it the server keeps the documents of trust that it can verify, and hands them out.
+    pub root: Option<PathBuf>,
 }
 
 /// `[server]`.

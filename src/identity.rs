@@ -16,6 +16,7 @@ mod membership;
 mod policy;
 mod time;
 mod tls;
+pub mod trust;
 
 pub use admission::Admission;
 pub use cert::{CertError, ClusterCa, NodeCertificate};
@@ -24,8 +25,8 @@ pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
 pub use membership::{Membership, Stranger};
 pub use policy::{
-    Claim, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer, TrustClass,
-    Verdict, Verified,
+    Claim, Horizon, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer,
+    TrustClass, Verdict, Verified,
 };
 pub use time::UnixTime;
 pub use tls::{NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};

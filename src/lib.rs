@@ -37,8 +37,8 @@
 //! | `caches` | the kinds of caches, what decides whether an entry can be used elsewhere, which files make an artifact, captured consistently |
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
-//! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy |
-//! | `telemetry` | logs, `/metrics` |
+//! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy and its documents |
+//! | `telemetry` | logs, `/metrics`, the audit log |
 //! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
 //! # Invariants
@@ -88,6 +88,9 @@
 //! 4. `serve::start::proof` tells what was used, `serve::start::reporting` tells it to the agent for its metrics, and
 //!    `serve::publishing` pushes what was added, again and again. `serve::doctor` says the same before a start, and names
 //!    what differs where something is nearly right.
+//!
+//! Whom a pod trusts is asked of its agent (`serve::trust`), verified by the pod's own root document, and asked again right
+//! before 3: `serve::admissions` takes away what is revoked since.
 //!
 //! Where something else starts the engine, `serve::hook` does 1 and 2 before it, and publishes after it.
 //!

@@ -17,6 +17,7 @@ pub mod registry;
 mod room;
 mod server;
 mod service;
+mod trust;
 mod watch;
 
 pub use announcer::{AnnounceConfig, AnnouncedNode, Announcer, TooManyArtifacts};

@@ -3,6 +3,8 @@
 
 pub mod adapters;
 mod admin;
+mod admissions;
+mod audit;
 pub mod difference;
 pub mod doctor;
 pub mod exec;
@@ -18,6 +20,7 @@ mod records;
 pub mod serving;
 pub mod start;
 pub mod target;
+pub mod trust;
 pub mod warm;
 mod warming;
 mod worth;

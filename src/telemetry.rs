@@ -1,5 +1,6 @@
-//! Logs and metrics. Each module defines its own metrics struct; here is where they are exposed.
+//! Logs, metrics, and the audit log. Each module defines its own metrics struct; here is where they are exposed.
 
+pub mod audit;
 mod http;
 mod log;
 

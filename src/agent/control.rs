@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::Audit;
 use super::convert;
 use super::directory::Directory;
 use super::fetching::Fetching;
@@ -33,12 +32,15 @@ use crate::store::Store;
 use crate::transfer::Provider;
 
 mod archive;
+mod callers;
 pub(super) mod chunks;
 mod origin;
 mod push;
 mod status;
+mod trust;
 mod warm;
 
+use self::callers::{caller, may_read};
 use self::status::{no_artifact, publish_status, store_status};
 use self::warm::{tell_manifests, warm_all};
 
@@ -81,6 +83,7 @@ pub(super) struct Parts {
     pub(super) origin: Option<Origin>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) starts: StartMetrics,
+    pub(super) audit: Audit,
     pub(super) tasks: Arc<Tasks>,
 }
 
@@ -215,6 +218,10 @@ impl Agent for Control {
         }))
     }
 
+    async fn trust(&self, request: Request<pb::TrustKnown>) -> Result<Response<pb::TrustDocuments>, Status> {
+        trust::documents(&self.0.trust, request.into_inner()).map(Response::new)
+    }
+
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
         let parts = &self.0;
         let store = parts.store.clone();
@@ -334,6 +341,13 @@ impl Agent for Control {
         Ok(Response::new(pb::ServingReported {}))
     }
 
+    async fn audit(&self, request: Request<pb::AuditRequest>) -> Result<Response<pb::AuditReply>, Status> {
+        let uid = caller(&request)?;
+        let told = self.0.audit.tell_of_pod(uid, request.into_inner());
+        told.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(pb::AuditReply {}))
+    }
+
     async fn export(&self, request: Request<pb::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
         let held = self.0.store.hold(&id).ok_or_else(|| no_artifact(&id))?;
@@ -379,26 +393,5 @@ impl Agent for Control {
     async fn origin_has(&self, request: Request<pb::OriginHasRequest>) -> Result<Response<pb::OriginHasReply>, Status> {
         let origin = origin::configured(&self.0)?;
         Ok(Response::new(origin::has(&self.0, &origin, &request.into_inner()).await?))
-    }
-}
-
-/// The directory must be the one that the caller means, and, because the agent may read more than its callers, one of its
-/// own.
-fn may_read(request: &Request<pb::PublishRequest>) -> Result<(), Status> {
-    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    let caller =
-        caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))?;
-    let pb::PublishRequest { directory, device, inode, .. } = request.get_ref();
-    // Opened, because some that can be looked at cannot be read.
-    let open = rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let seen = open.and_then(rustix::fs::fstat);
-    let seen = seen.map_err(|error| Status::not_found(format!("the agent does not see {directory}: {error}")))?;
-    if (*device, *inode) != (0, 0) && (*device, *inode) != (seen.st_dev, seen.st_ino) {
-        return Err(Status::not_found(format!("the agent sees another directory as {directory}")));
-    }
-    let may_read_all = caller == 0 || caller == rustix::process::geteuid().as_raw();
-    match may_read_all || seen.st_uid == caller {
-        true => Ok(()),
-        false => Err(Status::permission_denied(format!("{directory} does not belong to the caller (uid {caller})"))),
     }
 }

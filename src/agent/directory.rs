@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::IndexedRandom;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::mirror::Mirror;
@@ -134,6 +135,11 @@ impl Directory {
                 self.meet(&page.offers);
             }
         }
+    }
+
+    /// Where documents of trust are to be had, and the news that there are others; only a server has them.
+    pub(super) fn documents_of_trust(&self) -> Option<(Client, watch::Receiver<u64>)> {
+        self.server.as_ref().map(|server| (server.client.clone(), server.announcer.trust()))
     }
 
     pub(super) fn hold(&self, held: Held) -> Result<(), TooManyArtifacts> {

@@ -16,6 +16,7 @@ pub(super) use self::flight::Flight;
 use self::flight::{Flights, failed};
 pub(super) use self::nearby::{Near, Wish};
 use super::AgentConfig;
+use super::audit::Audit;
 use super::directory::Directory;
 use super::trust::Trust;
 use crate::artifact::{Admitted, ManifestError, SignedManifest};
@@ -63,6 +64,7 @@ pub(super) struct Fetching {
     store: Store,
     directory: Arc<Directory>,
     trust: Arc<Trust>,
+    audit: Audit,
     node: NodeId,
     locality: Locality,
     deadline: Duration,
@@ -89,13 +91,14 @@ impl Fetching {
         directory: Arc<Directory>,
         cold: Option<Cold>,
         trust: Arc<Trust>,
+        audit: Audit,
         node: NodeId,
         config: &AgentConfig,
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
         let flights = Flights::default();
-        Arc::new(Self { fetcher, store, directory, trust, node, locality, deadline, cold, flights, tasks })
+        Arc::new(Self { fetcher, store, directory, trust, audit, node, locality, deadline, cold, flights, tasks })
     }
 
     /// What the directory and this node's own store have of an identity, by subject; if nothing, what the origin has.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::directory::Directory;
+use super::trust::Trust;
 use crate::digest::ArtifactId;
 use crate::lifecycle::Doubling;
 use crate::protocol::metadata::{Held, Load, Summary};
@@ -22,17 +23,24 @@ pub(super) struct Holdings {
     store: Store,
     directory: Arc<Directory>,
     provider: Arc<Provider>,
+    trust: Arc<Trust>,
     /// Chunks held of each artifact, as told.
     told: Mutex<HashMap<ArtifactId, u32>>,
 }
 
 impl Holdings {
-    pub(super) fn new(store: Store, directory: Arc<Directory>, provider: Arc<Provider>) -> Arc<Self> {
-        Arc::new(Self { store, directory, provider, told: Mutex::default() })
+    pub(super) fn new(
+        store: Store,
+        directory: Arc<Directory>,
+        provider: Arc<Provider>,
+        trust: Arc<Trust>,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, directory, provider, trust, told: Mutex::default() })
     }
 
     pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
+        let mut policy = self.trust.changes();
         let mut again = TELL_AGAIN;
         loop {
             let fetching = self.tell();
@@ -40,7 +48,13 @@ impl Holdings {
                 again.reset();
             }
             let pause = if fetching { again.step() } else { WHEN_QUIET };
-            if let Ok(Err(_)) = tokio::time::timeout(pause, changes.changed()).await {
+            let changed = async {
+                tokio::select! {
+                    changed = changes.changed() => changed,
+                    changed = policy.changed() => changed,
+                }
+            };
+            if let Ok(Err(_)) = tokio::time::timeout(pause, changed).await {
                 return;
             }
         }
@@ -67,7 +81,8 @@ impl Holdings {
         for artifact in self.store.list() {
             fetching |= artifact.state() == State::Partial;
             let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
-            if held == 0 && artifact.state() == State::Partial {
+            let is_nothing = held == 0 && artifact.state() == State::Partial;
+            if is_nothing || self.trust.hides(&artifact) {
                 continue;
             }
             let before = gone.remove(&artifact.id());

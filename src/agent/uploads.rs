@@ -59,7 +59,7 @@ impl Uploads {
         let part = registry.sub_registry_with_prefix("warmd_origin");
         part.register("uploads", "Own publications uploaded in the background, by outcome", attempts.clone());
         part.register("uploads_waiting", "Own publications that are still to be uploaded", waiting.clone());
-        let (may_serve, families, backlog) = (trust.may_serve(), families.to_vec(), Backlog::default());
+        let (may_serve, families, backlog) = (trust.may_serve(&store), families.to_vec(), Backlog::default());
         Self { origin, store, may_serve, families, backlog, attempts, waiting }
     }
 

@@ -235,6 +235,8 @@ pub struct SignedManifest {
     id: ArtifactId,
     envelope: Bytes,
     signer: KeyId,
+    /// Who else signed, by what the envelope claims.
+    others: Vec<KeyId>,
     manifest: Manifest,
 }
 
@@ -251,7 +253,7 @@ impl SignedManifest {
         let body = manifest.draft.encode()?;
         let id = ArtifactId::of(&body);
         let envelope = Envelope::sign(MANIFEST_TYPE, body, &[key]).encode();
-        Ok(Self { id, envelope, signer: key.public().id(), manifest })
+        Ok(Self { id, envelope, signer: key.public().id(), others: Vec::new(), manifest })
     }
 
     /// Verifies the signature, then parses the very bytes that were verified, then asks the policy about what they claim.
@@ -287,8 +289,9 @@ impl SignedManifest {
     fn from_envelope(bytes: Bytes, parsed: &Envelope) -> Result<Self, ManifestError> {
         let body = parsed.payload();
         let manifest = Manifest::new(wire::decode(body)?)?;
-        let signer = parsed.key_ids().next().ok_or(ManifestError::Malformed)?;
-        Ok(Self { id: ArtifactId::of(body), envelope: bytes, signer, manifest })
+        let mut keys = parsed.key_ids();
+        let signer = keys.next().ok_or(ManifestError::Malformed)?;
+        Ok(Self { id: ArtifactId::of(body), envelope: bytes, signer, others: keys.collect(), manifest })
     }
 
     pub fn id(&self) -> ArtifactId {
@@ -303,6 +306,16 @@ impl SignedManifest {
     /// Key id of the first signature, as the envelope claims it.
     pub fn signer(&self) -> KeyId {
         self.signer
+    }
+
+    /// Key ids of all signatures, as the envelope claims them.
+    pub fn key_ids(&self) -> Vec<KeyId> {
+        std::iter::once(self.signer).chain(self.others.iter().copied()).collect()
+    }
+
+    /// As [`SignedManifest::key_ids`], of an envelope that is not parsed otherwise.
+    pub fn key_ids_of(envelope: &Bytes) -> Result<Vec<KeyId>, ManifestError> {
+        Ok(decode_envelope(envelope)?.key_ids().collect())
     }
 
     pub fn manifest(&self) -> &Manifest {

@@ -49,6 +49,9 @@ pub(super) struct Options {
     /// Trust policy (`trust.policy`)
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Signed root document: the policy comes from metadata servers (`trust.root`)
+    #[arg(long, value_name = "FILE")]
+    trust_root: Option<PathBuf>,
     /// Private key that signs what this node publishes (`signer`)
     #[arg(long, value_name = "FILE")]
     signer: Option<PathBuf>,
@@ -72,6 +75,7 @@ impl Options {
             ("WARMD_DISCOVERY_BOOTSTRAP", list(&self.bootstrap)),
             ("WARMD_LOCAL_SOCKET", path(&self.socket)),
             ("WARMD_TRUST_POLICY", path(&self.policy)),
+            ("WARMD_TRUST_ROOT", path(&self.trust_root)),
             ("WARMD_SIGNER", path(&self.signer)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
         ];
@@ -123,8 +127,8 @@ async fn run_engine(served: ServedEngine, agent: &Path, trust: &TrustConfig) -> 
 fn spec(engine: EngineSection, agent: &Path, trust: &TrustConfig, config: &ServeConfig) -> Spec {
     let EngineSection { command, cache_root, python, image_digest, budget, reserve_bytes, publish, quiet } = engine;
     Spec {
+        trust: pod::trust(trust, cache_root.as_deref()),
         target: Caches::new(cache_root, python).target(agent.to_owned(), image_digest, command),
-        policy: pod::policy(trust),
         budget,
         limits: Limits { reserve_bytes, max_bytes: u64::MAX },
         ready_url: None,

@@ -46,7 +46,7 @@ impl Doctor {
     }
 
     fn job(self) -> doctor::Doctor {
-        doctor::Doctor { policy: self.pod.policy(), target: self.pod.target(self.command), timeout: self.timeout }
+        doctor::Doctor { trust: self.pod.trust(), target: self.pod.target(self.command), timeout: self.timeout }
     }
 }
 

@@ -66,7 +66,7 @@ impl Exec {
     fn spec(self) -> Spec {
         let publishes = !self.no_publish && !self.pod.caches.is_off();
         Spec {
-            policy: self.pod.policy(),
+            trust: self.pod.trust(),
             target: self.pod.target(self.command),
             budget: self.budget,
             limits: Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX },

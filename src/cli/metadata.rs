@@ -10,8 +10,9 @@ use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
 use crate::config::{self, MetadataConfig};
+use crate::identity::trust;
 use crate::lifecycle;
-use crate::metadata::Server;
+use crate::metadata::{self, Server};
 use crate::telemetry::{self, MetricsServer};
 
 #[derive(Debug, Args)]
@@ -31,6 +32,9 @@ pub(super) struct Metadata {
     /// What to do where this server's settings differ from the cluster's: warn, abort or adopt (`redis.drift`)
     #[arg(long, value_name = "WHAT")]
     drift: Option<String>,
+    /// Signed root document: documents of trust that it verifies are kept and handed out (`trust.root`)
+    #[arg(long, value_name = "FILE")]
+    trust_root: Option<PathBuf>,
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
@@ -43,6 +47,7 @@ impl Metadata {
             ("WARMD_SERVER_LISTEN", self.listen.as_deref().map(quoted)),
             ("WARMD_REDIS_URL", self.redis.as_deref().map(quoted)),
             ("WARMD_REDIS_DRIFT", self.drift.as_deref().map(quoted)),
+            ("WARMD_TRUST_ROOT", self.trust_root.as_ref().map(|path| quoted(&path.display().to_string()))),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
@@ -62,7 +67,9 @@ impl Metadata {
 async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::default();
     let tls = config.node.tls(&config.state_dir)?;
-    let server = Server::bind(config.server_config(), &tls, &mut registry).await?;
+    let trust = config.trust.root.as_deref().map(trust::read_root).transpose()?;
+    let server_config = metadata::Config { trust, ..config.server_config() };
+    let server = Server::bind(server_config, &tls, &mut registry).await?;
     let metrics = match config.metrics.listen {
         Some(addr) => Some(
             MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?,

@@ -8,9 +8,11 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 
 use super::aliases;
-use crate::caches::{Environment, Probe};
+use crate::caches::{Directories, Environment, Probe};
+use crate::identity::trust::read_root;
 use crate::identity::{Policy, PublicKey, TrustConfig, UnixTime};
 use crate::serve::Target;
+use crate::serve::trust::Trust;
 
 #[derive(Debug, Args)]
 pub(super) struct Pod {
@@ -20,6 +22,9 @@ pub(super) struct Pod {
     /// Trust policy of this pod; without one nothing is installed
     #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Signed root document of this pod: the policy is what the agent hands on, verified with this, and --policy is not used
+    #[arg(long, env = "WARMD_TRUST_ROOT", value_name = "FILE")]
+    trust_root: Option<PathBuf>,
     /// Public key that must have signed the policy; may be repeated
     #[arg(long = "policy-root", value_name = "KEY")]
     roots: Vec<PublicKey>,
@@ -86,25 +91,50 @@ impl Pod {
 
     /// Fails if a policy is named and cannot be looked at: what runs for days does not do so without what it was given.
     pub(super) fn check_policy(&self) -> anyhow::Result<()> {
-        let Some(path) = self.policy.as_ref().filter(|_| !self.caches.is_off()) else { return Ok(()) };
+        if self.caches.is_off() {
+            return Ok(());
+        }
+        if let Some(root) = &self.trust_root {
+            return read_root(root).map(drop).context("--trust-root, WARMD_TRUST_ROOT");
+        }
+        let Some(path) = &self.policy else { return Ok(()) };
         let found = path.metadata();
         found.map(drop).with_context(|| format!("trust policy {} (--policy, WARMD_TRUST_POLICY)", path.display()))
     }
 
-    /// The policy, or why there is none and nothing can be installed.
-    pub(super) fn policy(&self) -> Result<Arc<Policy>, String> {
+    /// Whom this pod trusts, or why nothing can be installed.
+    pub(super) fn trust(&self) -> Trust {
         if self.caches.is_off() {
-            return Err(SWITCHED_OFF.to_owned());
+            return Err(SWITCHED_OFF.to_owned()).into();
         }
-        let Some(path) = &self.policy else {
-            return Err("no trust policy: pass --policy (or WARMD_TRUST_POLICY)".to_owned());
+        if self.policy.is_none() && self.trust_root.is_none() {
+            return Err(
+                "no trust policy: pass --policy or --trust-root (or WARMD_TRUST_POLICY, WARMD_TRUST_ROOT)".to_owned()
+            )
+            .into();
+        }
+        let config = TrustConfig {
+            root: self.trust_root.clone(),
+            policy: self.policy.clone(),
+            roots: self.roots.clone(),
+            threshold: 1,
         };
-        policy(&TrustConfig { policy: Some(path.clone()), roots: self.roots.clone(), threshold: 1 })
+        trust(&config, self.caches.cache_root.as_deref())
+    }
+}
+
+/// As a configuration says, for caches below `root`.
+pub(super) fn trust(config: &TrustConfig, root: Option<&Path>) -> Trust {
+    let Some(document) = &config.root else { return policy(config).into() };
+    let caches = Directories::choose(root, &Environment::of_this_process()).ok();
+    match Trust::documents(document, caches.as_ref().map(Directories::root)) {
+        Ok(trust) => trust,
+        Err(error) => Err(format!("trust: {}", super::sentence(&error.into()))).into(),
     }
 }
 
 /// The policy that is in force, or why there is none and nothing can be installed.
-pub(super) fn policy(trust: &TrustConfig) -> Result<Arc<Policy>, String> {
+fn policy(trust: &TrustConfig) -> Result<Arc<Policy>, String> {
     let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
     let policy = policy.ok_or_else(|| "no trust policy: set `trust.policy`".to_owned())?;
     match policy.is_expired(UnixTime::now()) {

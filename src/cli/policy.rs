@@ -1,4 +1,7 @@
-//! `warmd policy`: make, check, show, sign the trust policy, and explain what it says of an artifact.
+//! `warmd policy`: make, check, show, sign the trust policy, explain what it says of an artifact, and hand it to the fleet.
+
+mod distribution;
+mod root;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -55,6 +58,17 @@ pub(super) enum Policy {
         #[arg(long)]
         out: PathBuf,
     },
+    /// The root document: who may sign policies for the whole fleet
+    #[command(subcommand)]
+    Root(root::Root),
+    /// Hand signed documents to metadata servers, which hand them to all nodes
+    Publish(distribution::Publish),
+    /// Say again and again that no policy is newer, for a root document that asks for it
+    Vouch(distribution::Vouch),
+    /// The newest policy of the metadata servers, verified, as a signed policy file
+    Fetch(distribution::Fetch),
+    /// What this node's agent has of the documents
+    Status(distribution::Status),
     /// Say why a manifest would be accepted or refused
     Explain {
         file: PathBuf,
@@ -98,9 +112,16 @@ impl Policy {
                 init(&file, &signers, &families, class, expires_in)?;
                 output::line(file.display().to_string())?;
             }
-            Self::Check { file, roots, threshold } => check(TrustConfig { policy: Some(file), roots, threshold })?,
+            Self::Check { file, roots, threshold } => {
+                check(TrustConfig { policy: Some(file), roots, threshold, ..Default::default() })?
+            }
             Self::Show { file } => output::json(&read_any(&file)?)?,
             Self::Sign { file, key, out } => sign(&file, &key, &out)?,
+            Self::Root(command) => command.run()?,
+            Self::Publish(command) => command.run().await?,
+            Self::Vouch(command) => command.run().await?,
+            Self::Fetch(command) => command.run().await?,
+            Self::Status(command) => return command.run().await,
             Self::Explain { file, artifact, manifest, json, socket } => {
                 let envelope = envelope(artifact, manifest.as_deref(), &socket).await?;
                 return explain(&read_any(&file)?, envelope, json);

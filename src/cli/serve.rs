@@ -23,7 +23,7 @@ use crate::{config, lifecycle, telemetry};
 const ENGINE_KEY: &str = "VLLM_API_KEY";
 
 /// Flags of this command that look like keys of a configuration file.
-const FLAGS: [&str; 2] = ["WARMD_TRUST_POLICY", "WARMD_LOG_LEVEL"];
+const FLAGS: [&str; 3] = ["WARMD_TRUST_POLICY", "WARMD_TRUST_ROOT", "WARMD_LOG_LEVEL"];
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("engine").args(["attach", "command"]).required(true))]
@@ -92,18 +92,18 @@ impl Serve {
     }
 
     fn backend(self, config: &ServeConfig) -> anyhow::Result<Backend> {
-        let (policy, socket) = (self.pod.policy(), self.pod.socket().to_owned());
+        let (trust, socket) = (self.pod.trust(), self.pod.socket().to_owned());
         let limits = Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX };
         if let Some(url) = &self.attach {
             let key = std::env::var(ENGINE_KEY).ok().filter(|key| !key.is_empty());
             let key = key.map(|key| Secret::new(&key)).transpose().context(ENGINE_KEY)?;
-            return Ok(Backend::Attached { address: address(url)?, key, socket, policy, limits });
+            return Ok(Backend::Attached { address: address(url)?, key, socket, trust, limits });
         }
         let publishes = !self.no_publish && !self.pod.caches.is_off();
         let ready_timeout = aliases::READY_TIMEOUT.or(self.ready_timeout).unwrap_or(READY_TIMEOUT);
         Ok(Backend::Own(Spec {
             target: self.pod.target(self.command),
-            policy,
+            trust,
             budget: self.budget,
             limits,
             ready_url: None,

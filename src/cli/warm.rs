@@ -91,25 +91,28 @@ impl Warm {
     }
 
     async fn attempt(&self, identity: SourceIdentity, into: PathBuf) -> anyhow::Result<Report> {
+        let (client, trust) = (Client::connect(self.pod.socket()).await?, self.pod.trust());
+        if let Err(reason) = trust.ask(&client, self.budget).await {
+            output::note(format!("warmd: no news of the trust policy: {reason}"));
+        }
         let job = Job {
             identity,
             subject: self.subject.clone(),
             into,
-            policy: self.pod.policy().map_err(anyhow::Error::msg)?,
+            policy: trust.policy().map_err(anyhow::Error::msg)?,
             budget: self.budget,
             limits: self.limits(),
             ignore_markers: self.retry,
             quarantine: Arc::default(),
             witness: Arc::new(()),
         };
-        let client = Client::connect(self.pod.socket()).await?;
         run(&client, job).await
     }
 
     /// Every family of an engine's start.
     async fn all(self) -> anyhow::Result<ExitCode> {
         let job = hook::Warm {
-            policy: self.pod.policy(),
+            trust: self.pod.trust(),
             limits: self.limits(),
             budget: self.budget,
             ignore_markers: self.retry,

@@ -44,6 +44,9 @@ impl NodeConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrustConfig {
+    /// Signed root document (`warmd policy root`). With it the policy comes from metadata servers, and `policy`, if it is
+    /// given, is the signed one to begin with.
+    pub root: Option<PathBuf>,
     /// The trust policy: TOML, or a signed policy as `warmd policy sign` writes it. Absent: nothing is ever installed.
     pub policy: Option<PathBuf>,
     /// Keys that sign policies. If any is given, an unsigned policy is refused.
@@ -54,7 +57,7 @@ pub struct TrustConfig {
 
 impl Default for TrustConfig {
     fn default() -> Self {
-        Self { policy: None, roots: Vec::new(), threshold: 1 }
+        Self { root: None, policy: None, roots: Vec::new(), threshold: 1 }
     }
 }
 

@@ -21,6 +21,8 @@
 //! ```
 
 mod history;
+mod horizon;
+mod revocation;
 mod signer;
 
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ use super::time::UnixTime;
 use crate::digest::{ArtifactId, KeyId};
 
 pub use history::PolicyHistory;
+pub use horizon::Horizon;
 use signer::SignerFields;
 pub use signer::{Scope, Signer};
 
@@ -97,6 +100,16 @@ pub enum PolicyError {
 pub enum Refusal {
     #[error("the trust policy expired at {0}: installs stop until a newer one is in place")]
     PolicyExpired(UnixTime),
+    #[error("nobody has confirmed the trust policy since {0}: installs stop until a metadata server hands out news")]
+    PolicyStale(UnixTime),
+    #[error(
+        "there is a newer trust policy than version {0}, or a newer root, which no metadata server hands out: installs stop"
+    )]
+    PolicySuperseded(u64),
+    #[error(
+        "nobody has confirmed that version {0} is the newest trust policy: installs wait for a freshness statement"
+    )]
+    PolicyUnconfirmed(u64),
     #[error("signed by {}, which the trust policy does not know", keys(.0))]
     UnknownSigner(Vec<KeyId>),
     #[error("the signature of `{0}` does not fit the manifest")]
@@ -164,6 +177,8 @@ pub struct Policy {
     #[serde(rename = "signer")]
     pub signers: Vec<Signer>,
     revoked: Revoked,
+    #[serde(skip)]
+    horizon: Horizon,
 }
 
 /// What a manifest says of itself, as far as the policy judges it.
@@ -196,6 +211,7 @@ impl Policy {
             threshold: document.threshold,
             signers: document.signer.into_iter().map(Signer::from).collect(),
             revoked: document.revoked,
+            horizon: Horizon::Unlimited,
         };
         policy.check().map_err(PolicyError::Content)?;
         Ok(policy)
@@ -239,8 +255,9 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether nothing is admitted at the moment; [`Policy::lapse`] says why.
     pub fn is_expired(&self, now: UnixTime) -> bool {
-        self.expires.has_passed(now)
+        self.lapse(now).is_some()
     }
 
     pub fn is_artifact_revoked(&self, id: &ArtifactId) -> bool {
@@ -267,8 +284,8 @@ impl Policy {
 
     /// Second half: is what the manifest claims within the scope of enough of those who signed it? Names them.
     pub fn admit(&self, verified: &Verified, claim: &Claim<'_>, now: UnixTime) -> Result<Vec<String>, Refusal> {
-        if self.is_expired(now) {
-            return Err(Refusal::PolicyExpired(self.expires));
+        if let Some(refusal) = self.lapse(now) {
+            return Err(refusal);
         }
         if self.is_artifact_revoked(&claim.artifact) {
             return Err(Refusal::ArtifactRevoked(claim.artifact));

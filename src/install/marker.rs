@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::layout::{MARKERS, NEW_MARKER, marker_name};
 use super::staging::Staging;
-use super::{At, CacheRoot, InstallError};
+use super::{At, CacheRoot, InstallError, InstallLock};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::durable;
 use crate::identity::UnixTime;
@@ -239,6 +239,27 @@ impl CacheRoot {
         self.stage_marker(&staging, &marker)?;
         self.place_marker(&staging, identity)?;
         Ok(marker)
+    }
+
+    /// An artifact was taken away again. What else is installed of the identity stays so.
+    pub fn forget(
+        &self,
+        _lock: &InstallLock,
+        identity: &IdentityId,
+        artifact: &ArtifactId,
+    ) -> Result<(), InstallError> {
+        let Some(Marker::Installed(mut marker)) = self.marker(identity)? else { return Ok(()) };
+        marker.artifacts.retain(|known| known != artifact);
+        if !marker.artifacts.is_empty() {
+            let staging = Staging::new(self)?;
+            self.stage_marker(&staging, &Marker::Installed(marker))?;
+            return self.place_marker(&staging, identity);
+        }
+        let name = marker_name(identity);
+        match self.markers.remove_file(&name) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => removed.at("remove", &self.control_path().join(MARKERS), &name),
+        }
     }
 
     /// Forgets a failure: somebody announced the artifact. An `installed` marker stays. True if there was one to forget.

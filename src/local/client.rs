@@ -13,13 +13,15 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::chunks::Chunks;
 use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
+use crate::identity::trust::{Documents, Known};
+use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest, ImportReply, InspectReply,
-    InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest,
-    OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent,
-    PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply, StatusRequest,
-    VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest,
+    ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest,
+    OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest,
+    PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply,
+    StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
 };
 
 /// The agent was not reached or said no.
@@ -100,6 +102,14 @@ impl Client {
         Ok(self.agent.clone().status(StatusRequest {}).await?.into_inner())
     }
 
+    /// Documents of trust that are newer than `known`. Nothing of them is verified.
+    pub async fn trust(&self, known: Known) -> Result<Documents, ClientError> {
+        let request = TrustKnown { root: known.root, policy: known.policy, issued_s: known.issued };
+        let TrustDocuments { roots, policy, freshness } = self.agent.clone().trust(request).await?.into_inner();
+        let documents = trust_documents(roots, policy, freshness);
+        documents.map_err(|error| tonic::Status::data_loss(error.to_string()).into())
+    }
+
     pub async fn list(&self, request: ListArtifactsRequest) -> Result<ListArtifactsReply, ClientError> {
         Ok(self.agent.clone().list(request).await?.into_inner())
     }
@@ -124,6 +134,12 @@ impl Client {
     pub async fn report_serving(&self, between_tokens: Duration) -> Result<(), ClientError> {
         let between_tokens_us = u64::try_from(between_tokens.as_micros()).unwrap_or(u64::MAX);
         self.agent.clone().report_serving(ServingReport { between_tokens_us }).await?;
+        Ok(())
+    }
+
+    /// For the audit log of the node.
+    pub async fn audit(&self, events: Vec<AuditEvent>) -> Result<(), ClientError> {
+        self.agent.clone().audit(AuditRequest { events }).await?;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use super::client::{Client, ClientError};
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
 use crate::lifecycle::Tasks;
-use crate::protocol::metadata::{Endpoint, Epoch, Held, Load, Locality, NodeState};
+use crate::protocol::metadata::{AnnounceReply, Endpoint, Epoch, Held, Load, Locality, NodeState};
 use plan::{Answer, Message, Plan};
 
 /// Times of an announcer.
@@ -74,6 +74,8 @@ struct Shared {
     plan: Mutex<Plan>,
     wake: Notify,
     status: watch::Sender<Status>,
+    /// What the server said last of its documents of trust.
+    trust: watch::Sender<u64>,
 }
 
 /// A node's voice. It begins as INITIALIZING.
@@ -89,6 +91,7 @@ impl Announcer {
             plan: Mutex::new(Plan::new(node, config, Instant::now())),
             wake: Notify::new(),
             status: watch::Sender::default(),
+            trust: watch::Sender::default(),
         });
         let tasks = tasks.child();
         tasks.spawn("announcer", speak(client, shared.clone()));
@@ -123,6 +126,11 @@ impl Announcer {
     /// No server has answered for two heartbeats.
     pub fn is_silent(&self) -> bool {
         self.shared.plan().is_silent(Instant::now())
+    }
+
+    /// A number that is another one whenever the documents of trust at the server are, as of the last heartbeat; 0 without.
+    pub fn trust(&self) -> watch::Receiver<u64> {
+        self.shared.trust.subscribe()
     }
 
     /// Waits until a server has taken all that was said; false at the deadline.
@@ -160,6 +168,11 @@ impl Shared {
         matches!(reached, Ok(Ok(_)))
     }
 
+    fn heard(&self, reply: AnnounceReply) -> Answer {
+        self.trust.send_if_modified(|trust| std::mem::replace(trust, reply.trust) != reply.trust);
+        reply.into()
+    }
+
     fn take(&self, answer: Result<Answer, ClientError>) -> bool {
         let mut plan = self.plan();
         let now = Instant::now();
@@ -192,7 +205,9 @@ async fn speak(client: Client, shared: Arc<Shared>) {
         let message = shared.plan().message(Instant::now());
         let answer = match message {
             None => continue,
-            Some(Message::Announce(announcement)) => client.announce(&announcement).await.map(Answer::from),
+            Some(Message::Announce(announcement)) => {
+                client.announce(&announcement).await.map(|reply| shared.heard(reply))
+            }
             Some(Message::Withdraw(withdrawal)) => client.withdraw(withdrawal).await.map(Answer::Withdrawn),
         };
         let connected = shared.take(answer);

@@ -7,6 +7,7 @@ mod address;
 mod connect;
 mod error;
 mod metrics;
+mod trust;
 
 use std::fmt;
 use std::pin::Pin;

@@ -19,6 +19,8 @@ pub(super) enum Method {
     Lookup,
     Watch,
     List,
+    GetTrust,
+    PutTrust,
 }
 
 /// How a request ended.

@@ -25,8 +25,10 @@ use super::metrics::{Metrics, Reject};
 use super::registry::{self, Registry};
 use super::room::Room;
 use super::service::{Directory, Door, Service};
+use super::trust::{self, TrustStore};
 use super::watch::{Caps, Watchers};
-use crate::identity::{NodeId, NodeTls, RPC_ALPN, TlsError};
+use crate::identity::trust::TrustError;
+use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
 use connection::Connection;
@@ -59,6 +61,8 @@ pub enum Store {
 pub struct Config {
     pub listen: SocketAddr,
     pub store: Store,
+    /// Signed root document; absent, the server keeps no documents of trust.
+    pub trust: Option<Envelope>,
     pub registry: registry::Config,
     pub max_connections: usize,
     /// Requests worked at together; more are told to come again. A quarter is reserved for announcements.
@@ -75,6 +79,7 @@ impl Config {
         Self {
             listen,
             store: Store::Memory,
+            trust: None,
             registry: registry::Config::default(),
             max_connections: 20_000,
             max_requests: 1_024,
@@ -98,6 +103,8 @@ pub enum ServerError {
     Shared(#[from] StoreError),
     #[error(transparent)]
     Drifted(#[from] Drifted),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),
 }
@@ -142,6 +149,7 @@ impl Server {
             }
         };
         let (backend, remembered) = Backend::open(data)?;
+        let trust = TrustStore::open(config.trust.as_ref(), trust::directory(&config.store).as_deref())?;
         let listen = |source| ServerError::Listen { addr: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
@@ -159,7 +167,7 @@ impl Server {
         let marked = Marked::of(&backend);
         let shared = follower.as_ref().map(|_| Shared::new());
         let room = Room::new(config.max_requests);
-        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), watchers, room, metrics));
+        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), trust, watchers, room, metrics));
 
         let server = Self {
             addr,
@@ -369,6 +377,7 @@ pub(super) mod tests {
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, watchers, Room::new(1), metrics))
+        let trust = TrustStore::default();
+        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, trust, watchers, Room::new(1), metrics))
     }
 }

@@ -20,9 +20,11 @@ use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
 use super::registry::{Change, Registry, RegistryError};
 use super::room::{RETRY_AFTER, RETRY_AFTER_MS, Room};
 use super::server::Peer;
+use super::trust::{PutError, TrustStore};
 use super::watch::{Subscription, WatchError, Watchers};
 use crate::digest::IdentityId;
-use crate::identity::NodeId;
+use crate::identity::trust::{Documents, Known};
+use crate::identity::{NodeId, UnixTime};
 use crate::protocol::ProtocolError;
 use crate::protocol::metadata::pb::metadata_server::Metadata;
 use crate::protocol::metadata::{AnnounceReply, Announcement, Lookup, PageRequest, ServerEpoch, Withdrawal, pb};
@@ -46,6 +48,17 @@ pub(super) enum ServiceError {
     Watch(#[from] WatchError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Trust(PutError),
+}
+
+impl From<PutError> for ServiceError {
+    fn from(error: PutError) -> Self {
+        match error {
+            PutError::Store(error) => Self::Store(error),
+            other => Self::Trust(other),
+        }
+    }
 }
 
 impl From<ChangeError> for ServiceError {
@@ -80,7 +93,10 @@ impl From<ServiceError> for Status {
                 WatchError::PerCaller(_) | WatchError::Total(_) => Self::resource_exhausted(text),
                 WatchError::Closed => Self::unavailable(text),
             },
-            ServiceError::Store(_) => Self::unavailable(text),
+            ServiceError::Store(_) | ServiceError::Trust(PutError::Keep(_) | PutError::Store(_)) => {
+                Self::unavailable(text)
+            }
+            ServiceError::Trust(PutError::NoRoot | PutError::Refused(_)) => Self::failed_precondition(text),
         }
     }
 }
@@ -94,7 +110,8 @@ impl ServiceError {
             Self::Registry(RegistryError::Full { .. }) => Outcome::Full,
             Self::Registry(_) => Outcome::Refused,
             Self::Watch(WatchError::PerCaller(_) | WatchError::Total(_)) => Outcome::Full,
-            Self::Watch(WatchError::Closed) | Self::Store(_) => Outcome::Unavailable,
+            Self::Trust(PutError::NoRoot | PutError::Refused(_)) => Outcome::Refused,
+            Self::Watch(WatchError::Closed) | Self::Store(_) | Self::Trust(_) => Outcome::Unavailable,
         }
     }
 }
@@ -107,6 +124,7 @@ pub(super) struct Directory {
     registry: RwLock<Registry>,
     marked: Mutex<Marked>,
     shared: Option<Arc<Shared>>,
+    pub(super) trust: Arc<TrustStore>,
     /// This server counts for the directory, and not another one that shares the store.
     counts: AtomicBool,
     pub(super) watchers: Arc<Watchers>,
@@ -119,6 +137,7 @@ impl Directory {
         registry: Registry,
         marked: Marked,
         shared: Option<Arc<Shared>>,
+        trust: TrustStore,
         watchers: Arc<Watchers>,
         room: Room,
         metrics: Metrics,
@@ -129,6 +148,7 @@ impl Directory {
             marked: Mutex::new(marked),
             counts: AtomicBool::new(shared.is_none()),
             shared,
+            trust: Arc::new(trust),
             watchers,
             room,
             metrics,
@@ -195,12 +215,33 @@ impl Directory {
     }
 
     async fn announce(&self, told: Announcement) -> Result<AnnounceReply, ServiceError> {
-        let Some(shared) = &self.shared else {
-            return Ok(self.change(|registry, now| registry.announce(&told, now))?);
+        let reply = match &self.shared {
+            None => self.change(|registry, now| registry.announce(&told, now))?,
+            Some(shared) => {
+                let (node, state) = (told.node, told.state);
+                shared.change(self, &Change::Announce(told)).await?;
+                self.read(|registry, _| registry.reply(node, state))
+            }
         };
-        let (node, state) = (told.node, told.state);
-        shared.change(self, &Change::Announce(told)).await?;
-        Ok(self.read(|registry, _| registry.reply(node, state)))
+        Ok(AnnounceReply { trust: self.trust.stamp(), ..reply })
+    }
+
+    async fn put_trust(&self, documents: Documents) -> Result<Known, ServiceError> {
+        let known = match &self.shared {
+            Some(shared) => shared.put_trust(&self.trust, &documents).await?,
+            None => {
+                let trust = self.trust.clone();
+                let put = tokio::task::spawn_blocking(move || trust.put(&documents, UnixTime::now()));
+                put.await.map_err(|_| ServiceError::Store(StoreError::Silent))??
+            }
+        };
+        tracing::info!(
+            root = known.root,
+            policy = known.policy,
+            issued = known.issued,
+            "documents of trust were handed in"
+        );
+        Ok(known)
     }
 
     async fn withdraw(&self, told: Withdrawal) -> Result<ServerEpoch, ServiceError> {
@@ -318,6 +359,16 @@ impl Metadata for Service {
             Ok(directory.known()?.read(listed).into())
         };
         self.answer(Method::List, request, handle).await
+    }
+
+    async fn get_trust(&self, request: Request<pb::TrustKnown>) -> Result<Response<pb::TrustDocuments>, Status> {
+        let handle = async |directory: &Directory, _, known: Known| Ok((&directory.trust.after(known)).into());
+        self.answer(Method::GetTrust, request, handle).await
+    }
+
+    async fn put_trust(&self, request: Request<pb::TrustDocuments>) -> Result<Response<pb::TrustKnown>, Status> {
+        let handle = async |directory: &Directory, _, documents| Ok(directory.put_trust(documents).await?.into());
+        self.answer(Method::PutTrust, request, handle).await
     }
 }
 

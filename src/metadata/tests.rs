@@ -5,6 +5,7 @@ mod failover;
 mod flood;
 mod hostile;
 mod shared;
+mod trust;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -7,7 +7,6 @@ mod diagnosis;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
@@ -18,10 +17,11 @@ pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbou
 use super::last_start::LastStart;
 use super::outlook::{Inquiry, Outlook};
 use super::target::Target;
+use super::trust::Trust;
 use crate::caches::{CacheFamily, Directories, Environment, Launch, survey};
 use crate::digest::{IdentityId, KeyId};
 use crate::engine;
-use crate::identity::{Policy, UnixTime};
+use crate::identity::UnixTime;
 use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 
@@ -29,8 +29,7 @@ use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyR
 #[derive(Debug, Clone)]
 pub struct Doctor {
     pub target: Target,
-    /// Absent, nothing would be installed: the reason why.
-    pub policy: Result<Arc<Policy>, String>,
+    pub trust: Trust,
     /// For the interpreter, for the agent, and for the file system, each.
     pub timeout: Duration,
 }
@@ -79,7 +78,8 @@ impl Doctor {
         let canonical = launch.as_ref().map(|launch| launch.canonical(&environment)).unwrap_or_default();
         let outlook = self.outlook(&environment, launch.as_ref(), &mut found).await;
         let answers = self.ask(&outlook, &mut found.problems).await;
-        let policy = match &self.policy {
+        let policy = self.trust.policy();
+        let policy = match &policy {
             Ok(policy) => Some(&**policy),
             Err(reason) => {
                 found.problems.push(format!("nothing would be installed: {reason}"));
@@ -125,6 +125,7 @@ impl Doctor {
     async fn ask(&self, outlook: &Outlook, problems: &mut Vec<String>) -> Option<Answers> {
         let asked = timeout(self.timeout, async {
             let client = Client::connect(&self.target.socket).await.map_err(|error| error.to_string())?;
+            problems.extend(self.trust.ask(&client, self.timeout).await.err());
             ask(&client, outlook, problems).await
         });
         match asked.await.unwrap_or_else(|_| Err(format!("the agent did not answer within {:?}", self.timeout))) {

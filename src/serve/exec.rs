@@ -54,6 +54,7 @@ async fn supervise(mut engine: Engine, start: &Start, grace: Duration, signals: 
     };
     let mut follow = std::pin::pin!(follow);
     let mut patience = std::pin::pin!(sleep(Duration::MAX));
+    let mut watching = std::pin::pin!(start.watch_trust());
     let (mut followed, mut ending) = (false, false);
     loop {
         tokio::select! {
@@ -76,6 +77,7 @@ async fn supervise(mut engine: Engine, start: &Start, grace: Duration, signals: 
                 say(&format!("the engine did not end within {grace:?}"));
                 break;
             }
+            () = &mut watching => {}
             () = &mut follow, if !followed && !ending => followed = true,
         }
     }

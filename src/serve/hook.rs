@@ -16,16 +16,17 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::time::{timeout, timeout_at};
 
+use super::admissions::Whose;
 use super::publishing::{Publishing, Unpublished};
 use super::quarantine::Quarantine;
 use super::records::{Records, RecordsError};
 use super::target::{Say, Site, Target};
+use super::trust::{self, Trust};
 use super::warm::{Report, Verdict};
 use super::warming::{self, Terms, Warmed};
 use crate::caches::{Directories, DirectoriesError, Environment};
 use crate::digest::IdentityId;
 use crate::engine::{self, ProbeError, Readiness, StartLog};
-use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, ClientError};
 
@@ -38,8 +39,7 @@ const LOG: &str = "publish.log";
 #[derive(Debug, Clone)]
 pub struct Warm {
     pub target: Target,
-    /// Absent, nothing is installed: the reason why.
-    pub policy: Result<Arc<Policy>, String>,
+    pub trust: Trust,
     /// Of the whole attempt.
     pub budget: Duration,
     pub limits: Limits,
@@ -102,12 +102,19 @@ pub async fn warm(job: Warm, say: &Say) -> Warming {
 async fn bring(job: &Warm, site: &mut Site, begun: Instant, say: &Say) -> Result<Vec<Warmed>, String> {
     let left = || job.budget.saturating_sub(begun.elapsed());
     let over = |_| format!("the budget of {:?} is over", job.budget);
-    let policy = job.policy.clone()?;
+    if let Trust::Fixed(Err(reason)) = &job.trust {
+        return Err(reason.clone());
+    }
     site.identify(&job.target, left(), say).await?;
     let client = timeout(left(), Client::connect(&job.target.socket)).await.map_err(over)?;
     let client = client.map_err(|error| error.to_string())?;
+    if let Err(reason) = job.trust.ask(&client, left()).await {
+        say(&format!("no news of the trust policy: {reason}"));
+    }
+    let roots = trust::roots(&site.environment);
+    job.trust.withdraw(&roots, Whose::Everybodys, Some(&client), say).await;
     let terms = Terms {
-        policy,
+        policy: job.trust.policy()?,
         quarantine: Arc::new(timeout(left(), quarantine(site.root.clone(), say)).await.map_err(over)?),
         witness: Arc::new(()),
         limits: job.limits,

@@ -77,6 +77,11 @@ impl Records {
         }
     }
 
+    /// For records that others read and write.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, RecordsError> {
         let path = self.directory.join(name);
         let text = match durable::read_record(&path) {

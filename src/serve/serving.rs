@@ -35,10 +35,10 @@ use self::starts::Starts;
 use super::admin::{Admin, Control};
 use super::start::Spec;
 use super::target::{Say, Site};
+use super::trust::{self, Trust};
 use crate::caches::{Environment, Launch};
 use crate::engine::arguments::{Arguments, ArgumentsError, Given, Limits as Slots, Model, Wish};
 use crate::engine::{self, Address, Probe, ProbeError, Secret, StartError, State, Status, Supervisor};
-use crate::identity::Policy;
 use crate::install;
 use crate::lifecycle::Tasks;
 use crate::local::SocketError;
@@ -92,7 +92,7 @@ pub enum Backend {
         address: Address,
         key: Option<Secret>,
         socket: PathBuf,
-        policy: Result<Arc<Policy>, String>,
+        trust: Trust,
         /// For adapters.
         limits: install::Limits,
     },
@@ -117,7 +117,9 @@ struct Known {
     listen: Wish,
     /// The agent's socket, and what is admitted from it.
     socket: PathBuf,
-    policy: Result<Arc<Policy>, String>,
+    trust: Trust,
+    /// Where the engine's caches are.
+    roots: Vec<PathBuf>,
     /// What a transfer may take of the disk.
     room: install::Limits,
 }
@@ -155,6 +157,8 @@ impl Serving {
         let metrics = metrics_server(&config, registry).await?;
         tasks.spawn("pace", pace::tell(Arc::downgrade(&proxy), known.socket.clone()));
         let supervisor = engine.run(&config, &state, &proxy, supervision, &tasks, upstream_sender);
+        let (trust, agent, roots, told) = (known.trust.clone(), known.socket.clone(), known.roots.clone(), say.clone());
+        tasks.spawn("trust", async move { trust.watch(&agent, &roots, &told).await });
         let begin = Begin {
             config: config.clone(),
             known,
@@ -262,10 +266,10 @@ fn known(config: &ServeConfig, backend: Backend, state: &Path, say: &Say) -> Res
             let starts = Starts::new(spec, arguments, state.join(SOCKET), probe, supervision, say.clone());
             Ok((known, Running::Own(Arc::new(starts))))
         }
-        Backend::Attached { address, key, socket, policy, limits: room } => {
+        Backend::Attached { address, key, socket, trust, limits: room } => {
             let (limits, listen) = (attached_limits(config), Wish::default());
             Ok((
-                Known { model: None, limits, listen, socket, policy, room },
+                Known { model: None, limits, listen, socket, trust, roots: Vec::new(), room },
                 Running::Attached(Attached::new(address, key, say.clone())),
             ))
         }
@@ -300,13 +304,15 @@ fn own(
     let set = arguments.set.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
     spec.target.changes = set.chain(arguments.unset.iter().map(|name| (name.clone(), None))).collect();
     let quiet: Say = Arc::new(|_| ());
-    let probe = Site::of(&spec.target, &quiet).readiness(spec.ready_url.as_deref())?;
+    let site = Site::of(&spec.target, &quiet);
+    let probe = site.readiness(spec.ready_url.as_deref())?;
     let known = Known {
         model: arguments.model.clone(),
         limits: arguments.limits,
         listen: arguments.listen.clone(),
         socket: spec.target.socket.clone(),
-        policy: spec.policy.clone(),
+        trust: spec.trust.clone(),
+        roots: trust::roots(&site.environment),
         room: spec.limits,
     };
     Ok((known, arguments, spec, probe))

@@ -21,13 +21,14 @@ use self::history::{Current, History};
 pub use self::proof::{FamilyProof, Proof};
 use self::reporting::Reporting;
 use self::trial::{End, Kind};
+use super::admissions::{self, Whose};
 use super::last_start::LastStart;
 use super::outlook::Prospect;
 use super::publishing::Publishing;
 use super::target::{Say, Site, Target};
+use super::trust::{self, Trust};
 use super::warming::{self, Looked, Terms, Warmed};
 use crate::engine::{self, Command, Exit, Observer, Readiness, StartLog};
-use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::Client;
 use crate::protocol::pb::StartOutcome;
@@ -36,8 +37,7 @@ use crate::protocol::pb::StartOutcome;
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub target: Target,
-    /// Absent, nothing is installed: the reason why.
-    pub policy: Result<Arc<Policy>, String>,
+    pub trust: Trust,
     /// From the beginning until the engine is started.
     pub budget: Duration,
     pub limits: Limits,
@@ -83,7 +83,10 @@ impl Plan {
             Ok(Err(error)) => return say(&format!("cold start: {error}")),
             Err(_) => return say(&format!("cold start: {}", warming::silent(spec.budget))),
         };
-        match &spec.policy {
+        if let Err(reason) = spec.trust.ask(&client, spec.budget.saturating_sub(begun.elapsed())).await {
+            say(&format!("no news of the trust policy: {reason}"));
+        }
+        match &spec.trust.policy() {
             // Why was told.
             _ if self.history.start == Kind::Clean => {}
             Ok(policy) => {
@@ -135,8 +138,29 @@ impl Plan {
         self.warmed = join_all(looking).await.into_iter().flatten().collect();
     }
 
+    /// Whatever was installed, now or before: what the newest policy revokes is taken away. If the agent does not answer in
+    /// time, the newest policy that is known decides.
+    async fn ask_again(&self, spec: &Spec, left: Duration, say: &Say) {
+        let asked = match &self.client {
+            Some(client) => spec.trust.ask(client, left).await,
+            // A cold start may find what an earlier one has brought.
+            None => timeout(left, spec.trust.refresh(&spec.target.socket))
+                .await
+                .map(drop)
+                .map_err(|_| "no agent".to_owned()),
+        };
+        if let Err(reason) = asked {
+            say(&format!("the trust policy was not asked again before the start: {reason}"));
+        }
+        let roots = trust::roots(&self.site.environment);
+        spec.trust.withdraw(&roots, Whose::Everybodys, self.client.as_ref(), say).await;
+        admissions::use_all(roots).await;
+    }
+
     /// The engine is about to be started.
     pub(super) async fn begin(mut self, spec: Arc<Spec>, begun: Instant, say: Say) -> Start {
+        let left = spec.budget.saturating_sub(begun.elapsed()).max(LEAST_LOOK);
+        self.ask_again(&spec, left, &say).await;
         self.look_at_roots(spec.budget.saturating_sub(begun.elapsed()), warming::look, &say).await;
         let kind = self.history.start;
         let current = std::mem::take(&mut self.history).begin(&self.warmed, &say).await;
@@ -220,6 +244,12 @@ impl Start {
         let image = spec.target.image.clone();
         let ended = Publishing::new(client.clone(), &plan.warmed, log, image, &launch, quiet).run(say).await;
         say(&format!("nothing is published: {ended}"));
+    }
+
+    /// While it runs: what is revoked and was not used yet is taken away.
+    pub(super) async fn watch_trust(&self) {
+        let Self { spec, plan, say, .. } = self;
+        spec.trust.watch(&spec.target.socket, &trust::roots(&plan.site.environment), say).await;
     }
 
     /// It was told to end: however it ends now is not its fault.

@@ -32,6 +32,7 @@ use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
 use crate::local::{Client, ClientError, chain};
 use crate::protocol::pb::{WarmEvent, WarmRequest, warm_event};
+use crate::serve::audit;
 use crate::serve::quarantine::{LeftOut, Quarantine};
 
 /// What to bring where.
@@ -200,6 +201,7 @@ pub async fn warm(client: &Client, job: Job, tell: &(dyn Fn(Step) + Sync)) -> Re
         }
     };
     report.total_seconds = begun.elapsed().as_secs_f64();
+    audit::tell(client, audit::of_report(&report, &job)).await;
     Ok(report)
 }
 

@@ -3,10 +3,12 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary has no outside, and a test ends by panicking")]
 
 mod all_in_one;
+mod audit;
 mod bad_input;
 mod caches;
 mod deploy;
 mod discovery;
+mod distribution;
 mod doctor;
 mod engine;
 mod exec;

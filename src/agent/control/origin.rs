@@ -36,7 +36,7 @@ pub(super) async fn push(
             let _ = events.try_send(Ok(convert::pushing(now.bytes, now.bytes_total)));
         }
     };
-    let event = match (parts.trust.may_serve())(&id) {
+    let event = match (parts.trust.may_serve(&parts.store))(&id) {
         true => origin.push(&parts.store, id, &tell).await.map(convert::pushed).map_err(|error| origin_status(&error)),
         false => Err(Status::permission_denied(format!("artifact {id} is revoked"))),
     };

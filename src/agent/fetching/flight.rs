@@ -8,10 +8,12 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use super::super::audit::of_agent;
 use super::{Failed, Fetching, WANT, source, traceparent};
 use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::protocol::metadata::Lookup;
+use crate::telemetry::audit::{Action, Event};
 use crate::transfer::{FetchError, Fetched, Find, Progress, Source};
 
 /// How an artifact's fetch stands.
@@ -57,7 +59,9 @@ impl Fetching {
         let span = tracing::info_span!("fetch", artifact = %id.short(), traceparent);
         let work = async move {
             let _landed = Landing { flights: fetching.flights.clone(), id };
+            let told = fetching.told(&admitted, &sources);
             let result = fetching.fetch(admitted, sources, &traceparent, &tell).await;
+            fetching.audit.tell(landed(told, &result));
             match &result {
                 Ok(fetched) => tracing::info!(
                     artifact = %id,
@@ -72,6 +76,21 @@ impl Fetching {
         };
         self.tasks.spawn("fetch", work.instrument(span));
         flight
+    }
+
+    /// What the audit log is told of a fetch that begins.
+    fn told(&self, admitted: &Admitted, sources: &[Source]) -> Event {
+        let manifest = admitted.manifest();
+        let holders = sources.iter().map(|source| source.node.short());
+        let from = admitted.signers().iter().cloned().chain(holders).collect::<Vec<_>>().join(", ");
+        let version = self.trust.policy().map(|policy| policy.version);
+        Event {
+            artifact: admitted.id().to_string(),
+            family: manifest.identity.family().to_string(),
+            subject: manifest.subject.clone(),
+            from,
+            ..of_agent(Action::Fetched, version, "")
+        }
     }
 
     async fn fetch(
@@ -140,6 +159,14 @@ impl Fetching {
             .boxed()
         })
     }
+}
+
+fn landed(told: Event, result: &Result<Fetched, Failed>) -> Event {
+    let result = match result {
+        Ok(fetched) => format!("{} bytes from {} holders", fetched.wire_bytes, fetched.holders),
+        Err(failed) => format!("failed: {}", failed.detail),
+    };
+    Event { result, ..told }
 }
 
 /// Takes a fetch off the list however it ends.

@@ -23,6 +23,7 @@ mod follow;
 mod link;
 mod record;
 mod settings;
+mod trust;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

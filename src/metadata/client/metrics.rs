@@ -13,6 +13,8 @@ pub(super) enum Call {
     Lookup,
     Watch,
     List,
+    Trust,
+    PutTrust,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]

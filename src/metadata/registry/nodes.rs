@@ -106,6 +106,7 @@ impl Registry {
             lease: self.config.lease,
             heartbeat: self.config.heartbeat,
             announce_in_full: state != NodeState::Stale && !node.is_some_and(|node| node.complete),
+            trust: 0,
         }
     }
 

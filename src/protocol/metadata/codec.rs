@@ -10,6 +10,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
 use super::{MAX_ENDPOINTS, MAX_EXCLUDE, MAX_HELD, MAX_HOLDERS, MAX_HOLDINGS, MAX_IDENTITIES, MAX_OFFERS, pb};
+use crate::identity::trust::MAX_ROOTS;
 use crate::protocol::ProtocolError;
 
 /// A repeated field, how often it may occur, and the repeated fields in each occurrence.
@@ -58,6 +59,10 @@ impl Shaped for pb::HoldingsReply {
     const SHAPE: &'static [Repeated] =
         &[Repeated::new(1, "endpoints", MAX_ENDPOINTS, &[]), Repeated::new(4, "artifacts", MAX_HOLDINGS, &[])];
 }
+impl Shaped for pb::TrustDocuments {
+    const SHAPE: &'static [Repeated] = &[Repeated::new(1, "roots", MAX_ROOTS, &[])];
+}
+impl Shaped for pb::TrustKnown {}
 impl Shaped for pb::AnnounceReply {}
 impl Shaped for pb::WithdrawRequest {}
 impl Shaped for pb::WithdrawReply {}

@@ -3,6 +3,7 @@
 mod peers;
 mod replies;
 mod requests;
+pub(super) mod trust;
 
 use std::sync::Arc;
 

@@ -208,7 +208,7 @@ fn requests_over_their_limits_are_refused() {
 
 #[test]
 fn replies_without_a_server_epoch_or_with_endless_intervals_are_refused() {
-    let reply = pb::AnnounceReply { server_epoch: 1, lease_ms: 30_000, heartbeat_ms: 10_000, announce_in_full: false };
+    let reply = pb::AnnounceReply { server_epoch: 1, lease_ms: 30_000, heartbeat_ms: 10_000, ..Default::default() };
     assert!(AnnounceReply::try_from(reply).is_ok());
     for reply in [
         pb::AnnounceReply { server_epoch: 0, ..reply },

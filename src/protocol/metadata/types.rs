@@ -188,6 +188,8 @@ pub struct AnnounceReply {
     pub lease: Duration,
     pub heartbeat: Duration,
     pub announce_in_full: bool,
+    /// Another number whenever the documents of trust change; 0 for none.
+    pub trust: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

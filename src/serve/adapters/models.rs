@@ -110,7 +110,7 @@ impl Shared {
             Resolution::Loading { state: state.to_owned(), retry_after }
         };
         match found {
-            Found::Ready(granted) => Reply::Settled(Resolution::Ready(self.route(alias, granted))),
+            Found::Ready(granted) => self.unless_revoked(alias, granted),
             Found::Loading(state) => Reply::Loading(loading(state.as_str())),
             Found::Looking => Reply::Looking(loading("looking-up")),
             Found::Unknown => Reply::Settled(Resolution::Unknown),
@@ -137,6 +137,19 @@ impl Shared {
                 refused(StatusCode::SERVICE_UNAVAILABLE, reason)
             }
         }
+    }
+
+    /// It may have been revoked since it was admitted; in the engine it stays until another version takes its place.
+    fn unless_revoked(self: &Arc<Self>, alias: Alias, granted: Granted) -> Reply {
+        let signed = self.table().signed_as(&granted.name);
+        let route = self.route(alias.clone(), granted);
+        Reply::Settled(match signed.filter(|signed| self.loader.source.is_revoked(signed)) {
+            None => Resolution::Ready(route),
+            Some(_) => {
+                let reason = format!("adapter `{alias}` cannot be served: the trust policy has revoked it");
+                Resolution::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, reason }
+            }
+        })
     }
 
     fn foreign(&self, alias: &Alias, foreign: &Foreign, caller: &Caller) -> Resolution {

@@ -119,6 +119,11 @@ pub trait Source: Send + Sync + 'static {
     /// Whether another holder or the origin has it: only then it leaves this node's disk.
     fn elsewhere<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, bool>;
 
+    /// Whether the newest policy that is known revokes what was admitted once. Asked for each request: answers at once.
+    fn is_revoked(&self, _: &Signed) -> bool {
+        false
+    }
+
     /// Judges by today's policy what was admitted once. Blocking, without network.
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError>;
 }

@@ -114,6 +114,10 @@ impl Table {
         self.current(entry).map(|version| &version.signed).or(entry.signed.as_ref()).or(entry.seen.as_ref())
     }
 
+    pub(super) fn signed_as(&self, name: &ServedName) -> Option<Arc<Signed>> {
+        self.versions.get(name).map(|version| version.signed.clone())
+    }
+
     /// The newest version that somebody has, as far as is known.
     pub(super) fn offer(&self, alias: &Alias) -> Option<&Offer> {
         self.entries.get(alias)?.offer.as_ref()

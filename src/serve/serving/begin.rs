@@ -107,6 +107,8 @@ impl Begin {
 
     async fn adapters(&mut self, quirks: Quirks, catalogue: &Catalogue) -> Result<Option<Adapters>, BeginError> {
         let Some(limits) = self.known.limits else { return Ok(None) };
+        // Adapters on disk are judged by today's policy first of all.
+        self.known.trust.refresh(&self.known.socket).await;
         let disk = match &self.disk {
             Some(disk) => disk.clone(),
             None => self.disk.insert(open(self.state.join("adapters")).await?).clone(),
@@ -124,8 +126,8 @@ impl Begin {
             metrics: self.metrics.clone(),
             access: self.access.clone(),
         };
-        let Known { socket, policy, room, .. } = &self.known;
-        let fleet = |base| Fleet::new(socket.clone(), policy.clone(), *room, base);
+        let Known { socket, trust, room, .. } = &self.known;
+        let fleet = |base| Fleet::new(socket.clone(), trust.clone(), *room, base);
         catalogue::adapters(prepare, fleet, &self.say).await.map(Some)
     }
 }

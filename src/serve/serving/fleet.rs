@@ -17,6 +17,7 @@ use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 use crate::proxy::BoxFuture;
 use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
+use crate::serve::trust::Trust;
 use crate::serve::warm;
 
 /// Artifacts whose identity is remembered until a fetch.
@@ -31,8 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Fleet {
     socket: PathBuf,
     client: OnceCell<Client>,
-    /// Why nothing is admitted, if there is no policy.
-    policy: Result<Arc<Policy>, String>,
+    trust: Trust,
     limits: Limits,
     /// As it is looked up.
     base: BaseModel,
@@ -40,8 +40,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(socket: PathBuf, policy: Result<Arc<Policy>, String>, limits: Limits, base: BaseModel) -> Self {
-        Self { socket, client: OnceCell::new(), policy, limits, base, seen: Mutex::default() }
+    pub(super) fn new(socket: PathBuf, trust: Trust, limits: Limits, base: BaseModel) -> Self {
+        Self { socket, client: OnceCell::new(), trust, limits, base, seen: Mutex::default() }
     }
 
     async fn client(&self) -> Result<&Client, String> {
@@ -49,8 +49,8 @@ impl Fleet {
         self.client.get_or_try_init(|| connect).await
     }
 
-    fn policy(&self) -> Result<&Arc<Policy>, FetchError> {
-        self.policy.as_ref().map_err(|why| FetchError::NotAdmitted(why.clone()))
+    fn policy(&self) -> Result<Arc<Policy>, FetchError> {
+        self.trust.policy().map_err(FetchError::NotAdmitted)
     }
 
     async fn found(&self, identities: &[IdentityId]) -> Result<Vec<FoundArtifact>, String> {
@@ -237,8 +237,14 @@ impl Source for Fleet {
         })
     }
 
+    fn is_revoked(&self, signed: &Signed) -> bool {
+        let keys = || SignedManifest::key_ids_of(&signed.envelope).unwrap_or_default();
+        self.trust.known().is_ok_and(|policy| policy.revokes() && policy.is_revoked(&signed.artifact, &keys()))
+    }
+
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {
-        let admitted = SignedManifest::admit(bytes::Bytes::copy_from_slice(envelope), self.policy()?, UnixTime::now());
+        let policy = self.policy()?;
+        let admitted = SignedManifest::admit(bytes::Bytes::copy_from_slice(envelope), &policy, UnixTime::now());
         let signed = signed(&admitted.map_err(|error| FetchError::NotAdmitted(error.to_string()))?)?;
         // What was made of it may be of no use any more: its files can be had again without a look.
         if let Ok(identity) = release::identity(&self.base, &signed.release.alias) {

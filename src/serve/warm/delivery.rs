@@ -43,12 +43,12 @@ pub struct Delivery {
 }
 
 /// The newest artifact of one subject that the node can have.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Wanted<'a> {
     pub identity: &'a SourceIdentity,
     pub subject: &'a str,
     /// Who may have signed it.
-    pub policy: &'a Policy,
+    pub policy: Arc<Policy>,
     /// For the whole of the agent's work.
     pub budget: Duration,
 }
@@ -65,11 +65,11 @@ impl Wanted<'_> {
         client: &Client,
         manifest_only: bool,
     ) -> Result<(Admitted, Streaming<WarmEvent>), DeliveryError> {
-        let Self { identity, subject, policy, budget } = *self;
+        let Self { identity, subject, policy, budget } = self;
         let request = WarmRequest {
             identity: bytes::Bytes::copy_from_slice(identity.id().as_bytes()),
             family: identity.family().to_string(),
-            subject: subject.to_owned(),
+            subject: (*subject).to_owned(),
             any_subject: false,
             budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
             manifest_only,
@@ -80,7 +80,7 @@ impl Wanted<'_> {
                 warm_event::Event::Manifest(manifest) => {
                     let admitted = SignedManifest::admit(manifest.envelope, policy, UnixTime::now());
                     let admitted = admitted.map_err(Failure::from)?;
-                    if admitted.manifest().identity != *identity {
+                    if admitted.manifest().identity != **identity {
                         return Err(DeliveryError::NotAdmitted("it has another identity".to_owned()));
                     }
                     return Ok((admitted, events));
@@ -117,7 +117,8 @@ impl Delivery {
         });
         let (root, lock) = opened.await.map_err(panicked)?.map_err(Failure::from)?;
         let lock = Arc::new(lock.map_err(|error| DeliveryError::Unavailable(error.to_string()))?);
-        let work = InstallWork { root, lock, limits, witness: Arc::new(()), admitted: admitted.clone() };
+        let work =
+            InstallWork { root, lock, limits, signed_by: None, witness: Arc::new(()), admitted: admitted.clone() };
         let installing = install::run(work, Feed::new(client, admitted.id()));
         let mut installing = std::pin::pin!(installing);
         let mut is_fetched = false;

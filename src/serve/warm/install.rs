@@ -1,16 +1,18 @@
 //! One artifact's install: chunks come from the agent, a few blocking threads check and write them.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Failure, Witness};
-use crate::artifact::Admitted;
-use crate::digest::ArtifactId;
+use crate::artifact::{Admitted, RelPath};
+use crate::digest::{ArtifactId, KeyId};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installation, Installed, Limits, NegativeClass};
-use crate::local::Client;
 use crate::local::chunks::Buffer;
+use crate::local::{Client, chain};
+use crate::serve::admissions::{self, Admission};
 use crate::serve::quarantine::Release;
 use crate::serve::received::Received;
 
@@ -25,6 +27,8 @@ pub(super) struct InstallWork {
     pub(super) lock: Arc<InstallLock>,
     pub(super) admitted: Arc<Admitted>,
     pub(super) limits: Limits,
+    /// Whose signatures let it in. Absent: nobody will ask again, since it is not used from here.
+    pub(super) signed_by: Option<Vec<KeyId>>,
     pub(super) witness: Arc<dyn Witness>,
 }
 
@@ -97,8 +101,15 @@ fn install(
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(panicked())))
     })?;
     if installation.missing().next().is_some() {
-        let release = Release::of(&work.admitted);
-        work.witness.before_commit(release, work.root.path(), installation.missing().cloned().collect())?;
+        let (release, missing): (_, BTreeSet<RelPath>) =
+            (Release::of(&work.admitted), installation.missing().cloned().collect());
+        if let Some(keys) = &work.signed_by {
+            let admission = Admission::new(release.clone(), keys.clone(), missing.clone());
+            // What cannot be asked about again is not installed.
+            admissions::add(work.root.path(), admission)
+                .map_err(|error| Failure { class: NegativeClass::Transient, detail: chain(&error) })?;
+        }
+        work.witness.before_commit(release, work.root.path(), missing)?;
     }
     let installed = installation.commit()?;
     remember(work);

@@ -48,9 +48,13 @@ impl Cluster {
     }
 
     pub async fn start_server(&mut self, listen: std::net::SocketAddr) {
+        self.start_server_with(ServerConfig::new(listen)).await;
+    }
+
+    pub async fn start_server_with(&mut self, config: ServerConfig) {
         let state = self.state_dir("metadata", &["localhost", "127.0.0.1"]);
         let tls = NodeConfig::default().tls(&state).unwrap();
-        let server = Server::bind(ServerConfig::new(listen), &tls, &mut Registry::default()).await.unwrap();
+        let server = Server::bind(config, &tls, &mut Registry::default()).await.unwrap();
         self.servers = vec![format!("{}@127.0.0.1:{}", tls.node_id(), server.addr().port()).parse().unwrap()];
         self.server = Some(server);
     }

@@ -192,7 +192,7 @@ impl Fleet {
         };
         Spec {
             target,
-            policy: self.policy.clone(),
+            trust: self.policy.clone().into(),
             budget: DEADLINE,
             limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
             ready_url: None,
@@ -205,9 +205,9 @@ impl Fleet {
     /// In front of an engine at `address`, whose key is `engine-key`.
     pub async fn attach(&self, mut config: ServeConfig, address: engine::Address) -> Served {
         config.engine.adapters = Some(Adapters::default());
-        let (key, policy) = (Some(Secret::new("engine-key").unwrap()), self.policy.clone());
+        let (key, trust) = (Some(Secret::new("engine-key").unwrap()), self.policy.clone().into());
         let limits = Limits { reserve_bytes: 0, max_bytes: u64::MAX };
-        Served::start(config, Backend::Attached { address, key, socket: self.socket(), policy, limits }, None).await
+        Served::start(config, Backend::Attached { address, key, socket: self.socket(), trust, limits }, None).await
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::agent::audit::Audit;
 use crate::artifact::{Chunk, Codec, File, ManifestError, Provenance, RelPath, SourceIdentity};
 use crate::identity::{PrivateKey, TrustClass, TrustConfig, UnixTime};
 use crate::store::{self, Store, StoreError};
@@ -22,7 +23,7 @@ impl Pod {
         let config =
             store::Config { reserve_bytes: Some(0), max_bytes, ..store::Config::new(dir.path().join("store")) };
         let store = Store::open(&config, store::Metrics::default()).unwrap();
-        let trust = crate::agent::trust::Trust::load(TrustConfig::default(), dir.path()).unwrap();
+        let trust = crate::agent::trust::Trust::load(TrustConfig::default(), dir.path(), Audit::nowhere()).unwrap();
         Self { publisher: Publisher::new(store.clone(), signer, trust), store, _dir: dir }
     }
 

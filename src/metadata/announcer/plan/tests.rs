@@ -45,7 +45,8 @@ impl Harness {
 
     fn reply(&mut self, server_epoch: ServerEpoch, announce_in_full: bool) {
         let seconds = Duration::from_secs;
-        let reply = AnnounceReply { server_epoch, lease: seconds(30), heartbeat: seconds(10), announce_in_full };
+        let reply =
+            AnnounceReply { server_epoch, lease: seconds(30), heartbeat: seconds(10), announce_in_full, trust: 0 };
         self.plan.answered(reply.into(), self.now, &mut self.rng);
     }
 

@@ -12,9 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Line, Link, Pulse, Tail, connect};
 use super::record::{Entry, Record};
 use super::settings::{compare, settings};
+use super::trust::merge;
 use super::{Drift, Drifted, RedisConfig, Shared, StoreError, StoreUrl};
+use crate::identity::trust::Documents;
 use crate::metadata::registry::{Change, Config, Counts, Registry, Version};
 use crate::metadata::service::Directory;
+use crate::metadata::trust::PutError;
 use crate::protocol::metadata::ServerEpoch;
 
 /// How often the store is asked for its time, its epoch and the leadership.
@@ -160,6 +163,7 @@ impl Session<'_> {
     async fn run(&mut self, mut pulse: Pulse) -> Result<Infallible, StoreError> {
         loop {
             self.upkeep(&pulse).await?;
+            self.trust().await?;
             let next = Instant::now() + PULSE;
             loop {
                 let wait = next.saturating_duration_since(Instant::now());
@@ -214,6 +218,18 @@ impl Session<'_> {
             }
         });
         Ok(())
+    }
+
+    /// Takes documents of trust that other servers were handed, and gives those that the store has lost.
+    async fn trust(&self) -> Result<(), StoreError> {
+        match merge(&self.link, &self.directory.trust, &Documents::default()).await {
+            Ok(_) | Err(PutError::NoRoot) => Ok(()),
+            Err(PutError::Store(error)) => Err(error),
+            Err(error @ (PutError::Refused(_) | PutError::Keep(_))) => {
+                tracing::warn!(%error, "documents of trust in the shared store are not taken");
+                Ok(())
+            }
+        }
     }
 
     /// What one server does for all.

@@ -1,5 +1,7 @@
 //! Speaks with the store: two connections, one for commands and one that waits for the log. Every wait has a deadline.
 
+mod trust;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +40,7 @@ struct Keys {
     nodes: String,
     log: String,
     leader: String,
+    trust: String,
     held: String,
 }
 
@@ -45,8 +48,9 @@ impl Keys {
     /// In braces, so that a store of several shards keeps them together.
     fn new(prefix: &str) -> Self {
         let key = |name: &str| format!("{{{prefix}}}:{name}");
-        let [meta, settings, nodes, log, leader] = ["meta", "settings", "nodes", "log", "leader"].map(key);
-        Self { meta, settings, nodes, log, leader, held: key("held:") }
+        let names = ["meta", "settings", "nodes", "log", "leader", "trust"];
+        let [meta, settings, nodes, log, leader, trust] = names.map(key);
+        Self { meta, settings, nodes, log, leader, trust, held: key("held:") }
     }
 
     fn held(&self, node: NodeId) -> Vec<u8> {

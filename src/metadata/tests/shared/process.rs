@@ -56,12 +56,12 @@ impl Redis {
         }
     }
 
-    pub(super) fn empty(&self) {
+    pub(in crate::metadata::tests) fn empty(&self) {
         assert!(self.ask(&["FLUSHALL"]).starts_with("+OK"));
     }
 
     /// The raw answer without the type of a number.
-    pub(super) fn ask(&self, words: &[&str]) -> String {
+    pub(in crate::metadata::tests) fn ask(&self, words: &[&str]) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.write_all(format!("{}\r\n", words.join(" ")).as_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();

@@ -23,6 +23,7 @@ impl TryFrom<pb::AnnounceReply> for AnnounceReply {
             lease: interval(reply.lease_ms, "lease_ms")?,
             heartbeat: interval(reply.heartbeat_ms, "heartbeat_ms")?,
             announce_in_full: reply.announce_in_full,
+            trust: reply.trust,
         })
     }
 }
@@ -34,6 +35,7 @@ impl From<AnnounceReply> for pb::AnnounceReply {
             lease_ms: millis(reply.lease),
             heartbeat_ms: millis(reply.heartbeat),
             announce_in_full: reply.announce_in_full,
+            trust: reply.trust,
         }
     }
 }

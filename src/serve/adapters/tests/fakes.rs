@@ -36,6 +36,7 @@ struct World {
     is_elsewhere: bool,
     foreign: BTreeMap<Alias, Foreign>,
     compared: usize,
+    revoked: Option<ArtifactId>,
 }
 
 /// Adapters by alias, newest last.
@@ -102,6 +103,10 @@ impl Fleet {
     /// Names that were asked about other base models.
     pub(super) fn compared(&self) -> usize {
         self.world().compared
+    }
+
+    pub(super) fn revoke(&self, artifact: ArtifactId) {
+        self.world().revoked = Some(artifact);
     }
 
     /// Nobody has it any more.
@@ -224,6 +229,10 @@ impl Source for Fleet {
 
     fn elsewhere<'a>(&'a self, _: &'a ArtifactId) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(self.world().is_elsewhere))
+    }
+
+    fn is_revoked(&self, signed: &Signed) -> bool {
+        self.world().revoked == Some(signed.artifact)
     }
 
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {

@@ -206,3 +206,16 @@ async fn names_that_cannot_be_looked_up_are_not_said_to_be_unknown() {
     pass(6).await;
     drop(node.ready("sql").await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_adapter_is_refused_until_another_version_takes_its_place() {
+    let node = Node::new();
+    let bad = node.fleet.publish("sql", 1, 0);
+    drop(node.ready("sql").await);
+    node.fleet.revoke(bad.artifact);
+    let (status, reason) = node.refusal("sql").await;
+    assert!(status == 422 && reason.contains("revoked"), "{reason}");
+    node.fleet.publish("sql", 2, 1);
+    eventually("the next version does not take over", || node.engine.unloads.lock().unwrap().len() == 1).await;
+    assert!(matches!(node.wait("sql").await, Resolution::Ready(_)));
+}

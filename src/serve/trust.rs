@@ -1,0 +1,175 @@
+//! Whom a pod trusts: by a policy file of its own, or by documents that its agent hands on and that the pod verifies with a
+//! root document of its own.
+//!
+//! The agent is asked before anything is brought, again right before an engine starts, and now and then while it runs. What
+//! is told is remembered in `.warmd` below the caches' root: an agent cannot take it back.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::admissions::{self, Whose};
+use super::audit;
+use super::records::Records;
+use super::target::Say;
+use crate::caches::{CacheFamily, Environment};
+use crate::identity::trust::{Known, TrustError, TrustFile, Trusted, read_root};
+use crate::identity::{Policy, UnixTime};
+use crate::local::{Client, chain};
+
+/// For an answer of the agent.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the agent is asked while an engine runs.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Where a pod's policy comes from.
+#[derive(Debug, Clone)]
+pub enum Trust {
+    /// A file that was read, or why nothing is installed.
+    Fixed(Result<Arc<Policy>, String>),
+    Documents(Arc<Handed>),
+}
+
+impl From<Result<Arc<Policy>, String>> for Trust {
+    fn from(policy: Result<Arc<Policy>, String>) -> Self {
+        Self::Fixed(policy)
+    }
+}
+
+/// What the agent has handed on so far.
+#[derive(Debug)]
+pub struct Handed {
+    trusted: Mutex<Trusted>,
+    /// Of them, for those who ask often.
+    policy: RwLock<Option<Arc<Policy>>>,
+    /// Below which it is remembered.
+    caches: Option<PathBuf>,
+}
+
+impl Trust {
+    /// Goes on with what is remembered below `caches`.
+    pub fn documents(root: &Path, caches: Option<&Path>) -> Result<Self, TrustError> {
+        let root = read_root(root)?;
+        let records = caches.and_then(|caches| Records::find(caches).ok().flatten());
+        let trusted = match records {
+            Some(records) => TrustFile::new(records.directory()).load(&root)?,
+            None => Trusted::new(&root)?,
+        };
+        let policy = RwLock::new(trusted.policy().map(Arc::new));
+        let caches = caches.map(Path::to_owned);
+        Ok(Self::Documents(Arc::new(Handed { trusted: Mutex::new(trusted), policy, caches })))
+    }
+
+    /// By what may be installed now, or why nothing is. Asks nobody.
+    pub fn policy(&self) -> Result<Arc<Policy>, String> {
+        let Self::Documents(handed) = self else { return self.known() };
+        let policy = self.known()?;
+        match policy.lapse(UnixTime::now()) {
+            None => Ok(policy),
+            Some(reason) => Err(format!("{reason} (root version {})", handed.lock().root().version)),
+        }
+    }
+
+    /// The newest policy that is known, whether anything may be installed by it or not.
+    pub(super) fn known(&self) -> Result<Arc<Policy>, String> {
+        match self {
+            Self::Fixed(policy) => policy.clone(),
+            Self::Documents(handed) => {
+                let policy = handed.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
+                policy.ok_or_else(|| "the agent has handed on no trust policy yet".to_owned())
+            }
+        }
+    }
+
+    /// Takes what the agent has that is newer; what is refused, or not told in time, changes nothing. The time is `left`, or
+    /// two seconds if that is more.
+    pub async fn ask(&self, client: &Client, left: Duration) -> Result<(), String> {
+        let Self::Documents(handed) = self else { return Ok(()) };
+        let known = handed.lock().known();
+        let asked = timeout(left.min(PATIENCE), client.trust(known)).await;
+        let documents = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?;
+        if documents.is_empty() {
+            return Ok(());
+        }
+        let handed = handed.clone();
+        let taking = tokio::task::spawn_blocking(move || {
+            let mut trusted = handed.lock();
+            let taken = trusted.take(&documents, UnixTime::now());
+            *handed.policy.write().unwrap_or_else(PoisonError::into_inner) = trusted.policy().map(Arc::new);
+            handed.remember(&trusted, known);
+            taken
+        });
+        let taken = taking.await.map_err(|_| "the thread that verifies documents panicked".to_owned())?;
+        taken.map_err(|error| format!("what the agent hands on is refused: {error}"))
+    }
+
+    /// As [`Trust::ask`], of the agent at `socket`, if there is one.
+    pub(super) async fn refresh(&self, socket: &Path) -> Option<Client> {
+        let Self::Documents(_) = self else { return None };
+        let client = timeout(PATIENCE, Client::connect(socket)).await.ok()?.ok()?;
+        if let Err(reason) = self.ask(&client, PATIENCE).await {
+            tracing::debug!(reason, "no news of the trust policy");
+        }
+        Some(client)
+    }
+
+    /// Looks after what is installed below `roots` and was not used yet, for as long as it is polled.
+    pub(super) async fn watch(&self, socket: &Path, roots: &[PathBuf], say: &Say) {
+        let Self::Documents(_) = self else { return std::future::pending().await };
+        let version = || self.known().map_or(0, |policy| policy.version);
+        let mut seen = version();
+        loop {
+            let client = self.refresh(socket).await;
+            if version() != seen {
+                seen = version();
+                self.withdraw(roots, Whose::NobodyUsed, client.as_ref(), say).await;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes away what is installed below `roots` and is revoked by the newest policy that is known.
+    pub(super) async fn withdraw(&self, roots: &[PathBuf], whose: Whose, client: Option<&Client>, say: &Say) {
+        let Ok(policy) = self.known() else { return };
+        let mut events = Vec::new();
+        for root in roots {
+            let withdrawn = admissions::withdraw(root.clone(), policy.clone(), whose, say).await;
+            events.extend(withdrawn.iter().map(|one| audit::of_withdrawn(one, policy.version)));
+        }
+        if let Some(client) = client {
+            audit::tell(client, events).await;
+        }
+    }
+}
+
+impl Handed {
+    fn lock(&self) -> MutexGuard<'_, Trusted> {
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A statement of freshness alone is not worth a write.
+    fn remember(&self, trusted: &Trusted, before: Known) {
+        let now = trusted.known();
+        let Some(caches) = self.caches.as_ref().filter(|_| (now.root, now.policy) != (before.root, before.policy))
+        else {
+            return;
+        };
+        let remembered = Records::make(caches)
+            .map_err(|error| chain(&error))
+            .and_then(|records| TrustFile::new(records.directory()).save(trusted).map_err(|error| chain(&error)));
+        if let Err(error) = remembered {
+            tracing::warn!(error, "the trust policy is not remembered: after a restart an older one could be taken");
+        }
+    }
+}
+
+/// The roots of all families, as the engine's environment says.
+pub(super) fn roots(environment: &Environment) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = CacheFamily::all().iter().filter_map(|family| (family.root)(environment)).collect();
+    roots.sort_unstable();
+    roots.dedup();
+    roots
+}
