@@ -18,9 +18,6 @@ const HAVES_LEFT: f64 = 16.0;
 
 const SHORTEST_HAVE_AGE: Duration = Duration::from_millis(5);
 
-/// Before anything arrived: many who begin together have news for each other all the time.
-const FIRST_HAVE_AGE: Duration = Duration::from_millis(10);
-
 impl Plan {
     pub(super) fn slot(&self, node: NodeId) -> Option<usize> {
         self.holders.iter().position(|holder| holder.node == node)
@@ -71,7 +68,7 @@ impl Plan {
 
     /// What is asked for early comes from whoever had it then: how old a bitmap may be is a part of the time that is left.
     fn have_age_at(&self, now: Instant) -> Duration {
-        let Some(pace) = self.pace.at(now) else { return self.config.have_age.min(FIRST_HAVE_AGE) };
+        let Some(pace) = self.pace.at(now) else { return self.config.have_age };
         let left = (self.chunks.bytes() - self.chunks.bytes_done()) as f64 / pace.max(1.0);
         let age = Duration::try_from_secs_f64(left / HAVES_LEFT).unwrap_or(self.config.have_age);
         age.clamp(SHORTEST_HAVE_AGE, self.config.have_age)

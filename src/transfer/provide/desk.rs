@@ -27,7 +27,7 @@ const USUAL_TURN: f64 = 0.03;
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(250);
 
-/// Slots are scarce for so long after somebody was sent away.
+/// Slots are scarce for so long after somebody who has none was sent away.
 const SCARCE_FOR: Duration = Duration::from_millis(100);
 
 /// What a slot is for.
@@ -152,7 +152,7 @@ impl Desk {
         }
         let is_fair = role == Role::Manifest || self.has_share(ask.by, now);
         if !is_fair || !self.has_slot(role) {
-            if is_fair && role != Role::Manifest {
+            if role != Role::Manifest && !self.peers.contains_key(&ask.by) {
                 self.scarce_until = Some(now + SCARCE_FOR);
             }
             return Ok(false);
