@@ -10,13 +10,15 @@ fn main() -> Result<(), BoxError> {
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().bytes(".warmd.v1").bytes(".warmd.trust.v1").compile_fds(descriptors)?;
 
-    // Apart, because its codec checks messages of strangers before it allocates for them.
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("metadata");
-    std::fs::create_dir_all(&out)?;
-    tonic_prost_build::configure()
-        .bytes(".warmd.v1")
-        .codec_path("crate::protocol::metadata::BoundedCodec")
-        .out_dir(out)
-        .compile_fds(protox::compile(["metadata.proto"], ["proto"])?)?;
+    // Apart, because their codec checks messages of strangers before it allocates for them.
+    for name in ["metadata", "model_express"] {
+        let out = PathBuf::from(std::env::var("OUT_DIR")?).join(name);
+        std::fs::create_dir_all(&out)?;
+        tonic_prost_build::configure()
+            .bytes(".")
+            .codec_path("crate::protocol::metadata::BoundedCodec")
+            .out_dir(out)
+            .compile_fds(protox::compile([format!("{name}.proto")], ["proto"])?)?;
+    }
     Ok(())
 }

@@ -16,7 +16,7 @@ use toml::{Table, Value};
 
 use crate::identity::NodeConfig;
 use crate::metadata::registry::Config as Limits;
-use crate::metadata::{self, RedisConfig, Store};
+use crate::metadata::{self, CompatibilityConfig, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
 
 pub use agent::{AgentFile, EngineSection, ServedEngine};
@@ -67,6 +67,7 @@ pub struct MetadataConfig {
     pub node: NodeConfig,
     pub server: ServerSection,
     pub redis: RedisConfig,
+    pub compatibility: CompatibilityConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -79,6 +80,7 @@ impl Default for MetadataConfig {
             node: NodeConfig::default(),
             server: ServerSection::default(),
             redis: RedisConfig::default(),
+            compatibility: CompatibilityConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }

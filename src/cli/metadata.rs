@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use futures_util::future::OptionFuture;
 use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
 use crate::config::{self, MetadataConfig};
 use crate::lifecycle;
-use crate::metadata::Server;
+use crate::metadata::{Compatibility, Server};
 use crate::telemetry::{self, MetricsServer};
 
 #[derive(Debug, Args)]
@@ -31,6 +32,10 @@ pub(super) struct Metadata {
     /// What to do where this server's settings differ from the cluster's: warn, abort or adopt (`redis.drift`)
     #[arg(long, value_name = "WHAT")]
     drift: Option<String>,
+    /// Serve ModelExpress's P2pService to weight clients at this TCP address, in plaintext and without authentication
+    /// (`compatibility.model_express`, `compatibility.listen`)
+    #[arg(long, value_name = "ADDR")]
+    model_express: Option<String>,
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
@@ -43,6 +48,8 @@ impl Metadata {
             ("WARMD_SERVER_LISTEN", self.listen.as_deref().map(quoted)),
             ("WARMD_REDIS_URL", self.redis.as_deref().map(quoted)),
             ("WARMD_REDIS_DRIFT", self.drift.as_deref().map(quoted)),
+            ("WARMD_COMPATIBILITY_MODEL_EXPRESS", self.model_express.as_ref().map(|_| true.to_string())),
+            ("WARMD_COMPATIBILITY_LISTEN", self.model_express.as_deref().map(quoted)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
@@ -63,6 +70,10 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::default();
     let tls = config.node.tls(&config.state_dir)?;
     let server = Server::bind(config.server_config(), &tls, &mut registry).await?;
+    let compatibility = match config.compatibility.model_express {
+        true => Some(Compatibility::bind(&config.compatibility, &mut registry).await?),
+        false => None,
+    };
     let metrics = match config.metrics.listen {
         Some(addr) => Some(
             MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?,
@@ -71,7 +82,8 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     };
     tracing::info!(addr = %server.addr(), "metadata server ready");
     lifecycle::terminated().await.context("wait for signals")?;
-    server.shutdown(config.drain_deadline).await;
+    let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
+    tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     if let Some(metrics) = metrics {
         metrics.shutdown(std::time::Duration::from_millis(100)).await;
     }

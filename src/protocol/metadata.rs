@@ -8,7 +8,7 @@ mod convert;
 mod summary;
 mod types;
 
-pub(crate) use codec::BoundedCodec;
+pub(crate) use codec::{BoundedCodec, Repeated, Shaped};
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, InvalidEndpoint, Load, Locality,
     Lookup, NodeState, Offer, Page, PageRequest, PageToken, ServerEpoch, Summary, WatchEvent, WatchKind, Withdrawal,

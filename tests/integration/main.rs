@@ -5,6 +5,7 @@
 mod all_in_one;
 mod bad_input;
 mod caches;
+mod compatibility;
 mod deploy;
 mod doctor;
 mod engine;
