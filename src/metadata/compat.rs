@@ -19,7 +19,7 @@
 //! | PublishMetadata, table full | `success = false`, nothing is evicted | grows |
 //! | PublishMetadata, `worker_id` with another rank | replaces the first | keeps both, shows one |
 //! | PublishMetadata | `updated_at` is the server's time, status 0 means INITIALIZING | as the client says |
-//! | GetMetadata | the worker's message as it was, unknown fields too | known fields only |
+//! | GetMetadata | the worker's message as it was, unknown fields too | known fields, tensors in the old place and the new |
 //! | UpdateStatus, status 0 | `success = false` | kept, and never reaped |
 //!
 //! A worker that went STALE comes back with its next READY, as there: clients say STALE while their network is broken.
