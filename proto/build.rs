@@ -10,13 +10,17 @@ fn main() -> Result<(), BoxError> {
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().bytes(".warmd.v1").bytes(".warmd.trust.v1").compile_fds(descriptors)?;
 
-    // Apart, because its codec checks messages of strangers before it allocates for them.
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("metadata");
-    std::fs::create_dir_all(&out)?;
-    tonic_prost_build::configure()
-        .bytes(".warmd.v1")
-        .codec_path("crate::protocol::metadata::BoundedCodec")
-        .out_dir(out)
-        .compile_fds(protox::compile(["metadata.proto", "discovery.proto"], ["proto"])?)?;
+    // Apart, because their codec checks messages of strangers before it allocates for them.
+    for (directory, files) in
+        [("metadata", &["metadata.proto", "discovery.proto"][..]), ("model_express", &["model_express.proto"])]
+    {
+        let out = PathBuf::from(std::env::var("OUT_DIR")?).join(directory);
+        std::fs::create_dir_all(&out)?;
+        tonic_prost_build::configure()
+            .bytes(".")
+            .codec_path("crate::protocol::metadata::BoundedCodec")
+            .out_dir(out)
+            .compile_fds(protox::compile(files, ["proto"])?)?;
+    }
     Ok(())
 }

@@ -16,7 +16,7 @@ use toml::{Table, Value};
 
 use crate::identity::NodeConfig;
 use crate::metadata::registry::Config as Limits;
-use crate::metadata::{self, RedisConfig, Store};
+use crate::metadata::{self, CompatibilityConfig, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
 
 pub use agent::{AgentFile, EngineSection, ServedEngine};
@@ -68,6 +68,7 @@ pub struct MetadataConfig {
     pub server: ServerSection,
     pub redis: RedisConfig,
     pub trust: ServerTrust,
+    pub compatibility: CompatibilityConfig,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -81,6 +82,7 @@ impl Default for MetadataConfig {
             server: ServerSection::default(),
             redis: RedisConfig::default(),
             trust: ServerTrust::default(),
+            compatibility: CompatibilityConfig::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }

@@ -31,7 +31,7 @@
 //! | `config` | reads a role's file and the environment; every part owns its section |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |
-//! | `transfer`, `metadata`, `install`, `local`, `origin` | plan, fetch, provide; the directory and its client; stage, commit, markers, locks; the agent's Unix socket; the object store behind all nodes |
+//! | `transfer`, `metadata`, `install`, `local`, `origin` | plan, fetch, provide; the directory and its client, and a directory of weights for clients of another system; stage, commit, markers, locks; the agent's Unix socket; the object store behind all nodes |
 //! | `store`, `transport`, `discovery`, `engine` | chunks and artifacts on disk; QUIC, and TCP where UDP is lost (the only place that names quinn and h2); agents that find each other (the only place that names libp2p); the engine: processes, output, log, readiness, supervision, how it is started behind a proxy, and what it is told of adapters |
 //! | `adapters` | LoRA adapters: formats, checks, what is made of one before an engine sees it |
 //! | `caches` | the kinds of caches, what decides whether an entry can be used elsewhere, which files make an artifact, captured consistently |

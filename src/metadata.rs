@@ -7,11 +7,14 @@
 //!
 //! Several servers can share one store instead (`backend::shared`); each has all of the directory in memory.
 //!
+//! [`Compatibility`] stands beside it, for clients of another system.
+//!
 //! An agent has a [`Client`], and one [`Announcer`] whose task alone speaks for the node, so that nothing is said after STALE.
 
 mod announcer;
 mod backend;
 mod client;
+mod compat;
 mod metrics;
 pub mod registry;
 mod room;
@@ -26,6 +29,7 @@ pub use backend::shared::{Difference, Drift, Drifted, InvalidStoreUrl, RedisConf
 pub use client::{
     Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch, Words,
 };
+pub use compat::{Compatibility, CompatibilityConfig, ExplicitAddr, NotExplicit};
 pub use server::{Config, Server, ServerError, Store};
 
 #[cfg(test)]

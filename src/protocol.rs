@@ -1,9 +1,10 @@
 //! What goes over wires, and the only place where generated types become domain types and back.
 //!
-//! `peer` is the QUIC protocol, `metadata` and `agent` are gRPC. Above this module only the rpc handlers and clients name
-//! generated types.
+//! `peer` is the QUIC protocol, `metadata`, `model_express` and `agent` are gRPC. Above this module only the rpc handlers
+//! and clients name generated types.
 
 pub mod metadata;
+pub mod model_express;
 pub mod peer;
 
 /// Generated from `proto/{peer,metadata,agent}.proto`.

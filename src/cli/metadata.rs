@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use futures_util::future::OptionFuture;
 use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
 use crate::config::{self, MetadataConfig};
 use crate::identity::trust;
 use crate::lifecycle;
-use crate::metadata::{self, Server};
+use crate::metadata::{self, Compatibility, Server};
 use crate::telemetry::{self, MetricsServer};
 
 #[derive(Debug, Args)]
@@ -35,6 +36,10 @@ pub(super) struct Metadata {
     /// Signed root document: documents of trust that it verifies are kept and handed out (`trust.root`)
     #[arg(long, value_name = "FILE")]
     trust_root: Option<PathBuf>,
+    /// Serve ModelExpress's P2pService to weight clients at this TCP address, in plaintext and without authentication
+    /// (`compatibility.model_express`, `compatibility.listen`)
+    #[arg(long, value_name = "ADDR")]
+    model_express: Option<String>,
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
@@ -48,6 +53,8 @@ impl Metadata {
             ("WARMD_REDIS_URL", self.redis.as_deref().map(quoted)),
             ("WARMD_REDIS_DRIFT", self.drift.as_deref().map(quoted)),
             ("WARMD_TRUST_ROOT", self.trust_root.as_ref().map(|path| quoted(&path.display().to_string()))),
+            ("WARMD_COMPATIBILITY_MODEL_EXPRESS", self.model_express.as_ref().map(|_| true.to_string())),
+            ("WARMD_COMPATIBILITY_LISTEN", self.model_express.as_deref().map(quoted)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
@@ -70,6 +77,10 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     let trust = config.trust.root.as_deref().map(trust::read_root).transpose()?;
     let server_config = metadata::Config { trust, ..config.server_config() };
     let server = Server::bind(server_config, &tls, &mut registry).await?;
+    let compatibility = match config.compatibility.model_express {
+        true => Some(Compatibility::bind(&config.compatibility, &mut registry).await?),
+        false => None,
+    };
     let metrics = match config.metrics.listen {
         Some(addr) => Some(
             MetricsServer::bind(addr, Arc::new(registry)).await.with_context(|| format!("serve metrics on {addr}"))?,
@@ -78,7 +89,8 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
     };
     tracing::info!(addr = %server.addr(), "metadata server ready");
     lifecycle::terminated().await.context("wait for signals")?;
-    server.shutdown(config.drain_deadline).await;
+    let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
+    tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     if let Some(metrics) = metrics {
         metrics.shutdown(std::time::Duration::from_millis(100)).await;
     }

@@ -31,8 +31,7 @@ use crate::identity::trust::TrustError;
 use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
-use connection::Connection;
-pub(super) use connection::Peer;
+pub(super) use connection::{Connection, Peer};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ mod convert;
 mod summary;
 mod types;
 
-pub(crate) use codec::BoundedCodec;
+pub(crate) use codec::{BoundedCodec, Repeated, Shaped};
 pub use convert::trust::{decode_trust, encode_trust, trust_documents};
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,

@@ -6,6 +6,7 @@ mod all_in_one;
 mod audit;
 mod bad_input;
 mod caches;
+mod compatibility;
 mod deploy;
 mod discovery;
 mod distribution;

@@ -17,7 +17,7 @@ use tonic::transport::server::Connected;
 
 use crate::identity::NodeId;
 
-/// An admitted node must say something within this time; later, keep-alive tells the dead.
+/// Whoever is admitted must say something within this time; later, keep-alive tells the dead.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// Who is at the other end.
@@ -35,26 +35,26 @@ impl Peer {
 }
 
 /// Fails all reading and writing once it is cut: so a connection ends with the server, whoever drives it.
-pub(super) struct Connection {
-    tls: TlsStream<TcpStream>,
-    peer: Peer,
+pub(in crate::metadata) struct Connection<S = TlsStream<TcpStream>, P = Peer> {
+    stream: S,
+    peer: P,
     silent: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     open: Gauge,
     _slot: OwnedSemaphorePermit,
 }
 
-impl Connection {
-    pub(super) fn new(
-        tls: TlsStream<TcpStream>,
-        peer: Peer,
+impl<S, P> Connection<S, P> {
+    pub(in crate::metadata) fn new(
+        stream: S,
+        peer: P,
         slot: OwnedSemaphorePermit,
         cut: CancellationToken,
         open: Gauge,
     ) -> Self {
         open.inc();
         let silent = Some(Box::pin(tokio::time::sleep(FIRST_BYTE)));
-        Self { tls, peer, silent, cut: Box::pin(cut.cancelled_owned()), open, _slot: slot }
+        Self { stream, peer, silent, cut: Box::pin(cut.cancelled_owned()), open, _slot: slot }
     }
 
     fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -62,24 +62,24 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl<S, P> Drop for Connection<S, P> {
     fn drop(&mut self) {
         self.open.dec();
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+impl<S, P: Clone + Send + Sync + 'static> Connected for Connection<S, P> {
+    type ConnectInfo = P;
 
-    fn connect_info(&self) -> Peer {
-        self.peer
+    fn connect_info(&self) -> P {
+        self.peer.clone()
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for Connection<S, P> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check_cut(cx)?;
-        let read = Pin::new(&mut self.tls).poll_read(cx, buf);
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if read.is_ready() {
             self.silent = None;
         } else if self.silent.as_mut().is_some_and(|silent| silent.as_mut().poll(cx).is_ready()) {
@@ -89,19 +89,19 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for Connection<S, P> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.tls).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.tls).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

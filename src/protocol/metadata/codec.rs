@@ -22,7 +22,7 @@ pub(crate) struct Repeated {
 }
 
 impl Repeated {
-    const fn new(tag: u32, name: &'static str, limit: usize, inside: &'static [Repeated]) -> Self {
+    pub(crate) const fn new(tag: u32, name: &'static str, limit: usize, inside: &'static [Repeated]) -> Self {
         Self { tag, name, limit, inside }
     }
 }
