@@ -190,7 +190,7 @@ impl Agent {
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
         let working = Arc::new(Tasks::new());
-        let audit = Audit::open(&config.state_dir, &working)?;
+        let audit = Audit::open(&config.state_dir, &working, &mut registry)?;
         let trust = Trust::load(config.trust.clone(), &config.state_dir, audit.clone())?;
 
         let (store_config, store_metrics) = (config.store_config(), crate::store::Metrics::register(&mut registry));

@@ -17,7 +17,6 @@ mod installation;
 mod layout;
 mod lock;
 mod marker;
-mod metrics;
 mod plan;
 mod relocated;
 mod root;
@@ -35,7 +34,6 @@ use crate::caches::{GroupError, KindError};
 pub use installation::{Installation, Installed, Limits};
 pub use lock::{InstallLock, LockError};
 pub use marker::{BootId, InstalledMarker, Marker, NegativeClass, NegativeMarker, negative_ttl};
-pub use metrics::Metrics;
 pub use root::{CacheRoot, Cleaned, RootProblem};
 pub use verify::{Report, verify_installed};
 

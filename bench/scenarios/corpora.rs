@@ -61,43 +61,53 @@ fn rivals<'a>(peers: &'a Peers, from: &'a Path, to: &'a Path, bytes: u64) -> Vec
 }
 
 /// Files into an empty root from what the node has: an archive and `tar` against warmd's store, which verifies all bytes twice.
+/// On a disk, where warmd makes durable what it writes, and in memory, where that costs nothing and only the cores count.
 pub(crate) fn install(report: &mut Report, options: &Options) -> Result<String> {
+    let disk = options.disk.join(format!("warmd-bench-{}", std::process::id()));
     let mut text = String::new();
-    for kind in [Kind::C, Kind::D] {
-        let (from, archive) = (options.dir.join("tree"), options.dir.join("tree.tar"));
-        gone(&from)?;
-        let written = Corpus { kind, seed: SEED, scale: options.scale() }.write(&from)?;
-        shell(&format!("tar -C '{}' -cf '{}' .", from.display(), archive.display()))?;
-        let into = options.dir.join("arrived");
-        let unpack = || {
-            fresh(&into)?;
-            let (seconds, cpu) = shell(&format!("tar -C '{}' -xf '{}'", into.display(), archive.display()))?;
-            installed(seconds, cpu, &from, &into, &written)
-        };
-        let mut cluster = Cluster::start(&options.dir.join("cluster"))?;
-        cluster.start_agent("a")?;
-        cluster.publish("a", &from)?;
-        Cluster::settle();
-        let warm = || {
-            gone(&into)?;
-            let (cpu, children) = (cluster.cpu(), children_cpu());
-            let warmed = cluster.warm("a", &into)?;
-            let cpu = cluster.cpu() - cpu + children_cpu() - children;
-            installed(warmed.seconds, cpu, &from, &into, &written)
-        };
-        let contestants = vec![Contestant::new("warmd, from its store", warm), Contestant::new("tar -xf", unpack)];
-        let rows = interleave(options.runs, contestants)?;
-        let ratio = rows[1].seconds() / rows[0].seconds();
-        let title =
-            format!("Corpus {kind:?}: {} files, {:.1} MB, installed", written.files, written.bytes as f64 / 1e6);
-        text += &report.add(&title, rows);
-        text += &report.at_least(format!("{kind:?}: tar -xf / warmd, time"), ratio, 1.0);
-        text += "\n";
-        gone(&from)?;
-        gone(&into)?;
-        gone(&archive)?;
+    for (dir, place) in [(&disk, "on a disk"), (&options.dir, "in memory")] {
+        for kind in [Kind::C, Kind::D] {
+            fresh(&dir.join("cluster"))?;
+            let (title, rows) = install_one(options, kind, dir)?;
+            let ratio = rows[1].seconds() / rows[0].seconds();
+            text += &report.add(&format!("{title} {place}"), rows);
+            text += &report.at_least(format!("{kind:?} {place}: tar -xf / warmd, time"), ratio, 1.0);
+            text += "\n";
+        }
     }
+    gone(&disk)?;
     Ok(text)
+}
+
+fn install_one(options: &Options, kind: Kind, dir: &Path) -> Result<(String, Vec<Row>)> {
+    let (from, archive) = (dir.join("tree"), dir.join("tree.tar"));
+    gone(&from)?;
+    let written = Corpus { kind, seed: SEED, scale: options.scale() }.write(&from)?;
+    shell(&format!("tar -C '{}' -cf '{}' .", from.display(), archive.display()))?;
+    let into = dir.join("arrived");
+    let unpack = || {
+        fresh(&into)?;
+        let (seconds, cpu) = shell(&format!("tar -C '{}' -xf '{}'", into.display(), archive.display()))?;
+        installed(seconds, cpu, &from, &into, &written)
+    };
+    let mut cluster = Cluster::start(&dir.join("cluster"))?;
+    cluster.start_agent("a")?;
+    cluster.publish("a", &from)?;
+    Cluster::settle();
+    let warm = || {
+        gone(&into)?;
+        let (cpu, children) = (cluster.cpu(), children_cpu());
+        let warmed = cluster.warm("a", &into)?;
+        let cpu = cluster.cpu() - cpu + children_cpu() - children;
+        installed(warmed.seconds, cpu, &from, &into, &written)
+    };
+    let contestants = vec![Contestant::new("warmd, from its store", warm), Contestant::new("tar -xf", unpack)];
+    let rows = interleave(options.runs, contestants)?;
+    gone(&from)?;
+    gone(&into)?;
+    gone(&archive)?;
+    let (files, megabytes) = (written.files, written.bytes as f64 / 1e6);
+    Ok((format!("Corpus {kind:?}: {files} files, {megabytes:.1} MB, installed"), rows))
 }
 
 fn installed(seconds: f64, cpu: f64, from: &Path, into: &Path, written: &Written) -> Result<Sample> {

@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Where trees and stores go, in a directory of this run. /dev/shm by default, because many disks would be all that is measured.
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
+    /// A directory on a disk, for the scenario that makes durable what it writes.
+    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
+    disk: PathBuf,
     /// A tenth of the bytes: tells whether everything works, not how fast.
     #[arg(long)]
     quick: bool,

@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +33,12 @@ pub(super) struct Audit {
     lost: Arc<AtomicU64>,
     /// Since when, and how many events of pods since.
     pods: Arc<Mutex<(Instant, u32)>>,
+    counts: Family<ActionLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabel {
+    action: Action,
 }
 
 /// A pod has told what the log does not hold.
@@ -42,7 +52,7 @@ pub(super) enum Untold {
 
 impl Audit {
     /// Blocking. The log is below the state directory, for the agent's user alone.
-    pub(super) fn open(state: &Path, tasks: &Tasks) -> Result<Self, AuditError> {
+    pub(super) fn open(state: &Path, tasks: &Tasks, registry: &mut Registry) -> Result<Self, AuditError> {
         let directory = state.join("audit");
         let io = |source| AuditError::Io { path: directory.clone(), source };
         std::fs::create_dir_all(&directory).map_err(io)?;
@@ -50,18 +60,27 @@ impl Audit {
         let (events, queue) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         tasks.spawn_finishing("audit log", write(log, queue, lost.clone(), tasks.token().clone()));
-        Ok(Self { events, lost, pods: Arc::new(Mutex::new((Instant::now(), 0))) })
+        let counts = Family::default();
+        let help = "What agent and pods of this node fetched, installed, refused and took away, as in its audit log";
+        registry.register("warmd_audit_events", help, counts.clone());
+        Ok(Self { events, lost, pods: Arc::new(Mutex::new((Instant::now(), 0))), counts })
     }
 
     /// Writes nothing.
     #[cfg(test)]
     pub(super) fn nowhere() -> Self {
         let (events, _) = mpsc::channel(1);
-        Self { events, lost: Arc::default(), pods: Arc::new(Mutex::new((Instant::now(), 0))) }
+        Self {
+            events,
+            lost: Arc::default(),
+            pods: Arc::new(Mutex::new((Instant::now(), 0))),
+            counts: Family::default(),
+        }
     }
 
     /// Never waits: what does not fit is counted, and the number is written.
     pub(super) fn tell(&self, event: Event) {
+        self.counts.get_or_create(&ActionLabel { action: event.action }).inc();
         if self.events.try_send(event).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -158,7 +177,7 @@ mod tests {
     async fn what_was_told_before_the_end_is_written_and_pods_are_bounded() {
         let state = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
-        let audit = Audit::open(state.path(), &tasks).unwrap();
+        let audit = Audit::open(state.path(), &tasks, &mut Registry::default()).unwrap();
         let of = |events| audit.tell_of_pod(1000, pb::AuditRequest { events });
         assert!(matches!(of(vec![told("fetched")]), Err(Untold::Action(_))), "only the agent fetches");
         assert!(matches!(of(vec![told("installed"); MAX_EVENTS + 1]), Err(Untold::TooMany)));

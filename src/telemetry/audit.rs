@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use prometheus_client::encoding::EncodeLabelValue;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -32,7 +33,7 @@ const MAX_TEXT: usize = 1024;
 const MAX_LINE: u64 = 64 * 1024;
 
 /// What was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, EncodeLabelValue)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Brought to this node.

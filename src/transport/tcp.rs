@@ -2,18 +2,17 @@
 //! only the streams are of use here. They have what requests rely on: windows, a reset with a code, and an end that no cut
 //! connection can imitate. One lost packet holds up all streams of a connection; that is the price.
 
+mod socket;
 mod stream;
 
 use std::future::{pending, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Method, Request};
-use rustls::pki_types::{CertificateDer, ServerName};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -24,8 +23,6 @@ use super::{Carried, MAX_PIECE, StreamCode, TransportConfig, TransportError};
 use crate::identity::{NodeId, NodeTls, PEER_ALPN, server_name};
 use crate::lifecycle::Tasks;
 pub(super) use stream::{RecvStream, SendStream};
-
-const BACKLOG: i32 = 1024;
 
 /// After a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -66,7 +63,7 @@ pub(super) struct Arrived {
 
 impl Side {
     pub(super) fn bind(listen: SocketAddr, config: &TransportConfig, tls: &NodeTls) -> Result<Self, TransportError> {
-        let listener = bind(listen).map_err(|source| TransportError::BindTcp { addr: listen, source })?;
+        let listener = socket::bind(listen).map_err(|source| TransportError::BindTcp { addr: listen, source })?;
         let local_addr = listener.local_addr().map_err(|source| TransportError::BindTcp { addr: listen, source })?;
         Ok(Self {
             listener,
@@ -104,11 +101,12 @@ impl Side {
     pub(super) async fn dial(&self, node: NodeId, addr: SocketAddr) -> Result<Connection, TransportError> {
         let refused = |reason: String| TransportError::Refused { addr, reason };
         let stream = TcpStream::connect(addr).await.map_err(|source| TransportError::Unreachable { addr, source })?;
-        prepare(&stream, self.settings).map_err(|source| TransportError::Unreachable { addr, source })?;
+        socket::prepare(&stream, self.settings.idle_timeout)
+            .map_err(|source| TransportError::Unreachable { addr, source })?;
         let name = ServerName::try_from(server_name(node)).map_err(|error| refused(error.to_string()))?;
         let tls = self.connector.connect(name, stream).await.map_err(|error| refused(error.to_string()))?;
         let tls = TlsStream::Client(tls);
-        let peer = peer_of(&tls).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))?;
+        let peer = socket::peer_of(&tls).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))?;
         let traffic = Arc::new(Traffic::default());
         let (sender, driver) = h2::client::Builder::new()
             .enable_push(false)
@@ -138,11 +136,12 @@ impl Arrived {
     pub(super) async fn handshake(self) -> Result<Connection, TransportError> {
         let addr = self.addr;
         let refused = |reason: String| TransportError::Refused { addr, reason };
-        prepare(&self.stream, self.settings).map_err(|source| TransportError::Unreachable { addr, source })?;
-        let line = duplicate(&self.stream).map_err(|source| TransportError::Unreachable { addr, source })?;
+        socket::prepare(&self.stream, self.settings.idle_timeout)
+            .map_err(|source| TransportError::Unreachable { addr, source })?;
+        let line = socket::duplicate(&self.stream).map_err(|source| TransportError::Unreachable { addr, source })?;
         let tls = self.acceptor.accept(self.stream).await.map_err(|error| refused(error.to_string()))?;
         let tls = TlsStream::Server(tls);
-        let peer = peer_of(&tls).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))?;
+        let peer = socket::peer_of(&tls).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))?;
         let traffic = Arc::new(Traffic::default());
         let driver = h2::server::Builder::new()
             // Requests are small.
@@ -163,38 +162,6 @@ impl Arrived {
         self.tasks.spawn_finishing("TCP connection of a peer", driving);
         Ok(connection)
     }
-}
-
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.is_ipv6() && addr.ip().is_unspecified() {
-        socket.set_only_v6(false)?;
-    }
-    // A port whose last connections are not forgotten yet can be listened on again.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// The kernel notices a peer that is gone, as QUIC would.
-fn prepare(stream: &TcpStream, settings: Settings) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    let third = settings.idle_timeout / 3;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(third).with_interval(third).with_retries(3))?;
-    socket.set_tcp_user_timeout(Some(settings.idle_timeout))
-}
-
-/// The same connection once more.
-fn duplicate(stream: &TcpStream) -> io::Result<TcpStream> {
-    TcpStream::from_std(socket2::SockRef::from(stream).try_clone()?.into())
-}
-
-fn peer_of(tls: &TlsStream<TcpStream>) -> Option<NodeId> {
-    let certificates: &[CertificateDer<'_>] = tls.get_ref().1.peer_certificates()?;
-    NodeId::from_certificate(certificates.first()?)
 }
 
 /// The order to close, when there is one.

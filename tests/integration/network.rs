@@ -17,38 +17,13 @@ fn free() -> SocketAddr {
     std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn datagrams_that_are_lost_doubled_swapped_and_damaged_cost_time_only() {
-    let cluster = Cluster::start().await;
-    let mut config = cluster.config("a");
-    config.transport.carrier = Carriers::Quic;
-    config.transport.listen = free();
-    let faults = Faults { lost: 10, doubled: 10, swapped: 20, damaged: 10 };
-    let relay = Relay::udp(config.transport.listen, faults, 7).await;
+/// A holder that peers reach through the relay, and who pulls from it.
+async fn pulled_through(cluster: &Cluster, carrier: Carriers, behind: SocketAddr, relay: &Relay) {
+    let (mut config, mut asks) = (cluster.config("a"), cluster.config("b"));
+    config.transport.listen = behind;
     config.advertise = vec![relay.addr];
-    let (a, b) = (cluster.agent_with(config).await, cluster.agent("b").await);
-    let files = tree::sample();
-    tree::write(&cluster.path("source"), &files);
-    let identity = identity(&[("torch", "2.13.0")]);
-    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
-    let report = b.warm(cluster.job(identity, "cache")).await;
-    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
-    tree::assert_same(&tree::read(&cluster.path("cache")), &files);
-    assert!(relay.faulty() > 10, "only {} datagrams fared badly", relay.faulty());
-    b.stop().await;
-    a.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_that_are_cut_in_the_middle_are_taken_up_again() {
-    let cluster = Cluster::start().await;
-    let mut config = cluster.config("a");
-    config.transport.carrier = Carriers::Tcp;
-    config.transport.listen = free();
-    let relay = Relay::tcp(config.transport.listen, 2, 3_000_000).await;
-    config.advertise = vec![relay.addr];
-    let mut asks = cluster.config("b");
-    asks.transport.carrier = Carriers::Tcp;
+    config.transport.carrier = carrier;
+    asks.transport.carrier = carrier;
     let (a, b) = (cluster.agent_with(config).await, cluster.agent_with(asks).await);
     let files = tree::sample();
     tree::write(&cluster.path("source"), &files);
@@ -57,9 +32,25 @@ async fn connections_that_are_cut_in_the_middle_are_taken_up_again() {
     let report = b.warm(cluster.job(identity, "cache")).await;
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
-    assert_eq!(relay.cut(), 2);
     b.stop().await;
     a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_that_are_lost_doubled_swapped_and_damaged_cost_time_only() {
+    let (cluster, behind) = (Cluster::start().await, free());
+    let faults = Faults { lost: 10, doubled: 10, swapped: 20, damaged: 10 };
+    let relay = Relay::udp(behind, faults, 7).await;
+    pulled_through(&cluster, Carriers::Quic, behind, &relay).await;
+    assert!(relay.faulty() > 10, "only {} datagrams fared badly", relay.faulty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_in_the_middle_are_taken_up_again() {
+    let (cluster, behind) = (Cluster::start().await, free());
+    let relay = Relay::tcp(behind, 2, 3_000_000).await;
+    pulled_through(&cluster, Carriers::Tcp, behind, &relay).await;
+    assert_eq!(relay.cut(), 2);
 }
 
 const PEERS: u16 = 4780;
@@ -96,10 +87,8 @@ impl Fleet {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn behind_a_firewall_that_drops_udp_caches_come_over_tcp() {
-    let Some(fleet) = Fleet::new(&["meta", "a", "b"]).await else { return };
-    fleet.lan.drop_on("a", &["meta l4proto udp"]);
+/// What `a` has published is installed on `b`, over what `carrier` names.
+async fn comes_over(fleet: &Fleet, carrier: &str) {
     let (a, b) = (fleet.agent("a").await, fleet.agent("b").await);
     let files = tree::sample();
     tree::write(&fleet.cluster.path("source"), &files);
@@ -109,7 +98,15 @@ async fn behind_a_firewall_that_drops_udp_caches_come_over_tcp() {
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     tree::assert_same(&tree::read(&fleet.cluster.path("cache")), &files);
     let metrics = fleet.lan.scrape("b", METRICS);
-    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Tcp"} 1"#), "{metrics}");
+    let connected = format!(r#"warmd_transfer_connections{{carrier="{carrier}"}} 1"#);
+    assert!(metrics.contains(&connected), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_firewall_that_drops_udp_caches_come_over_tcp() {
+    let Some(fleet) = Fleet::new(&["meta", "a", "b"]).await else { return };
+    fleet.lan.drop_on("a", &["meta l4proto udp"]);
+    comes_over(&fleet, "Tcp").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,16 +114,7 @@ async fn over_a_slow_link_that_loses_packets_caches_come_over_quic() {
     let Some(fleet) = Fleet::new(&["meta", "a", "b"]).await else { return };
     fleet.lan.run("a", "tc qdisc add dev eth0 root tbf rate 400mbit burst 64kb latency 20ms");
     fleet.lan.drop_on("b", &["meta l4proto udp numgen random mod 100 < 2"]);
-    let (a, b) = (fleet.agent("a").await, fleet.agent("b").await);
-    let files = tree::sample();
-    tree::write(&fleet.cluster.path("source"), &files);
-    let identity = identity(&[("torch", "2.13.0")]);
-    a.publish(&fleet.cluster.path("source"), &identity).await;
-    let report = b.warm(fleet.cluster.job(identity, "cache")).await;
-    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
-    tree::assert_same(&tree::read(&fleet.cluster.path("cache")), &files);
-    let metrics = fleet.lan.scrape("b", METRICS);
-    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Quic"} 1"#), "{metrics}");
+    comes_over(&fleet, "Quic").await;
 }
 
 /// `a` hears nobody but the server, then `b` does not reach the server either: what is known by then is enough.

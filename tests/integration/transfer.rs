@@ -27,6 +27,11 @@ async fn a_directory_published_on_one_node_is_installed_on_another() {
     assert_eq!(report.artifacts[0].wire_bytes, published.wire_bytes);
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
 
+    let metrics = b.scrape().await;
+    for action in ["Fetched", "Installed"] {
+        assert!(metrics.contains(&format!(r#"warmd_audit_events_total{{action="{action}"}} 1"#)), "{metrics}");
+    }
+
     let again = b.warm(cluster.job(identity, "cache")).await;
     assert_eq!((again.artifacts[0].installed, again.artifacts[0].wire_bytes), (0, 0), "nothing is done twice");
     b.stop().await;

@@ -57,7 +57,7 @@ impl From<Identity> for pb::SourceIdentity {
 }
 
 impl Identity {
-    /// SHA-256 over [`Identity::canonical`], cut.
+    /// SHA-256 over its canonical JSON, cut.
     pub fn source_id(&self) -> SourceId {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.canonical().as_bytes());
         let mut id = [0; 8];
