@@ -88,14 +88,22 @@ impl Drop for Tasks {
     }
 }
 
-/// Completes at the first SIGTERM or SIGINT.
-pub async fn terminated() -> std::io::Result<()> {
+/// Completes at the first SIGTERM or SIGINT after it was called, awaited or not: whoever says that it is ready calls it
+/// before.
+pub fn termination() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-    }
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+    })
+}
+
+/// Completes at the first SIGTERM or SIGINT from its first poll on.
+pub async fn terminated() -> std::io::Result<()> {
+    termination()?.await;
     Ok(())
 }
 

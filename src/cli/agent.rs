@@ -98,11 +98,15 @@ impl Agent {
         telemetry::init(&config.log).context("log.level")?;
         super::runtime()?.block_on(async {
             let trust = config.trust.clone();
+            let terminated = lifecycle::termination().context("wait for signals")?;
             // Without an agent there is nothing to start an engine warm with.
             let agent = Daemon::start(config).await?;
             let ended = match served {
-                Some(served) => run_engine(served, agent.socket(), &trust).await,
-                None => lifecycle::terminated().await.context("wait for signals"),
+                Some(served) => run_engine(served, agent.socket(), &trust, terminated).await,
+                None => {
+                    terminated.await;
+                    Ok(())
+                }
             };
             agent.shutdown().await;
             ended.map(|()| ExitCode::SUCCESS)
@@ -112,12 +116,17 @@ impl Agent {
 
 /// Until this process is told to end, or the engine cannot be kept running. It has ended then, and peers may still ask the
 /// agent.
-async fn run_engine(served: ServedEngine, agent: &Path, trust: &TrustConfig) -> anyhow::Result<()> {
+async fn run_engine(
+    served: ServedEngine,
+    agent: &Path,
+    trust: &TrustConfig,
+    terminated: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let ServedEngine { engine, serve: config } = served;
     let backend = Backend::Own(spec(engine, agent, trust, &config));
     let serving = serve::start(config, backend, false).await?;
     let ended = tokio::select! {
-        ended = lifecycle::terminated() => ended.context("wait for signals"),
+        () = terminated => Ok(()),
         last = serving.crash_loop() => Err(anyhow!("the engine is in a crash loop, and this process ends with it: {last}")),
     };
     serving.shutdown().await;

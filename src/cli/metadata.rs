@@ -87,8 +87,9 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
         ),
         None => None,
     };
+    let terminated = lifecycle::termination().context("wait for signals")?;
     tracing::info!(addr = %server.addr(), "metadata server ready");
-    lifecycle::terminated().await.context("wait for signals")?;
+    terminated.await;
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     if let Some(metrics) = metrics {

@@ -84,10 +84,11 @@ impl Serve {
         let anonymous = self.anonymous;
         let backend = self.backend(&config)?;
         super::runtime()?.block_on(async {
+            let terminated = lifecycle::termination().context("wait for signals")?;
             let serving = start(config, backend, anonymous).await?;
-            let ended = lifecycle::terminated().await.context("wait for signals");
+            terminated.await;
             serving.shutdown().await;
-            ended.map(|()| ExitCode::SUCCESS)
+            Ok(ExitCode::SUCCESS)
         })
     }
 
