@@ -429,21 +429,30 @@ async fn busy_holders_are_asked_again_after_their_time() {
     assert!(busy_answers.load(Ordering::SeqCst) > 2);
 }
 
+/// Far beyond what anything here takes.
+const SOON: Duration = Duration::from_secs(60);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_revoked_and_unknown_are_refused_with_the_reason() {
     let artifact = Artifact::new(2, 1000);
     let (holder, puller) = (Node::new(1), Node::new(2));
     assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
-    let refused = |outcome| holder.metrics.requests.get_or_create(&super::metrics::OutcomeLabel { outcome }).get();
-    assert!(refused(super::metrics::Outcome::NotFound) > 0);
+    // Counted once the answer is on its way.
+    let refused = async |outcome| {
+        let label = super::metrics::OutcomeLabel { outcome };
+        while holder.metrics.requests.get_or_create(&label).get() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, refused(super::metrics::Outcome::NotFound)).await.unwrap();
     holder.hold(&artifact);
     holder.allowed.store(false, Ordering::SeqCst);
     assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
-    assert!(refused(super::metrics::Outcome::Forbidden) > 0);
+    tokio::time::timeout(SOON, refused(super::metrics::Outcome::Forbidden)).await.unwrap();
     holder.allowed.store(true, Ordering::SeqCst);
     holder.provider.drain();
     assert!(puller.fetch(&artifact, vec![holder.source()]).await.is_err());
-    assert!(refused(super::metrics::Outcome::Draining) > 0);
+    tokio::time::timeout(SOON, refused(super::metrics::Outcome::Draining)).await.unwrap();
     assert_eq!(Reason::Draining.to_string(), "the holder is draining");
 }
 
