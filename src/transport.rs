@@ -237,7 +237,10 @@ impl Endpoint {
             let (node, minutes) = (node.short(), choice::REMEMBERED.as_secs() / 60);
             tracing::warn!(%node, %addr, "no answer over UDP: the peer is asked over TCP for {minutes} min");
         }
-        answered.map_err(|_| TransportError::TimedOut(addr))
+        answered.map_err(|error| match error {
+            TransportError::Refused { .. } => error,
+            _ => TransportError::TimedOut(addr),
+        })
     }
 
     fn choice(&self) -> MutexGuard<'_, Choice> {

@@ -54,14 +54,13 @@ impl Yielding {
 
     /// Bytes a second; none: no cap.
     pub(super) fn rate(&self, now: Instant) -> Option<u64> {
-        let is_silent = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= SILENCE);
-        let yielded = self.rate.filter(|_| !is_silent);
+        let yielded = self.rate.filter(|_| !self.is_silent(now));
         yielded.or(self.most).map(|rate| rate as u64)
     }
 
     /// True if the rate went down.
     pub(super) fn hear(&mut self, heard: Heard, now: Instant) -> bool {
-        if self.rate(now).is_none() || self.heard.is_none_or(|at| now.saturating_duration_since(at) >= SILENCE) {
+        if self.is_silent(now) {
             self.rate = None;
         }
         self.heard = Some(now);
@@ -91,7 +90,15 @@ impl Yielding {
             }
         };
         self.own_pace = Some(own_pace + (between - own_pace) * weight);
-        if is_slow && uploaded > 0.0 { self.lower(uploaded) } else { self.raise() }
+        if is_slow && uploaded > 0.0 {
+            return self.lower(uploaded);
+        }
+        self.raise();
+        false
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= SILENCE)
     }
 
     fn ceiling(&self) -> f64 {
@@ -106,7 +113,7 @@ impl Yielding {
         self.rate.is_some_and(|rate| rate <= self.least())
     }
 
-    /// From what is really uploaded: a cap far above that would take long to be felt.
+    /// True if it went down. From what is really uploaded: a cap far above that would take long to be felt.
     fn lower(&mut self, uploaded: f64) -> bool {
         let before = self.rate.unwrap_or_else(|| self.ceiling());
         let rate = (before.min(uploaded.max(self.least())) * DOWN).max(self.least());
@@ -114,10 +121,9 @@ impl Yielding {
         rate < before
     }
 
-    fn raise(&mut self) -> bool {
+    fn raise(&mut self) {
         let raised = self.rate.map(|rate| rate + self.ceiling() * STEP);
         self.rate = raised.filter(|rate| *rate < self.ceiling());
-        false
     }
 }
 
