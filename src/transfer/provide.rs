@@ -171,7 +171,7 @@ impl Provider {
                 return;
             }
         };
-        connections::watch(&tasks, &self.metrics, connection.clone());
+        connections::watch(&tasks, &self.metrics, connection.clone(), || true);
         while let Ok((send, recv)) = connection.accept().await {
             let provider = self.clone();
             let connection = connection.clone();
