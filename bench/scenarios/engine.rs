@@ -24,8 +24,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PUBLISHED: Duration = Duration::from_secs(12);
 const END: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Copy)]
-enum Mode {
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// `vllm serve` as it is.
     Stock,
     /// Workers are forked, and the model that was compiled ahead of time is loaded on a CPU too.
     Forked,
@@ -54,7 +55,8 @@ pub(crate) fn run(report: &mut Report, options: &Options, show: &dyn Fn(String))
         return Ok(());
     };
     let bench = Bench::new(&venv, &options.dir)?;
-    for mode in [Mode::Forked, Mode::Stock] {
+    let modes = options.engine.map_or_else(|| vec![Mode::Forked, Mode::Stock], |mode| vec![mode]);
+    for mode in modes {
         let mut cluster = Cluster::start(&options.dir.join("cluster"))?;
         cluster.start_agent("a")?;
         let nothing = bench.nothing_found(&cluster, options.runs)?;

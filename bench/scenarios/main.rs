@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// A tenth of the bytes: tells whether everything works, not how fast.
     #[arg(long)]
     quick: bool,
+    /// The scenario `engine-start` with an engine of one kind only.
+    #[arg(long)]
+    engine: Option<engine::Mode>,
     /// Cold nodes of the scenario `herd`.
     #[arg(long, default_value_t = 1_000)]
     nodes: usize,

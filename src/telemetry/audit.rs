@@ -95,6 +95,8 @@ pub enum AuditError {
     Malformed { path: PathBuf, line: usize },
     #[error("{path}, line {line}: does not follow the line before it: lines were changed, left out or put in", path = .path.display())]
     Broken { path: PathBuf, line: usize },
+    #[error("{dir}: there is no audit log; `--state-dir` names the state directory of the agent that keeps it", dir = .0.display())]
+    Missing(PathBuf),
 }
 
 /// Where a chain ends.
@@ -238,6 +240,9 @@ fn last_of(path: &Path) -> Result<Option<Head>, AuditError> {
 /// as they are read. A line that is being written at the moment is left out.
 pub fn verify(directory: &Path, mut each: impl FnMut(Line)) -> Result<Verified, AuditError> {
     let mut verified = Verified { lines: 0, first: 0, head: Head::begin() };
+    if !directory.is_dir() {
+        return Err(AuditError::Missing(directory.to_owned()));
+    }
     let names = (1..=KEPT).rev().map(older).chain([FILE.to_owned()]);
     for path in names.map(|name| directory.join(name)) {
         let io = |source| AuditError::Io { path: path.clone(), source };

@@ -163,7 +163,8 @@ impl Fetching {
 
 fn landed(told: Event, result: &Result<Fetched, Failed>) -> Event {
     let result = match result {
-        Ok(fetched) => format!("{} bytes from {} holders", fetched.wire_bytes, fetched.holders),
+        Ok(Fetched { wire_bytes, holders: 1, .. }) => format!("{wire_bytes} bytes from 1 holder"),
+        Ok(Fetched { wire_bytes, holders, .. }) => format!("{wire_bytes} bytes from {holders} holders"),
         Err(failed) => format!("failed: {}", failed.detail),
     };
     Event { result, ..told }

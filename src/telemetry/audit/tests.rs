@@ -100,3 +100,9 @@ fn texts_are_cut_where_a_character_ends() {
     verify(dir.path(), |line| read.push(line)).unwrap();
     assert_eq!(read[0].event.result, "é".repeat(MAX_TEXT / 2));
 }
+
+#[test]
+fn a_directory_that_no_agent_writes_to_is_not_a_log_without_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(check(&dir.path().join("audit")), Err(AuditError::Missing(_))));
+}
