@@ -23,6 +23,7 @@ use crate::artifact::{Admitted, ManifestError, SignedManifest};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::{NodeId, Policy, UnixTime};
 use crate::lifecycle::Tasks;
+use crate::local::chain;
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::transfer::{self, Fetched, Fetcher, Source};
@@ -114,7 +115,7 @@ impl Fetching {
             wanted = by_subject(self.in_origin([identity]).await, identity, subject);
         }
         match failure {
-            Some(error) if wanted.is_empty() => return Err(Failed::new("transient", error.to_string())),
+            Some(error) if wanted.is_empty() => return Err(Failed::new("transient", chain(&error))),
             // What is here can be installed without anybody's help.
             Some(error) => tracing::warn!(%error, "nobody could be asked: going on with what this node can have"),
             None => {}
@@ -134,7 +135,7 @@ impl Fetching {
                 }
                 None
             }
-            Err(error) => Some(error.to_string()),
+            Err(error) => Some(chain(&error)),
         };
         let offered: HashSet<IdentityId> = held.values().map(|offer| offer.artifact.identity).collect();
         let unoffered = identities.into_iter().filter(|identity| !offered.contains(identity));

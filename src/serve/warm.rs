@@ -297,7 +297,7 @@ impl Attempt<'_> {
             attempt: self,
             lock,
             running: JoinSet::new(),
-            handles: HashMap::new(),
+            ends: HashMap::new(),
             reports: Vec::new(),
             failure: None,
             quarantined: Vec::new(),
@@ -333,8 +333,10 @@ impl Attempt<'_> {
             match ended {
                 Ok(Ok(one)) => installed.push(one),
                 Ok(Err(error)) => failure = failure.or(Some(error)),
-                // Ended because its fetch failed, which is told already.
-                Err(_) => {}
+                Err(_) => {
+                    let detail = "the install's task panicked".to_owned();
+                    failure = failure.or(Some(Failure { class: NegativeClass::Transient, detail }));
+                }
             }
         }
         for (id, done) in &installed {

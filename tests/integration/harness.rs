@@ -2,6 +2,7 @@
 //! and an engine that needs no Python.
 
 pub mod cluster;
+pub mod disk;
 pub mod engine;
 pub mod front;
 pub mod http;

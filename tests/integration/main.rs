@@ -9,6 +9,7 @@ mod caches;
 mod compatibility;
 mod deploy;
 mod discovery;
+mod disk;
 mod distribution;
 mod doctor;
 mod engine;

@@ -11,6 +11,7 @@ use tokio::time::{timeout, timeout_at};
 use super::Failed;
 use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
+use crate::local::chain;
 use crate::origin::{Origin, OriginError};
 use crate::protocol::metadata::{Offer, Summary};
 use crate::store::Store;
@@ -106,7 +107,7 @@ fn failed(error: &OriginError) -> Failed {
         OriginError::Store(error) if error.is_no_space() => "no-space",
         _ => "transient",
     };
-    Failed::new(class, error.to_string())
+    Failed::new(class, chain(error))
 }
 
 /// Identities, and until when they count as absent.

@@ -12,6 +12,7 @@ use super::super::audit::of_agent;
 use super::{Failed, Fetching, WANT, source, traceparent};
 use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
+use crate::local::chain;
 use crate::protocol::metadata::Lookup;
 use crate::telemetry::audit::{Action, Event};
 use crate::transfer::{FetchError, Fetched, Find, Progress, Source};
@@ -188,5 +189,5 @@ pub(super) fn failed(error: &FetchError) -> Failed {
         FetchError::Store(error) if error.is_no_space() => "no-space",
         FetchError::Store(_) | FetchError::Thread(_) | FetchError::Deadline { .. } => "transient",
     };
-    Failed::new(class, error.to_string())
+    Failed::new(class, chain(error))
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::install::{self, Feed, InstallWork};
@@ -119,7 +120,7 @@ impl Delivery {
         let lock = Arc::new(lock.map_err(|error| DeliveryError::Unavailable(error.to_string()))?);
         let work =
             InstallWork { root, lock, limits, signed_by: None, witness: Arc::new(()), admitted: admitted.clone() };
-        let installing = install::run(work, Feed::new(client, admitted.id()));
+        let installing = install::run(work, Feed::new(client, admitted.id(), CancellationToken::new()));
         let mut installing = std::pin::pin!(installing);
         let mut is_fetched = false;
         loop {

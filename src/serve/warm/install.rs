@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Witness};
 use crate::artifact::{Admitted, RelPath};
@@ -32,10 +33,11 @@ pub(super) struct InstallWork {
     pub(super) witness: Arc<dyn Witness>,
 }
 
-/// Where the chunks come from.
+/// Where the chunks come from, until `ended`: no more will come then.
 pub(super) struct Feed {
     client: Client,
     id: ArtifactId,
+    ended: CancellationToken,
 }
 
 type Chunk = (usize, Buffer);
@@ -44,15 +46,16 @@ type Chunk = (usize, Buffer);
 type Buffers = Mutex<Vec<Buffer>>;
 
 impl Feed {
-    pub(super) fn new(client: Client, id: ArtifactId) -> Self {
-        Self { client, id }
+    pub(super) fn new(client: Client, id: ArtifactId, ended: CancellationToken) -> Self {
+        Self { client, id, ended }
     }
 
     async fn pump(&self, needed: Vec<u32>, chunks: mpsc::Sender<Chunk>, free: &Buffers) -> Result<(), Failure> {
         let mut stream = self.client.read_chunks(self.id, needed).await?;
         loop {
             let mut buffer = free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-            let Some(index) = stream.next(&mut buffer).await? else { return Ok(()) };
+            let next = self.ended.run_until_cancelled(stream.next(&mut buffer)).await;
+            let Some(index) = next.transpose()?.flatten() else { return Ok(()) };
             if chunks.send((index, buffer)).await.is_err() {
                 // The install has failed and says why.
                 return Ok(());

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::install::{self, Feed, InstallWork};
 use super::{ArtifactReport, Attempt, Brought, Failure};
@@ -20,7 +21,8 @@ pub(super) struct Works<'a, 'b> {
     pub(super) attempt: &'a Attempt<'b>,
     pub(super) lock: &'a Arc<InstallLock>,
     pub(super) running: JoinSet<Result<(ArtifactId, Installed), Failure>>,
-    pub(super) handles: HashMap<ArtifactId, AbortHandle>,
+    /// Cancelled when no more chunks will come.
+    pub(super) ends: HashMap<ArtifactId, CancellationToken>,
     pub(super) reports: Vec<Brought>,
     /// The first one; others may succeed all the same.
     pub(super) failure: Option<Failure>,
@@ -60,9 +62,10 @@ impl Works<'_, '_> {
             limits: self.attempt.job.limits,
             witness: self.attempt.job.witness.clone(),
         };
-        let feed = Feed::new(self.attempt.client.clone(), id);
-        let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
-        self.handles.insert(id, handle);
+        let ended = CancellationToken::new();
+        let feed = Feed::new(self.attempt.client.clone(), id, ended.clone());
+        self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
+        self.ends.insert(id, ended);
     }
 
     pub(super) fn done(&mut self, done: WarmDone) -> Result<(), Failure> {
@@ -73,9 +76,9 @@ impl Works<'_, '_> {
             return failed.map_or(Ok(()), Err);
         };
         if let Some(failure) = failed {
-            // Its install waits for chunks that will not come.
-            if let Some(handle) = self.handles.remove(&id) {
-                handle.abort();
+            // Its install may have all that it needs by now; whatever it makes of that is told.
+            if let Some(ended) = self.ends.remove(&id) {
+                ended.cancel();
             }
             self.failure.get_or_insert(failure);
         } else if let Some((_, report)) = self.reports.iter_mut().find(|(admitted, _)| admitted.id() == id) {

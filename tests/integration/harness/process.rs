@@ -75,6 +75,10 @@ impl AgentProcess {
         warm(&self.client, job, &|_| ()).await.unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.role.child.id().unwrap()
+    }
+
     /// SIGKILL, and waits for the end.
     pub async fn kill(mut self) {
         self.role.child.kill().await.unwrap();
