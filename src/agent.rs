@@ -9,6 +9,7 @@ mod epoch;
 mod fetching;
 mod holdings;
 mod link;
+mod metrics;
 mod publish;
 mod starts;
 mod trust;
@@ -20,7 +21,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 
 use self::audit::Audit;
@@ -29,8 +29,8 @@ use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
+pub use self::metrics::Metrics;
 use self::publish::Publisher;
-use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
 use crate::discovery::{DiscoveryConfig, DiscoveryError};
@@ -43,7 +43,7 @@ use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
-use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
+use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, Registry};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
 
@@ -185,29 +185,33 @@ pub struct Agent {
 impl Agent {
     /// Builds the parts from the bottom up; returns once the node is reachable.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
-        let mut registry = Registry::default();
+        let mut registry = Registry::of_process();
+        let metrics = Metrics::register(&mut registry);
         let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
         let working = Arc::new(Tasks::new());
-        let audit = Audit::open(&config.state_dir, &working, &mut registry)?;
+        let audit = Audit::open(&config.state_dir, &working, metrics.audit.clone())?;
         let trust = Trust::load(config.trust.clone(), &config.state_dir, audit.clone())?;
 
-        let (store_config, store_metrics) = (config.store_config(), crate::store::Metrics::register(&mut registry));
+        let (store_config, store_metrics) = (config.store_config(), metrics.store.clone());
         let opened = tokio::task::spawn_blocking(move || Store::open(&store_config, store_metrics)).await;
         let store = opened.map_err(|_| AgentError::Thread)??;
 
         let endpoint = Arc::new(Endpoint::bind(&config.transport, &tls)?);
-        let transfer_metrics = crate::transfer::Metrics::register(&mut registry);
+        if let Some(buffers) = endpoint.buffers() {
+            metrics.transfer.path.has_buffers(buffers);
+        }
         let serving = Arc::new(Tasks::new());
         let provide = link::capped(config.provide.clone(), link::fastest)?;
-        let provider = Provider::new(store.clone(), provide, trust.may_serve(&store), transfer_metrics.clone());
+        let provider = Provider::new(store.clone(), provide, trust.may_serve(&store), metrics.transfer.clone());
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
-        let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
+        let connections = Arc::new(Connections::new(endpoint.clone(), metrics.transfer.clone(), working.child()));
         let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
-        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, transfer_metrics);
+        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, metrics.transfer.clone());
 
-        let directory = directory::open(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
+        let directory = directory::open(&config, &tls, endpoint.local_addr(), &metrics, &working).await?;
+        metrics.asks(directory.mode());
         working.spawn("introduction", directory.clone().get_introduced());
         let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone(), trust.clone());
         working.spawn("announce holdings", holdings.clone().run());
@@ -217,12 +221,15 @@ impl Agent {
         }
         verify_after_reboot(&working, &store);
 
-        let origin = open_origin(&config.origin, &mut registry).await?;
+        let origin = open_origin(&config.origin, &metrics).await?;
         if let Some(origin) = &origin {
-            let uploads = Uploads::new(origin.clone(), store.clone(), &trust, &config.origin.push, &mut registry);
+            let (of_uploads, transfer) = (metrics.uploads.clone(), metrics.transfer.clone());
+            let (origin, store) = (origin.clone(), store.clone());
+            let uploads = Uploads::new(origin, store, &trust, &config.origin.push, of_uploads, transfer);
             working.spawn("upload to origin", uploads.run());
         }
-        let cold = origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline));
+        let cold =
+            origin.clone().map(|origin| Cold::new(origin, config.origin.find_deadline, metrics.transfer.clone()));
         let fetching = Fetching::new(
             fetcher,
             store.clone(),
@@ -230,6 +237,7 @@ impl Agent {
             cold,
             trust.clone(),
             audit.clone(),
+            metrics.fetching.clone(),
             node,
             &config,
             working.clone(),
@@ -249,7 +257,9 @@ impl Agent {
             fetching,
             origin,
             publisher,
-            starts: StartMetrics::register(&mut registry),
+            starts: metrics.starts,
+            wanted: metrics.fetching,
+            transfer: metrics.transfer,
             audit,
             tasks: working.clone(),
         });
@@ -334,8 +344,8 @@ impl Drop for Agent {
     }
 }
 
-async fn open_origin(config: &OriginConfig, registry: &mut Registry) -> Result<Option<Origin>, AgentError> {
-    let (config, metrics) = (config.clone(), crate::origin::Metrics::register(registry));
+async fn open_origin(config: &OriginConfig, metrics: &Metrics) -> Result<Option<Origin>, AgentError> {
+    let (config, metrics) = (config.clone(), metrics.origin.clone());
     let opened = tokio::task::spawn_blocking(move || Origin::open(&config, metrics)).await;
     Ok(opened.map_err(|_| AgentError::Thread)??)
 }

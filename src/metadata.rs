@@ -29,7 +29,8 @@ pub use backend::shared::{Difference, Drift, Drifted, InvalidStoreUrl, RedisConf
 pub use client::{
     Client, ClientConfig, ClientError, ClientMetrics, InvalidServerAddr, Refusal, ServerAddr, Watch, Words,
 };
-pub use compat::{Compatibility, CompatibilityConfig, ExplicitAddr, NotExplicit};
+pub use compat::{Compatibility, CompatibilityConfig, ExplicitAddr, Metrics as CompatibilityMetrics, NotExplicit};
+pub use metrics::Metrics as ServerMetrics;
 pub use server::{Config, Server, ServerError, Store};
 
 #[cfg(test)]

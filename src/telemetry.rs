@@ -1,8 +1,17 @@
-//! Logs, metrics, and the audit log. Each module defines its own metrics struct; here is where they are exposed.
+//! Logs, metrics, and the audit log. Each module defines its own metrics struct; here is what it is registered with, and
+//! where it is exposed.
 
 pub mod audit;
 mod http;
 mod log;
+mod metrics;
 
-pub use http::{MetricsSection, MetricsServer, encode};
+pub use http::{MetricsSection, MetricsServer};
 pub use log::{LogConfig, LogFormat, init};
+pub use metrics::{Bounded, Described, Description, Format, Label, LabelSet, Registry};
+pub(crate) use metrics::{label, labels, snake};
+
+/// What OpenMetrics scrapers get.
+pub fn encode(registry: &Registry) -> String {
+    Format::OpenMetrics.encode(registry)
+}

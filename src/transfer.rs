@@ -15,7 +15,7 @@ mod request;
 
 pub use connections::Connections;
 pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Search, Source};
-pub use metrics::Metrics;
+pub use metrics::{Direction, Holder, Metrics};
 pub use plan::{Locality, PlanConfig};
 pub use provide::{Ask, Desk, MayServe, NotNow, ProvideConfig, Provider, Slot, What};
 

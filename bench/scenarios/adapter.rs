@@ -24,11 +24,11 @@ const RANK: u64 = 24;
 
 /// What is shown of a load, and the stages of /metrics that it consists of.
 const STAGES: [(&str, &[&str]); 5] = [
-    ("look-up", &["Look", "Open"]),
-    ("fetch", &["Fetch"]),
-    ("check", &["Check"]),
-    ("prepare", &["Prepare"]),
-    ("register", &["Register"]),
+    ("look-up", &["look", "open"]),
+    ("fetch", &["fetch"]),
+    ("check", &["check"]),
+    ("prepare", &["prepare"]),
+    ("register", &["register"]),
 ];
 const REST: &str = "answer, and what lies between";
 const ALL: &str = "request to answer";

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use prometheus_client::registry::Registry;
 use warmd::digest::{ArtifactId, ContentId, IdentityId, KeyId};
 use warmd::identity::{Admission, ClusterCa, NodeCertificate, NodeTls, PrivateKey, UnixTime};
 use warmd::metadata::{Client, ClientConfig, ClientMetrics, Config, RedisConfig, Server, ServerAddr, Store};
 use warmd::protocol::metadata::{Announcement, Epoch, Held, Load, Lookup, NodeState, Summary};
+use warmd::telemetry::Registry;
 
 use crate::Options;
 use crate::harness::{Killed, MIB, Report, Row, Sample, fresh, status, wait_for};

@@ -220,7 +220,13 @@ impl Cluster {
 
     /// One counter of the agent, 0 while it has not counted.
     pub(crate) fn counter(&self, agent: &str, counter: Counter) -> Result<f64> {
-        Ok(self.metrics(agent)?.get(counter.name()).copied().unwrap_or(0.0))
+        let (name, labels) = counter.series();
+        let counts = |series: &str| {
+            series.strip_prefix(name).is_some_and(|rest| {
+                (rest.is_empty() || rest.starts_with('{')) && labels.iter().any(|label| rest.contains(label))
+            })
+        };
+        Ok(self.metrics(agent)?.iter().filter(|(series, _)| counts(series)).map(|(_, value)| value).sum())
     }
 
     pub(crate) fn pid(&self, agent: &str) -> Result<u32> {
@@ -253,13 +259,21 @@ pub(crate) enum Counter {
 }
 
 impl Counter {
-    fn name(self) -> &'static str {
+    /// The name of the series that it is the sum of, and what their labels contain one of.
+    fn series(self) -> (&'static str, &'static [&'static str]) {
+        const RECEIVED: &str = r#"{direction="received"}"#;
         match self {
-            Self::ChunkBytesSent => "warmd_transfer_sent_bytes_total",
-            Self::ChunkBytesReceived => "warmd_transfer_received_bytes_total",
-            Self::ChunksReceivedTwice => "warmd_transfer_duplicate_chunks_total",
-            Self::Datagrams => "warmd_quic_received_datagrams_total",
-            Self::DatagramBytes => "warmd_quic_received_datagram_bytes_total",
+            Self::ChunkBytesSent => (
+                "warmd_transfer_bytes_total",
+                &[r#"direction="sent",holder="peer""#, r#"direction="sent",holder="partial""#],
+            ),
+            Self::ChunkBytesReceived => (
+                "warmd_transfer_bytes_total",
+                &[r#"direction="received",holder="peer""#, r#"direction="received",holder="partial""#],
+            ),
+            Self::ChunksReceivedTwice => ("warmd_transfer_duplicate_chunks_total", &[""]),
+            Self::Datagrams => ("warmd_quic_datagrams_total", &[RECEIVED]),
+            Self::DatagramBytes => ("warmd_quic_datagram_bytes_total", &[RECEIVED]),
         }
     }
 }

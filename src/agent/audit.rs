@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::metrics::ActionLabel;
 use crate::lifecycle::Tasks;
 use crate::protocol::pb;
 use crate::telemetry::audit::{Action, AuditError, Event, Log};
@@ -36,11 +35,6 @@ pub(super) struct Audit {
     counts: Family<ActionLabel, Counter>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ActionLabel {
-    action: Action,
-}
-
 /// A pod has told what the log does not hold.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Untold {
@@ -52,7 +46,7 @@ pub(super) enum Untold {
 
 impl Audit {
     /// Blocking. The log is below the state directory, for the agent's user alone.
-    pub(super) fn open(state: &Path, tasks: &Tasks, registry: &mut Registry) -> Result<Self, AuditError> {
+    pub(super) fn open(state: &Path, tasks: &Tasks, counts: Family<ActionLabel, Counter>) -> Result<Self, AuditError> {
         let directory = state.join("audit");
         let io = |source| AuditError::Io { path: directory.clone(), source };
         std::fs::create_dir_all(&directory).map_err(io)?;
@@ -60,9 +54,6 @@ impl Audit {
         let (events, queue) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         tasks.spawn_finishing("audit log", write(log, queue, lost.clone(), tasks.token().clone()));
-        let counts = Family::default();
-        let help = "What agent and pods of this node fetched, installed, refused and took away, as in its audit log";
-        registry.register("warmd_audit_events", help, counts.clone());
         Ok(Self { events, lost, pods: Arc::new(Mutex::new((Instant::now(), 0))), counts })
     }
 
@@ -177,7 +168,7 @@ mod tests {
     async fn what_was_told_before_the_end_is_written_and_pods_are_bounded() {
         let state = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
-        let audit = Audit::open(state.path(), &tasks, &mut Registry::default()).unwrap();
+        let audit = Audit::open(state.path(), &tasks, Family::default()).unwrap();
         let of = |events| audit.tell_of_pod(1000, pb::AuditRequest { events });
         assert!(matches!(of(vec![told("fetched")]), Err(Untold::Action(_))), "only the agent fetches");
         assert!(matches!(of(vec![told("installed"); MAX_EVENTS + 1]), Err(Untold::TooMany)));

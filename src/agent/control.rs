@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::audit::Audit;
 use super::convert;
 use super::directory::Directory;
-use super::fetching::Fetching;
+use super::fetching::{Fetching, FetchingMetrics};
 use super::holdings::Holdings;
 use super::publish::Publisher;
 use super::starts::{Start, StartMetrics};
@@ -29,7 +29,7 @@ use crate::origin::Origin;
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::{Agent, AgentServer};
 use crate::store::Store;
-use crate::transfer::Provider;
+use crate::transfer::{self, Provider};
 
 mod archive;
 mod callers;
@@ -42,7 +42,7 @@ mod warm;
 
 use self::callers::{caller, may_read};
 use self::status::{no_artifact, publish_status, store_status};
-use self::warm::{tell_manifests, warm_all};
+use self::warm::{tell_manifests, warm};
 
 /// Messages between a handler and its caller's connection.
 const QUEUE: usize = 16;
@@ -83,6 +83,8 @@ pub(super) struct Parts {
     pub(super) origin: Option<Origin>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) starts: StartMetrics,
+    pub(super) wanted: FetchingMetrics,
+    pub(super) transfer: transfer::Metrics,
     pub(super) audit: Audit,
     pub(super) tasks: Arc<Tasks>,
 }
@@ -174,10 +176,10 @@ impl Agent for Control {
             .map_err(|_| Status::invalid_argument("`identity` is not 32 bytes"))?;
         let subject = (!request.any_subject).then_some(request.subject);
         Ok(self.stream("warm", QUEUE, move |parts, events| async move {
-            let told = match parts.fetching.look(identity, subject.as_deref()).await {
+            let looked = parts.fetching.look(identity, subject.as_deref()).await;
+            let told = match looked {
                 Ok(wanted) if request.manifest_only => tell_manifests(&parts, wanted, &events).await,
-                Ok(wanted) => warm_all(&parts, wanted, "no node has published this identity", &events).await,
-                Err(failed) => events.send(Ok(convert::failed(None, failed))).await.map_err(drop),
+                looked => warm(&parts, looked, &request.family, &events).await,
             };
             if told.is_err() {
                 tracing::debug!("caller of Warm went away; fetches go on");
@@ -214,7 +216,7 @@ impl Agent for Control {
     ) -> Result<Response<Self::ReadChunksStream>, Status> {
         let (held, indices) = chunks::wanted(&self.0.store, request.into_inner())?;
         Ok(self.stream("read chunks", chunks::QUEUED, move |parts, chunks| async move {
-            chunks::send(&parts.store, &held, indices, chunks).await;
+            chunks::send(&parts, &held, indices, chunks).await;
         }))
     }
 

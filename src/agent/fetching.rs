@@ -3,6 +3,7 @@
 
 mod cold;
 mod flight;
+mod metrics;
 mod nearby;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,6 +15,8 @@ use tokio::sync::watch;
 pub(super) use self::cold::Cold;
 pub(super) use self::flight::Flight;
 use self::flight::{Flights, failed};
+use self::metrics::Refusal;
+pub(super) use self::metrics::{FetchingMetrics, Outcome};
 pub(super) use self::nearby::{Near, Wish};
 use super::AgentConfig;
 use super::audit::Audit;
@@ -66,6 +69,7 @@ pub(super) struct Fetching {
     directory: Arc<Directory>,
     trust: Arc<Trust>,
     audit: Audit,
+    metrics: FetchingMetrics,
     node: NodeId,
     locality: Locality,
     deadline: Duration,
@@ -93,13 +97,27 @@ impl Fetching {
         cold: Option<Cold>,
         trust: Arc<Trust>,
         audit: Audit,
+        metrics: FetchingMetrics,
         node: NodeId,
         config: &AgentConfig,
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
         let flights = Flights::default();
-        Arc::new(Self { fetcher, store, directory, trust, audit, node, locality, deadline, cold, flights, tasks })
+        Arc::new(Self {
+            fetcher,
+            store,
+            directory,
+            trust,
+            audit,
+            metrics,
+            node,
+            locality,
+            deadline,
+            cold,
+            flights,
+            tasks,
+        })
     }
 
     /// What the directory and this node's own store have of an identity, by subject; if nothing, what the origin has.
@@ -234,6 +252,7 @@ impl Fetching {
             None => self.manifest(id, sources).await?,
         };
         if admitted.manifest().identity.id() != offer.artifact.identity {
+            self.metrics.refuse(Refusal::OtherIdentity);
             return Err(Failed::new(
                 "untrusted",
                 format!("artifact {} is of another identity than announced", id.short()),
@@ -247,7 +266,10 @@ impl Fetching {
         let admitted = self.judge(|policy| SignedManifest::admit(envelope, policy, UnixTime::now()))?;
         match admitted.id() == id {
             true => Ok(admitted),
-            false => Err(Failed::new("transient", "another manifest came than the one asked for")),
+            false => {
+                self.metrics.refuse(Refusal::OtherArtifact);
+                Err(Failed::new("transient", "another manifest came than the one asked for"))
+            }
         }
     }
 
@@ -258,11 +280,16 @@ impl Fetching {
 
     fn judge(&self, judge: impl FnOnce(&Policy) -> Result<Admitted, ManifestError>) -> Result<Admitted, Failed> {
         let Some(policy) = self.trust.policy() else {
+            self.metrics.refuse(Refusal::Policy);
             return Err(Failed::new("untrusted", "this agent has no trust policy: set `trust.policy`"));
         };
-        judge(&policy).map_err(|error| match error {
-            ManifestError::Refused(_) => Failed::new("untrusted", error.to_string()),
-            _ => Failed::new("transient", error.to_string()),
+        judge(&policy).map_err(|error| {
+            let (class, reason) = match error {
+                ManifestError::Refused(_) => ("untrusted", Refusal::Policy),
+                _ => ("transient", Refusal::Malformed),
+            };
+            self.metrics.refuse(reason);
+            Failed::new(class, error.to_string())
         })
     }
 

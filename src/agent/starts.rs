@@ -1,153 +1,150 @@
 //! What starts of engines on this node were like, as their pods report it, for `/metrics`. A pod is not trusted: a number
 //! that cannot be is refused with the whole report, and labels come from closed sets.
 
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+mod report;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 
-use crate::caches::CacheFamily;
-use crate::protocol::pb;
+use self::report::FamilyStart;
+pub(super) use self::report::Start;
+use crate::caches::FamilyName;
+use crate::telemetry::{Registry, label, labels};
 
-const MAX_FAMILIES: usize = 64;
-const MAX_COUNT: u32 = 1_000_000;
-const MAX_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// A family that this agent does not know.
-const OTHER: &str = "other";
-
-/// A report that cannot be true.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum StartError {
-    #[error("`outcome` is none that this agent knows")]
-    Outcome,
-    #[error("`{0}` is not a time in seconds, at most {max}", max = MAX_TIME.as_secs())]
-    Time(&'static str),
-    #[error("`{0}` is over {MAX_COUNT}")]
-    Count(&'static str),
-    #[error("more than {MAX_FAMILIES} families")]
-    Families,
+label! {
+    enum Outcome {
+        Ready,
+        Crashed,
+        Clean,
+        Unknown,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Ready,
-    Crashed,
-    Clean,
-    Unknown,
+label! {
+    /// What a start found of a family before its engine began.
+    enum Verdict {
+        Installed,
+        /// It was in the cache root already.
+        Existing,
+        NotOffered,
+        NoneFound,
+        Transient,
+        NoSpace,
+        Untrusted,
+        Incompatible,
+        Quarantined,
+    }
 }
 
-/// One start, checked.
-#[derive(Debug, PartialEq)]
-pub(super) struct Start {
-    outcome: Outcome,
-    /// Where it is known.
-    ready: Option<Duration>,
-    hook: Duration,
-    budget: Duration,
-    families: Vec<FamilyStart>,
+label! {
+    enum Found {
+        Hit,
+        Miss,
+    }
 }
 
-#[derive(Debug, PartialEq)]
-struct FamilyStart {
-    family: &'static str,
-    artifacts: [(Artifacts, u32); 2],
-    entries: [(Entries, u32); 4],
-    saved: Duration,
+label! {
+    /// Why a negative marker was left.
+    enum Class {
+        NoneFound,
+        Transient,
+        NoSpace,
+        Untrusted,
+        Incompatible,
+        Quarantined,
+    }
 }
 
-impl TryFrom<pb::StartReport> for Start {
-    type Error = StartError;
-    fn try_from(report: pb::StartReport) -> Result<Self, StartError> {
-        let outcome = match report.outcome() {
-            pb::StartOutcome::Ready => Outcome::Ready,
-            pb::StartOutcome::Crashed => Outcome::Crashed,
-            pb::StartOutcome::Clean => Outcome::Clean,
-            pb::StartOutcome::Unknown => Outcome::Unknown,
-            pb::StartOutcome::Unspecified => return Err(StartError::Outcome),
-        };
-        if report.families.len() > MAX_FAMILIES {
-            return Err(StartError::Families);
+label! {
+    /// What a negative marker did.
+    enum Marked {
+        /// An attempt failed and left it.
+        Written,
+        /// It spared an attempt.
+        Obeyed,
+    }
+}
+
+impl Verdict {
+    fn found(self) -> Found {
+        match self {
+            Self::Installed | Self::Existing => Found::Hit,
+            _ => Found::Miss,
         }
-        let ready = time("ready_seconds", report.ready_seconds)?;
-        Ok(Self {
-            outcome,
-            ready: Some(ready).filter(|ready| !ready.is_zero()),
-            hook: time("hook_seconds", report.hook_seconds)?,
-            budget: time("budget_seconds", report.budget_seconds)?,
-            families: report.families.into_iter().map(FamilyStart::try_from).collect::<Result<_, _>>()?,
-        })
+    }
+
+    /// Of the marker that an attempt with this end leaves, if it leaves one.
+    fn class(self) -> Option<Class> {
+        match self {
+            Self::Installed | Self::Existing | Self::NotOffered => None,
+            Self::NoneFound => Some(Class::NoneFound),
+            Self::Transient => Some(Class::Transient),
+            Self::NoSpace => Some(Class::NoSpace),
+            Self::Untrusted => Some(Class::Untrusted),
+            Self::Incompatible => Some(Class::Incompatible),
+            Self::Quarantined => Some(Class::Quarantined),
+        }
     }
 }
 
-impl TryFrom<pb::FamilyStart> for FamilyStart {
-    type Error = StartError;
-    fn try_from(start: pb::FamilyStart) -> Result<Self, StartError> {
-        Ok(Self {
-            family: CacheFamily::by_name(&start.family).map_or(OTHER, |family| family.name),
-            artifacts: [
-                (Artifacts::Offered, count("offered", start.offered)?),
-                (Artifacts::Quarantined, count("quarantined", start.quarantined)?),
-            ],
-            entries: [
-                (Entries::Installed, count("installed", start.installed)?),
-                (Entries::Existing, count("existing", start.existing)?),
-                (Entries::Made, count("made", start.made)?),
-                (Entries::Used, count("used", start.used)?),
-            ],
-            saved: time("saved_seconds", start.saved_seconds)?,
-        })
+label! {
+    enum Artifacts {
+        Offered,
+        Quarantined,
     }
 }
 
-/// NaN, infinities and negative numbers are no times.
-fn time(name: &'static str, seconds: f64) -> Result<Duration, StartError> {
-    let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= MAX_TIME);
-    time.ok_or(StartError::Time(name))
+label! {
+    enum Entries {
+        Installed,
+        Existing,
+        Made,
+        Used,
+    }
 }
 
-fn count(name: &'static str, count: u32) -> Result<u32, StartError> {
-    if count <= MAX_COUNT { Ok(count) } else { Err(StartError::Count(name)) }
+labels! {
+    struct OutcomeLabel {
+        outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Artifacts {
-    Offered,
-    Quarantined,
+labels! {
+    struct FamilyLabel {
+        family: FamilyName,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Entries {
-    Installed,
-    Existing,
-    Made,
-    Used,
+labels! {
+    struct ArtifactLabels {
+        family: FamilyName,
+        result: Artifacts,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Outcome,
+labels! {
+    struct LookLabels {
+        family: FamilyName,
+        result: Found,
+        reason: Verdict,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FamilyLabel {
-    family: &'static str,
+labels! {
+    struct MarkerLabels {
+        class: Class,
+        event: Marked,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ArtifactLabels {
-    family: &'static str,
-    result: Artifacts,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EntryLabels {
-    family: &'static str,
-    result: Entries,
+labels! {
+    struct EntryLabels {
+        family: FamilyName,
+        result: Entries,
+    }
 }
 
 /// Sums over all starts.
@@ -157,35 +154,43 @@ pub(super) struct StartMetrics {
     over_budget: Counter,
     ready: Histogram,
     hook: Histogram,
+    looks: Family<LookLabels, Counter>,
+    markers: Family<MarkerLabels, Counter>,
     artifacts: Family<ArtifactLabels, Counter>,
     entries: Family<EntryLabels, Counter>,
     saved: Family<FamilyLabel, Counter<f64, AtomicU64>>,
 }
 
 impl StartMetrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            starts: Family::default(),
-            over_budget: Counter::default(),
-            // 1 s to 68 min, and 50 ms to 102 s.
-            ready: Histogram::new(exponential_buckets(1.0, 2.0, 13)),
-            hook: Histogram::new(exponential_buckets(0.05, 2.0, 12)),
-            artifacts: Family::default(),
-            entries: Family::default(),
-            saved: Family::default(),
-        };
-        registry.register("warmd_starts", "Starts of engines by how they ended", metrics.starts.clone());
-        let help = "Starts for which warmd took longer than its budget";
-        registry.register("warmd_starts_over_budget", help, metrics.over_budget.clone());
-        let help = "Time from the start of an engine until it was ready";
-        registry.register("warmd_start_ready_seconds", help, metrics.ready.clone());
-        let help = "Time that warmd took before an engine was started";
-        registry.register("warmd_start_hook_seconds", help, metrics.hook.clone());
-        registry.register("warmd_start_artifacts", "Artifacts that starts were offered", metrics.artifacts.clone());
-        registry.register("warmd_start_entries", "Cache entries by what starts did with them", metrics.entries.clone());
-        let help = "Compilation that starts were spared, by its publishers' measure, in seconds";
-        registry.register("warmd_start_saved_seconds", help, metrics.saved.clone());
-        metrics
+    pub(super) fn register(r: &mut Registry) -> Self {
+        // 1 s to 68 min, and 50 ms to 102 s.
+        let (ready, hook) = (exponential_buckets(1.0, 2.0, 13), exponential_buckets(0.05, 2.0, 12));
+        Self {
+            starts: r.add("warmd_starts_total", "Starts of engines by how they ended"),
+            over_budget: r.add("warmd_starts_over_budget_total", "Starts for which warmd took longer than its budget"),
+            ready: r.insert(
+                "warmd_start_ready_seconds",
+                "Time from the start of an engine until it was ready",
+                Histogram::new(ready),
+            ),
+            hook: r.insert(
+                "warmd_start_hook_seconds",
+                "Time that warmd took before an engine was started",
+                Histogram::new(hook),
+            ),
+            looks: r.add("warmd_start_families_total", "Families that starts have looked for: hit or miss, and why"),
+            markers: r.add(
+                "warmd_start_negative_markers_total",
+                "Failed attempts that starts have left a marker of, and attempts that a marker has spared, by class",
+            ),
+            artifacts: r
+                .add("warmd_start_artifacts_total", "Artifacts that starts were offered, and those in quarantine"),
+            entries: r.add("warmd_start_entries_total", "Cache entries by what starts did with them"),
+            saved: r.add(
+                "warmd_start_saved_seconds_total",
+                "Compilation that starts were spared, by its publishers' measure",
+            ),
+        }
     }
 
     pub(super) fn count(&self, start: &Start) {
@@ -195,7 +200,11 @@ impl StartMetrics {
         if let Some(ready) = start.ready {
             self.ready.observe(ready.as_secs_f64());
         }
-        for FamilyStart { family, artifacts, entries, saved } in &start.families {
+        for FamilyStart { family, artifacts, entries, saved, verdict, remembered } in &start.families {
+            let family = *family;
+            if let Some(reason) = *verdict {
+                self.looked(family, reason, *remembered);
+            }
             for (result, count) in *artifacts {
                 self.artifacts.get_or_create(&ArtifactLabels { family, result }).inc_by(count.into());
             }
@@ -205,11 +214,21 @@ impl StartMetrics {
             self.saved.get_or_create(&FamilyLabel { family }).inc_by(saved.as_secs_f64());
         }
     }
+
+    fn looked(&self, family: FamilyName, reason: Verdict, remembered: bool) {
+        self.looks.get_or_create(&LookLabels { family, result: reason.found(), reason }).inc();
+        if let Some(class) = reason.class() {
+            let event = if remembered { Marked::Obeyed } else { Marked::Written };
+            self.markers.get_or_create(&MarkerLabels { class, event }).inc();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::report::{MAX_COUNT, StartError};
     use super::*;
+    use crate::protocol::pb;
 
     fn report() -> pb::StartReport {
         let family = pb::FamilyStart { family: "vllm-aot".to_owned(), installed: 19, ..Default::default() };
@@ -255,8 +274,36 @@ mod tests {
             metrics.count(&Start::try_from(report).unwrap());
         }
         let text = crate::telemetry::encode(&registry);
-        assert!(text.contains(r#"warmd_start_entries_total{family="other",result="Installed"} 57"#), "{text}");
+        assert!(text.contains(r#"warmd_start_entries_total{family="other",result="installed"} 57"#), "{text}");
         assert!(!text.contains("} 1\nwarmd") && !text.contains("99"), "{text}");
+    }
+
+    #[test]
+    fn a_family_is_a_hit_or_a_miss_with_its_reason_and_a_marker_is_written_or_obeyed() {
+        let mut registry = Registry::default();
+        let metrics = StartMetrics::register(&mut registry);
+        for (verdict, remembered) in [
+            (pb::StartVerdict::Installed, false),
+            (pb::StartVerdict::NotOffered, false),
+            (pb::StartVerdict::Untrusted, false),
+            (pb::StartVerdict::Untrusted, true),
+        ] {
+            let mut report = report();
+            (report.families[0].verdict, report.families[0].remembered) = (verdict.into(), remembered);
+            metrics.count(&Start::try_from(report).unwrap());
+        }
+        assert_eq!(refused(|report| report.families[0].verdict = 99), StartError::Verdict);
+        let text = crate::telemetry::encode(&registry);
+        for line in [
+            r#"warmd_start_families_total{family="vllm-aot",result="hit",reason="installed"} 1"#,
+            r#"warmd_start_families_total{family="vllm-aot",result="miss",reason="not_offered"} 1"#,
+            r#"warmd_start_families_total{family="vllm-aot",result="miss",reason="untrusted"} 2"#,
+            r#"warmd_start_negative_markers_total{class="untrusted",event="written"} 1"#,
+            r#"warmd_start_negative_markers_total{class="untrusted",event="obeyed"} 1"#,
+            r#"warmd_start_negative_markers_total{class="no_space",event="written"} 0"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -5,11 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tokio::time::{Instant, timeout_at};
 
 use super::holdings::summary;
@@ -18,23 +16,26 @@ use crate::artifact::Family;
 use crate::digest::ArtifactId;
 use crate::origin::{Origin, OriginError};
 use crate::store::{Artifact, Role, State, Store};
-use crate::transfer::MayServe;
+use crate::telemetry::{Registry, label, labels};
+use crate::transfer::{self, Direction, Holder, MayServe};
 
 /// Between attempts at one artifact: at first, then twice as long each time, down to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Uploaded,
-    /// The origin had it already.
-    There,
-    Failed,
+label! {
+    enum Outcome {
+        Uploaded,
+        /// The origin had it already.
+        There,
+        Failed,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Outcome,
+labels! {
+    struct OutcomeLabel {
+        outcome: Outcome,
+    }
 }
 
 pub(super) struct Uploads {
@@ -43,8 +44,24 @@ pub(super) struct Uploads {
     may_serve: MayServe,
     families: Vec<Family>,
     backlog: Backlog,
+    metrics: UploadMetrics,
+    transfer: transfer::Metrics,
+}
+
+/// Of the background.
+#[derive(Debug, Clone)]
+pub(super) struct UploadMetrics {
     attempts: family::Family<OutcomeLabel, Counter>,
     waiting: Gauge,
+}
+
+impl UploadMetrics {
+    pub(super) fn register(r: &mut Registry) -> Self {
+        Self {
+            attempts: r.add("warmd_origin_uploads_total", "Own publications uploaded in the background, by outcome"),
+            waiting: r.add("warmd_origin_uploads_waiting", "Own publications that are still to be uploaded"),
+        }
+    }
 }
 
 impl Uploads {
@@ -53,14 +70,11 @@ impl Uploads {
         store: Store,
         trust: &Arc<Trust>,
         families: &[Family],
-        registry: &mut Registry,
+        metrics: UploadMetrics,
+        transfer: transfer::Metrics,
     ) -> Self {
-        let (attempts, waiting) = (family::Family::default(), Gauge::default());
-        let part = registry.sub_registry_with_prefix("warmd_origin");
-        part.register("uploads", "Own publications uploaded in the background, by outcome", attempts.clone());
-        part.register("uploads_waiting", "Own publications that are still to be uploaded", waiting.clone());
         let (may_serve, families, backlog) = (trust.may_serve(&store), families.to_vec(), Backlog::default());
-        Self { origin, store, may_serve, families, backlog, attempts, waiting }
+        Self { origin, store, may_serve, families, backlog, metrics, transfer }
     }
 
     pub(super) async fn run(mut self) {
@@ -71,7 +85,7 @@ impl Uploads {
         loop {
             changes.borrow_and_update();
             self.backlog.keep(self.wanted());
-            self.waiting.set(i64::try_from(self.backlog.len()).unwrap_or(i64::MAX));
+            self.metrics.waiting.set(i64::try_from(self.backlog.len()).unwrap_or(i64::MAX));
             let due = match self.backlog.next(Instant::now()) {
                 Next::Upload(id) => {
                     self.upload(id).await;
@@ -120,16 +134,22 @@ impl Uploads {
                 Outcome::Failed
             }
         };
-        self.attempts.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.metrics.attempts.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     async fn attempt(&self, id: ArtifactId) -> Result<Outcome, OriginError> {
-        if let Some(artifact) = self.store.get(&id)
-            && self.origin.has(&summary(&artifact)).await?
+        let artifact = self.store.get(&id);
+        if let Some(artifact) = &artifact
+            && self.origin.has(&summary(artifact)).await?
         {
             return Ok(Outcome::There);
         }
-        self.origin.push(&self.store, id, &|_| ()).await.map(|_| Outcome::Uploaded)
+        let pushed = self.origin.push(&self.store, id, &|_| ()).await?;
+        if let Some(artifact) = artifact {
+            let family = artifact.manifest().identity.family();
+            self.transfer.bytes(family, Direction::Sent, Holder::Origin).inc_by(pushed.written_bytes);
+        }
+        Ok(Outcome::Uploaded)
     }
 }
 

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use futures_util::future::OptionFuture;
-use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
 use crate::config::{self, MetadataConfig};
 use crate::identity::trust;
 use crate::lifecycle;
 use crate::metadata::{self, Compatibility, Server};
-use crate::telemetry::{self, MetricsServer};
+use crate::telemetry::{self, MetricsServer, Registry};
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -72,7 +71,7 @@ impl Metadata {
 }
 
 async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
-    let mut registry = Registry::default();
+    let mut registry = Registry::of_process();
     let tls = config.node.tls(&config.state_dir)?;
     let trust = config.trust.root.as_deref().map(trust::read_root).transpose()?;
     let server_config = metadata::Config { trust, ..config.server_config() };

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::{keys, output, policy, publish, sample, warm};
@@ -22,6 +21,7 @@ use crate::install::Limits;
 use crate::local::{Client, SocketConfig};
 use crate::metadata::Server;
 use crate::serve::warm::{Job, Verdict};
+use crate::telemetry::Registry;
 use crate::transport::TransportConfig;
 
 #[derive(Debug, Args)]

@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Who is asked for holders.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// The metadata server alone.
-    Server,
-    /// The metadata server; while it does not answer, the other agents.
-    #[default]
-    Hybrid,
-    /// The other agents alone.
-    Serverless,
+use crate::telemetry::label;
+
+label! {
+    /// Who is asked for holders.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Mode {
+        /// The metadata server alone.
+        Server,
+        /// The metadata server; while it does not answer, the other agents.
+        #[default]
+        Hybrid,
+        /// The other agents alone.
+        Serverless,
+    }
 }
 
 impl fmt::Display for Mode {

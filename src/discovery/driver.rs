@@ -155,7 +155,7 @@ impl Driver {
 
     fn look(&mut self, lookup: &Lookup, reply: oneshot::Sender<Vec<Offer>>) {
         if self.searches.len() >= MAX_SEARCHES {
-            self.metrics.lookups.get_or_create(&Labels { result: Outcome::Refused }).inc();
+            self.metrics.lookups.get_or_create(&Labels { outcome: Outcome::Refused }).inc();
             return;
         }
         let id = self.next_search;
@@ -214,8 +214,8 @@ impl Driver {
         });
         self.asks.retain(|_, ask| ask.search != id);
         let offers = search.finish();
-        let result = if offers.is_empty() { Outcome::Nothing } else { Outcome::Found };
-        self.metrics.lookups.get_or_create(&Labels { result }).inc();
+        let outcome = if offers.is_empty() { Outcome::Nothing } else { Outcome::Found };
+        self.metrics.lookups.get_or_create(&Labels { outcome }).inc();
         // Who asked may have gone.
         let _ = reply.send(offers);
     }

@@ -1,22 +1,24 @@
 //! What discovery counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-/// How a look-up among the other agents ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Found,
-    Nothing,
-    Refused,
+use crate::telemetry::{Registry, label, labels};
+
+label! {
+    /// How a look-up among the other agents ended.
+    pub(super) enum Outcome {
+        Found,
+        Nothing,
+        Refused,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Labels {
-    pub(super) result: Outcome,
+labels! {
+    pub(super) struct Labels {
+        pub(super) outcome: Outcome,
+    }
 }
 
 /// Metrics of discovery.
@@ -31,15 +33,17 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let r = registry.sub_registry_with_prefix("warmd_discovery");
-        r.register("connected_nodes", "Other agents that are connected", metrics.connected.clone());
-        r.register("known_nodes", "Other agents in the routing table", metrics.known.clone());
-        r.register("records", "Records kept for other agents", metrics.records.clone());
-        r.register("announced_identities", "Source identities announced to other agents", metrics.announced.clone());
-        r.register("turned_away", "Connections that did not get as far as admission", metrics.turned_away.clone());
-        r.register("lookups", "Look-ups among other agents by result", metrics.lookups.clone());
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            connected: r.add("warmd_discovery_connected_nodes", "Other agents that are connected"),
+            known: r.add("warmd_discovery_known_nodes", "Other agents in the routing table"),
+            records: r.add("warmd_discovery_records", "Records kept for other agents"),
+            announced: r.add("warmd_discovery_announced_identities", "Source identities announced to other agents"),
+            turned_away: r.add(
+                "warmd_discovery_turned_away_total",
+                "Connections of other agents that did not get as far as admission",
+            ),
+            lookups: r.add("warmd_discovery_lookups_total", "Look-ups among other agents by outcome"),
+        }
     }
 }

@@ -24,7 +24,6 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use hyper::StatusCode;
-use prometheus_client::encoding::EncodeLabelValue;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -33,6 +32,7 @@ use super::health::{Probe, ProbeFailure};
 use super::output::Output;
 use super::process::{Command, Exit, Stopped};
 use crate::lifecycle::Tasks;
+use crate::telemetry::label;
 
 pub use config::SupervisionConfig;
 pub use metrics::Metrics;
@@ -80,29 +80,26 @@ pub struct End {
     pub stopped: Option<Stopped>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, EncodeLabelValue)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// There is no engine, and none is wanted.
-    #[default]
-    Stopped,
-    /// What an earlier engine left is ended, and [`Starter::prepare`] is under way; there is no process yet.
-    Warming,
-    /// There is a process, and it does not serve yet.
-    Starting,
-    /// The only state in which the engine is to be asked.
-    Ready,
-    /// It serves what it was asked before, and gets nothing new.
-    Draining,
-    /// It was told to end, or has ended, and its processes are not all gone.
-    Stopping,
-    /// It crashed; there is no process until the next start.
-    Backoff,
-}
-
-impl State {
-    const ALL: [Self; 7] =
-        [Self::Stopped, Self::Warming, Self::Starting, Self::Ready, Self::Draining, Self::Stopping, Self::Backoff];
+label! {
+    #[derive(Default, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum State {
+        /// There is no engine, and none is wanted.
+        #[default]
+        Stopped,
+        /// What an earlier engine left is ended, and [`Starter::prepare`] is under way; there is no process yet.
+        Warming,
+        /// There is a process, and it does not serve yet.
+        Starting,
+        /// The only state in which the engine is to be asked.
+        Ready,
+        /// It serves what it was asked before, and gets nothing new.
+        Draining,
+        /// It was told to end, or has ended, and its processes are not all gone.
+        Stopping,
+        /// It crashed; there is no process until the next start.
+        Backoff,
+    }
 }
 
 /// How things stand.

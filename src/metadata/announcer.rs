@@ -211,7 +211,7 @@ async fn speak(client: Client, shared: Arc<Shared>) {
             Some(Message::Withdraw(withdrawal)) => client.withdraw(withdrawal).await.map(Answer::Withdrawn),
         };
         let connected = shared.take(answer);
-        client.metrics().connected.set(connected.into());
+        client.metrics().announced(connected);
     }
-    client.metrics().connected.set(0);
+    client.metrics().announced(false);
 }

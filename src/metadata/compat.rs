@@ -44,8 +44,9 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use super::server::{self, ServerError};
 use crate::lifecycle::Tasks;
 use crate::protocol::model_express::{MAX_MESSAGE, pb};
+use crate::telemetry::Registry;
 pub use config::{CompatibilityConfig, ExplicitAddr, NotExplicit};
-use metrics::Metrics;
+pub use metrics::Metrics;
 use service::{Clock, Service, Sources};
 use table::Table;
 
@@ -73,17 +74,14 @@ pub struct Compatibility {
 
 impl Compatibility {
     /// Returns once it is listening.
-    pub async fn bind(
-        config: &CompatibilityConfig,
-        metrics: &mut prometheus_client::registry::Registry,
-    ) -> Result<Self, ServerError> {
+    pub async fn bind(config: &CompatibilityConfig, metrics: &mut Registry) -> Result<Self, ServerError> {
         Self::bind_with(config, Clock::system(), metrics).await
     }
 
     async fn bind_with(
         config: &CompatibilityConfig,
         clock: Clock,
-        metrics: &mut prometheus_client::registry::Registry,
+        metrics: &mut Registry,
     ) -> Result<Self, ServerError> {
         let at = config.listen.addr();
         let listen = |source| ServerError::Listen { addr: at, source };

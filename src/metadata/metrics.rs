@@ -2,97 +2,122 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 
 use super::backend::shared::StoreError;
 use super::registry::Counts;
+use crate::telemetry::{Registry, label, labels};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Method {
-    Announce,
-    Withdraw,
-    Lookup,
-    Watch,
-    List,
-    GetTrust,
-    PutTrust,
+label! {
+    pub(super) enum Method {
+        Announce,
+        Withdraw,
+        Lookup,
+        Watch,
+        List,
+        GetTrust,
+        PutTrust,
+    }
 }
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Ok,
-    /// The message broke a rule of the protocol.
-    Invalid,
-    /// For another node, of an epoch that is over, overtaken.
-    Refused,
-    /// A table or a cap is full.
-    Full,
-    /// Too much at once: to come again later.
-    Crowded,
-    Unavailable,
+label! {
+    /// How a request ended.
+    pub(super) enum Outcome {
+        Ok,
+        /// The message broke a rule of the protocol.
+        Invalid,
+        /// For another node, of an epoch that is over, overtaken.
+        Refused,
+        /// A table or a cap is full.
+        Full,
+        /// Too much at once: to come again later.
+        Crowded,
+        Unavailable,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RequestLabels {
-    pub(super) method: Method,
-    pub(super) outcome: Outcome,
+labels! {
+    pub(super) struct RequestLabels {
+        pub(super) method: Method,
+        pub(super) outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct MethodLabels {
-    pub(super) method: Method,
+labels! {
+    pub(super) struct MethodLabels {
+        pub(super) method: Method,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum State {
-    Initializing,
-    Ready,
-    Draining,
-    Stale,
-    Lapsed,
+label! {
+    enum State {
+        Initializing,
+        Ready,
+        Draining,
+        Stale,
+        Lapsed,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: State,
+labels! {
+    struct StateLabels {
+        state: State,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Reject {
-    /// Too many connections.
-    Full,
-    /// No admitted certificate, not TLS, or not in time.
-    Handshake,
+label! {
+    pub(super) enum Reject {
+        /// Too many connections.
+        Full,
+        /// No admitted certificate, not TLS, or not in time.
+        Handshake,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RejectLabels {
-    pub(super) reason: Reject,
+labels! {
+    pub(super) struct RejectLabels {
+        pub(super) reason: Reject,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Loss {
-    Unreachable,
-    Silent,
-    Refused,
-    /// The store has begun anew, or its log was ahead of us.
-    Reread,
-    Damaged,
+label! {
+    enum Loss {
+        Unreachable,
+        Silent,
+        Refused,
+        /// The store has begun anew, or its log was ahead of us.
+        Reread,
+        Damaged,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LossLabels {
-    reason: Loss,
+labels! {
+    struct LossLabels {
+        reason: Loss,
+    }
 }
 
+label! {
+    /// Where a server keeps what it knows.
+    pub(super) enum Store {
+        Memory,
+        File,
+        Shared,
+    }
+}
+
+labels! {
+    pub(super) struct StoreLabels {
+        pub(super) kind: Store,
+    }
+}
+
+/// Of one server.
 #[derive(Debug, Clone)]
-pub(super) struct Metrics {
+pub struct Metrics {
     nodes: Family<StateLabels, Gauge>,
     artifacts: Gauge,
     identities: Gauge,
@@ -103,7 +128,8 @@ pub(super) struct Metrics {
     pub(super) lapses: Counter,
     pub(super) turned_away: Counter,
     pub(super) requests: Family<RequestLabels, Counter>,
-    pub(super) seconds: Family<MethodLabels, Histogram>,
+    pub(super) seconds: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    store: Family<StoreLabels, Gauge>,
     pub(super) store_errors: Counter,
     pub(super) store_seconds: Counter<f64, AtomicU64>,
     shared_up: Gauge,
@@ -112,43 +138,48 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            nodes: Family::default(),
-            artifacts: Gauge::default(),
-            identities: Gauge::default(),
-            holdings: Gauge::default(),
-            watchers: Gauge::default(),
-            connections: Gauge::default(),
-            rejects: Family::default(),
-            lapses: Counter::default(),
-            turned_away: Counter::default(),
-            requests: Family::default(),
-            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 4.0, 9))),
-            store_errors: Counter::default(),
-            store_seconds: Counter::default(),
-            shared_up: Gauge::default(),
-            shared_losses: Family::default(),
-            leads: Gauge::default(),
-        };
-        let r = registry.sub_registry_with_prefix("warmd_metadata");
-        r.register("nodes", "Nodes by state", metrics.nodes.clone());
-        r.register("artifacts", "Distinct artifacts", metrics.artifacts.clone());
-        r.register("identities", "Source identities with an artifact", metrics.identities.clone());
-        r.register("holdings", "Pairs of an artifact and a node that has all or some of it", metrics.holdings.clone());
-        r.register("watchers", "Open watches", metrics.watchers.clone());
-        r.register("connections", "Open connections", metrics.connections.clone());
-        r.register("connection_rejects", "Connections refused", metrics.rejects.clone());
-        r.register("lease_expiries", "Leases that ran out", metrics.lapses.clone());
-        r.register("turned_away", "Requests for which there was no room at all", metrics.turned_away.clone());
-        r.register("requests", "Requests by method and outcome", metrics.requests.clone());
-        r.register("request_seconds", "Time to answer a request", metrics.seconds.clone());
-        r.register("store_errors", "Failed writes of hints to disk", metrics.store_errors.clone());
-        r.register("store_seconds", "Time spent writing hints to disk", metrics.store_seconds.clone());
-        r.register("shared_store_up", "1 while this server follows the shared store", metrics.shared_up.clone());
-        r.register("shared_store_losses", "Times that it did not any more", metrics.shared_losses.clone());
-        r.register("leads", "1 on the server that counts for all that share the store", metrics.leads.clone());
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        // 50 us to 3.3 s.
+        let seconds = || Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
+        Self {
+            nodes: r.add("warmd_metadata_nodes", "Nodes by state; 0 on a server that does not lead"),
+            artifacts: r.add("warmd_metadata_artifacts", "Distinct artifacts; 0 on a server that does not lead"),
+            identities: r.add(
+                "warmd_metadata_identities",
+                "Source identities with an artifact; 0 on a server that does not lead",
+            ),
+            holdings: r.add(
+                "warmd_metadata_holdings",
+                "Pairs of an artifact and a node that has all or some of it; 0 on a server that does not lead",
+            ),
+            watchers: r.add("warmd_metadata_watchers", "Open watches"),
+            connections: r.add("warmd_metadata_connections", "Open connections"),
+            rejects: r.add("warmd_metadata_connection_rejects_total", "Connections refused"),
+            lapses: r.add("warmd_metadata_lease_expiries_total", "Leases of nodes that ran out"),
+            turned_away: r
+                .add("warmd_metadata_turned_away_total", "Requests for which there was no room: to come again later"),
+            requests: r.add("warmd_metadata_requests_total", "Requests by method and outcome"),
+            seconds: r.insert(
+                "warmd_metadata_request_seconds",
+                "Time to answer a request",
+                Family::new_with_constructor(seconds as fn() -> Histogram),
+            ),
+            store: r.add("warmd_metadata_store", "1 for where this server keeps what it knows"),
+            store_errors: r.add("warmd_metadata_store_errors_total", "Failed writes of hints to disk"),
+            store_seconds: r.add("warmd_metadata_store_seconds_total", "Time spent writing hints to disk"),
+            shared_up: r.add("warmd_metadata_shared_store_up", "1 while this server follows a shared store"),
+            shared_losses: r
+                .add("warmd_metadata_shared_store_losses_total", "Times that it lost the shared store, by reason"),
+            leads: r.add(
+                "warmd_metadata_leads",
+                "1 on the server that counts for all that share a store; of one alone, always",
+            ),
+        }
+    }
+
+    pub(super) fn keeps(&self, kind: Store) {
+        self.store.get_or_create(&StoreLabels { kind }).set(1);
+        self.leads.set((kind != Store::Shared).into());
     }
 
     pub(super) fn found_store(&self) {

@@ -21,7 +21,7 @@ use tonic::service::interceptor::InterceptedService;
 
 use super::backend::shared::{Drifted, Follower, JoinError, RedisConfig, Shared, StoreError, StoreUrl, follow};
 use super::backend::{self, Backend, BackendError, Marked};
-use super::metrics::{Metrics, Reject};
+use super::metrics::{self, Metrics, Reject};
 use super::registry::{self, Registry};
 use super::room::Room;
 use super::service::{Directory, Door, Service};
@@ -31,6 +31,7 @@ use crate::identity::trust::TrustError;
 use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
+use crate::telemetry;
 pub(super) use connection::{Connection, Peer};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,11 +132,7 @@ pub struct Server {
 
 impl Server {
     /// Returns once it is listening. The store is read before.
-    pub async fn bind(
-        config: Config,
-        tls: &NodeTls,
-        metrics: &mut prometheus_client::registry::Registry,
-    ) -> Result<Self, ServerError> {
+    pub async fn bind(config: Config, tls: &NodeTls, metrics: &mut telemetry::Registry) -> Result<Self, ServerError> {
         let acceptor = TlsAcceptor::from(Arc::new(tls.server_config(RPC_ALPN)?));
         let epoch = new_server_epoch()?;
         let (data, follower) = match &config.store {
@@ -154,6 +151,11 @@ impl Server {
         let addr = listener.local_addr().map_err(listen)?;
 
         let metrics = Metrics::register(metrics);
+        metrics.keeps(match &config.store {
+            Store::Memory => metrics::Store::Memory,
+            Store::File(_) => metrics::Store::File,
+            Store::Shared(..) => metrics::Store::Shared,
+        });
         let mut registry = Registry::new(config.registry.clone(), epoch);
         let caps = Caps {
             per_caller: config.max_watches_per_caller,
@@ -373,7 +375,7 @@ pub(super) mod tests {
 
     pub(in crate::metadata) fn bare_directory() -> Arc<Directory> {
         let registry = Registry::new(registry::Config::default(), ServerEpoch(1));
-        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let metrics = Metrics::register(&mut telemetry::Registry::default());
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
         let trust = TrustStore::default();

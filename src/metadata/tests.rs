@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::telemetry::Registry as Metrics;
 use futures_util::StreamExt;
-use prometheus_client::registry::Registry as Metrics;
 
 use super::registry::tests::{announcement, held, identity};
 use super::*;
@@ -312,11 +312,11 @@ async fn counts_and_outcomes_are_exposed_with_closed_labels() {
     server.shutdown(PATIENCE).await;
     let text = crate::telemetry::encode(&metrics);
     for line in [
-        "warmd_metadata_requests_total{method=\"Announce\",outcome=\"Ok\"} 10",
-        "warmd_metadata_requests_total{method=\"Announce\",outcome=\"Refused\"} 10",
-        "warmd_metadata_nodes{state=\"Ready\"} 10",
+        "warmd_metadata_requests_total{method=\"announce\",outcome=\"ok\"} 10",
+        "warmd_metadata_requests_total{method=\"announce\",outcome=\"refused\"} 10",
+        "warmd_metadata_nodes{state=\"ready\"} 10",
         "warmd_metadata_artifacts 10",
-        "warmd_metadata_request_seconds_count{method=\"Announce\"} 20",
+        "warmd_metadata_request_seconds_count{method=\"announce\"} 20",
         "warmd_metadata_connections 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");

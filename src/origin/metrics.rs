@@ -2,38 +2,42 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Operation {
-    Read,
-    Write,
-    /// Whether there is one object.
-    Look,
-    List,
+use crate::telemetry::{Registry, label, labels};
+
+label! {
+    pub(super) enum Operation {
+        Read,
+        Write,
+        /// Whether there is one object.
+        Look,
+        List,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Ok,
-    Missing,
-    Failed,
-    Late,
+label! {
+    pub(super) enum Outcome {
+        Ok,
+        Missing,
+        Failed,
+        Late,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    operation: Operation,
-    outcome: Outcome,
+labels! {
+    struct RequestLabels {
+        operation: Operation,
+        outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OperationLabel {
-    operation: Operation,
+labels! {
+    struct OperationLabel {
+        operation: Operation,
+    }
 }
 
 /// Requests of one node.
@@ -47,26 +51,24 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        // From a millisecond to half a minute.
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
-        Self {
-            requests: Family::default(),
-            bytes: Family::default(),
-            seconds: Family::new_with_constructor(seconds),
-            bad_objects: Counter::default(),
-        }
+        Self::register(&mut Registry::default())
     }
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let part = registry.sub_registry_with_prefix("warmd_origin");
-        part.register("requests", "Requests to the origin by operation and outcome", metrics.requests.clone());
-        part.register_with_unit("object", "Bytes of objects read and written", Unit::Bytes, metrics.bytes.clone());
-        part.register_with_unit("request", "Time of a request", Unit::Seconds, metrics.seconds.clone());
-        part.register("bad_objects", "Objects that are not what their names say", metrics.bad_objects.clone());
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        // From a millisecond to half a minute.
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        Self {
+            requests: r.add("warmd_origin_requests_total", "Requests to the origin by operation and outcome"),
+            bytes: r.add("warmd_origin_object_bytes_total", "Objects read and written"),
+            seconds: r.insert(
+                "warmd_origin_request_seconds",
+                "Time of a request to the origin",
+                Family::new_with_constructor(seconds as fn() -> Histogram),
+            ),
+            bad_objects: r.add("warmd_origin_bad_objects_total", "Objects that are not what their names say"),
+        }
     }
 
     pub(super) fn count(&self, operation: Operation, outcome: Outcome, took: Duration) {

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::admission::{Admission, Asking, Permit};
@@ -15,13 +13,15 @@ use super::limits::{Limit, Limited, Limits, Place};
 use super::models::{BoxFuture, Lease};
 use super::pause::{self, Gates};
 use crate::identity::UnixTime;
+use crate::telemetry::{Registry, labels};
 
 /// When to come again: [`Denied::NoncesFull`] ends as texts expire.
 const NONCES: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabel {
-    limit: Limit,
+labels! {
+    struct LimitLabel {
+        limit: Limit,
+    }
 }
 
 /// What is counted about who was let in.
@@ -32,10 +32,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let limited = Family::default();
-        registry.register("warmd_proxy_limited", "Requests refused by what there was too much of", limited.clone());
-        Self { auth: auth::Metrics::register(registry), limited }
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            auth: auth::Metrics::register(r),
+            limited: r.add("warmd_proxy_limited_total", "Requests refused by what there was too much of"),
+        }
     }
 }
 

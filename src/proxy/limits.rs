@@ -11,30 +11,30 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelValue;
-
 pub use config::{Allowance, InvalidRate, LimitsConfig, Rate};
 pub use places::{Permit, Place};
 
 use super::auth::Tenant;
+use crate::telemetry::label;
 use bucket::Bucket;
 use places::Places;
 
-/// What there was too much of. As a label of metrics: a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Limit {
-    Requests,
-    Tokens,
-    /// Asking for adapters that nobody knows.
-    UnknownAdapters,
-    /// Adapters that are here because one tenant has asked for them.
-    Adapters,
-    /// One tenant's places.
-    TenantPlaces,
-    /// This replica's places: the tenant did nothing wrong.
-    ReplicaPlaces,
-    /// More callers at once than are counted.
-    Callers,
+label! {
+    /// What there was too much of. As a label of metrics: a closed set.
+    pub enum Limit {
+        Requests,
+        Tokens,
+        /// Asking for adapters that nobody knows.
+        UnknownAdapters,
+        /// Adapters that are here because one tenant has asked for them.
+        Adapters,
+        /// One tenant's places.
+        TenantPlaces,
+        /// This replica's places: the tenant did nothing wrong.
+        ReplicaPlaces,
+        /// More callers at once than are counted.
+        Callers,
+    }
 }
 
 /// Too much for now. `Display` is for the client.

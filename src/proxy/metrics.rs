@@ -3,32 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
 use super::pace::Pace;
 use super::route::Endpoint;
+use crate::telemetry::{Bounded, Registry, label, labels};
 
-/// What was asked, as far as it was known when the request was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Class {
-    None,
-    Base,
-    Adapter,
+label! {
+    /// What was asked, as far as it was known when the request was answered.
+    pub(super) enum Class {
+        None,
+        Base,
+        Adapter,
+    }
 }
 
-/// What a request waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum State {
-    Reading,
-    Loading,
-    Gate,
-    Engine,
-    Streaming,
+label! {
+    /// What a request waits for.
+    pub(super) enum State {
+        Reading,
+        Loading,
+        Gate,
+        Engine,
+        Streaming,
+    }
 }
 
 impl State {
@@ -36,43 +37,50 @@ impl State {
     const ALL: [Self; 5] = [Self::Reading, Self::Loading, Self::Gate, Self::Engine, Self::Streaming];
 }
 
-/// Where the engine's side of a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Phase {
-    Connect,
-    Request,
-    FirstByte,
-    Body,
-    Idle,
+label! {
+    /// Where the engine's side of a request failed.
+    pub(super) enum Phase {
+        Connect,
+        Request,
+        FirstByte,
+        Body,
+        Idle,
+    }
 }
 
-/// Who ended a request before its answer had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum By {
-    Client,
-    Operator,
+label! {
+    /// Who ended a request before its answer had.
+    pub(super) enum By {
+        Client,
+        Operator,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    class: Class,
-    route: Endpoint,
-    code: u16,
+labels! {
+    struct RequestLabels {
+        class: Class,
+        route: Endpoint,
+        /// As engine and proxy answer: a few of the thousand that there can be.
+        code: Bounded<u16>,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: State,
+labels! {
+    struct StateLabel {
+        state: State,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PhaseLabel {
-    phase: Phase,
+labels! {
+    struct PhaseLabel {
+        phase: Phase,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByLabel {
-    by: By,
+labels! {
+    struct ByLabel {
+        by: By,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -92,46 +100,31 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(r: &mut Registry) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 20));
-        let by_state = Family::<StateLabel, Gauge>::default();
-        let in_flight = State::ALL.map(|state| by_state.get_or_create_owned(&StateLabel { state }));
-        let metrics = Self {
-            requests: Family::default(),
-            in_flight,
-            engine_errors: Family::default(),
-            aborted: Family::default(),
-            first_token: seconds(),
-            between_tokens: seconds(),
-            gate_wait: seconds(),
-            retries: Counter::default(),
-            self_heals: Counter::default(),
-            tokens: Counter::default(),
+        let by_state: Family<StateLabel, Gauge> = r.add("warmd_proxy_in_flight", "Requests by what they wait for");
+        Self {
+            requests: r.add("warmd_proxy_requests_total", "Answered requests by model, route and HTTP status"),
+            in_flight: State::ALL.map(|state| by_state.get_or_create_owned(&StateLabel { state })),
+            engine_errors: r
+                .add("warmd_proxy_engine_errors_total", "Requests whose engine side failed, by how far they were"),
+            aborted: r.add("warmd_proxy_aborted_total", "Requests that ended before their answer, by who ended them"),
+            first_token: r.insert(
+                "warmd_proxy_first_token_seconds",
+                "From a streaming request's head to the first piece of its answer",
+                seconds(),
+            ),
+            between_tokens: r.insert("warmd_proxy_between_tokens_seconds", "Between pieces of a stream", seconds()),
+            gate_wait: r.insert("warmd_proxy_gate_wait_seconds", "Wait for leave to ask the engine", seconds()),
+            retries: r.add("warmd_proxy_retries_total", "Requests sent again on a fresh connection"),
+            self_heals: r.add("warmd_proxy_self_heals_total", "Requests that found their adapter gone from the engine"),
+            tokens: r.add("warmd_proxy_tokens_total", "Tokens of ended answers, as far as known"),
             pace: Arc::default(),
-        };
-        let m = metrics.clone();
-        registry.register("warmd_proxy_requests", "Answered requests", m.requests);
-        registry.register("warmd_proxy_in_flight", "Requests by what they wait for", by_state);
-        registry.register("warmd_proxy_engine_errors", "Requests whose engine side failed", m.engine_errors);
-        registry.register("warmd_proxy_aborted", "Requests that ended before their answer", m.aborted);
-        registry.register("warmd_proxy_retries", "Requests sent again on a fresh connection", m.retries);
-        registry.register("warmd_proxy_self_heals", "Adapters that the engine had lost", m.self_heals);
-        registry.register("warmd_proxy_tokens", "Tokens of ended answers, as far as known", m.tokens);
-        let unit = || Unit::Seconds;
-        let first = "From a streaming request's head to the first piece of its answer";
-        registry.register_with_unit("warmd_proxy_first_token", first, unit(), m.first_token);
-        registry.register_with_unit(
-            "warmd_proxy_between_tokens",
-            "Between pieces of a stream",
-            unit(),
-            m.between_tokens,
-        );
-        registry.register_with_unit("warmd_proxy_gate_wait", "For leave to ask the engine", unit(), m.gate_wait);
-        metrics
+        }
     }
 
     pub(super) fn answered(&self, class: Class, route: Endpoint, code: u16) {
-        self.requests.get_or_create(&RequestLabels { class, route, code }).inc();
+        self.requests.get_or_create(&RequestLabels { class, route, code: Bounded(code) }).inc();
     }
 
     pub(super) fn enter(&self, state: State) -> Stage {

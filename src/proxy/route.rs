@@ -1,27 +1,28 @@
 //! The routes there are. Everything else of the engine stays behind the proxy: its administration is not guarded by keys.
 
 use hyper::Method;
-use prometheus_client::encoding::EncodeLabelValue;
 
 use super::answer::Answer;
+use crate::telemetry::label;
 
-/// A path and what it takes; also a label of metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Endpoint {
-    ChatCompletions,
-    Completions,
-    Embeddings,
-    Responses,
-    Messages,
-    CountTokens,
-    Rerank,
-    Score,
-    Tokenize,
-    Detokenize,
-    Models,
-    Capabilities,
-    Health,
-    Other,
+label! {
+    /// A path and what it takes; also a label of metrics.
+    pub enum Endpoint {
+        ChatCompletions,
+        Completions,
+        Embeddings,
+        Responses,
+        Messages,
+        CountTokens,
+        Rerank,
+        Score,
+        Tokenize,
+        Detokenize,
+        Models,
+        Capabilities,
+        Health,
+        Other,
+    }
 }
 
 const ENDPOINTS: [(&str, Endpoint); 14] = [

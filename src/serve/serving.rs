@@ -25,13 +25,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::attach::Attached;
 use self::begin::Begin;
 use self::starts::Starts;
+use super::adapters;
 use super::admin::{Admin, Control};
 use super::start::Spec;
 use super::target::{Say, Site};
@@ -45,8 +45,8 @@ use crate::local::SocketError;
 use crate::proxy::auth::{AuthConfig, AuthError, Authenticator};
 use crate::proxy::limits::Limits;
 use crate::proxy::pause::Gates;
-use crate::proxy::{Access, Proxy, Server, Upstream, access};
-use crate::telemetry::MetricsServer;
+use crate::proxy::{self, Access, Proxy, Server, Upstream, access};
+use crate::telemetry::{MetricsServer, Registry};
 
 pub(super) use self::catalogue::Catalogue;
 pub use config::{Preparation, ServeConfig};
@@ -110,6 +110,27 @@ pub struct Serving {
     drain_deadline: Duration,
 }
 
+/// Everything that `warmd serve` counts, put together in one place.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    access: access::Metrics,
+    proxy: proxy::Metrics,
+    engine: engine::Metrics,
+    adapters: adapters::Metrics,
+}
+
+impl Metrics {
+    /// `named` adapters have a series of their own.
+    pub fn register(r: &mut Registry, named: usize) -> Self {
+        Self {
+            access: access::Metrics::register(r),
+            proxy: proxy::Metrics::register(r),
+            engine: engine::Metrics::register(r),
+            adapters: adapters::Metrics::register(r, named),
+        }
+    }
+}
+
 /// What is known of the engine before it runs.
 struct Known {
     model: Option<Model>,
@@ -127,7 +148,8 @@ struct Known {
 impl Serving {
     /// Starts the engine and returns at once.
     pub async fn start(config: ServeConfig, backend: Backend, anonymous: bool, say: Say) -> Result<Self, ServeError> {
-        let mut registry = Registry::default();
+        let mut registry = Registry::of_process();
+        let metrics = Metrics::register(&mut registry, config.adapters.named_in_metrics);
         let root = match &backend {
             Backend::Own(spec) => spec.target.root.as_deref(),
             Backend::Attached { .. } => None,
@@ -138,25 +160,18 @@ impl Serving {
         let (known, engine) = known(&config, backend, &state, &say)?;
         let addr = entrance::listen(config.listen, &known.listen)?;
         let auth = entrance::auth(&config.auth, addr, anonymous)?;
-        let access = access(&config, auth, &state, &mut registry)?;
+        let access = access(&config, auth, &state, metrics.access)?;
         let catalogue = Arc::new(Catalogue::new(known.model.as_ref(), config.adapters.retry_after));
-        let proxy = Proxy::new(
-            config.proxy.clone(),
-            upstream.clone(),
-            catalogue.clone(),
-            access.clone(),
-            crate::proxy::Metrics::register(&mut registry),
-        );
+        let proxy =
+            Proxy::new(config.proxy.clone(), upstream.clone(), catalogue.clone(), access.clone(), metrics.proxy);
         let server = Server::bind(addr, proxy.clone()).await.map_err(|source| ServeError::Listen { addr, source })?;
         say(&format!("clients connect to http://{}", server.addr()));
-        let supervision = engine::Metrics::register(&mut registry);
-        let adapters_metrics = super::adapters::Metrics::register(&mut registry, config.adapters.named_in_metrics);
         // What can fail has failed before an engine takes a GPU.
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;
-        let metrics = metrics_server(&config, registry).await?;
+        let metrics_server = metrics_server(&config, registry).await?;
         tasks.spawn("pace", pace::tell(Arc::downgrade(&proxy), known.socket.clone()));
-        let supervisor = engine.run(&config, &state, &proxy, supervision, &tasks, upstream_sender);
+        let supervisor = engine.run(&config, &state, &proxy, metrics.engine, &tasks, upstream_sender);
         let (trust, agent, roots, told) = (known.trust.clone(), known.socket.clone(), known.roots.clone(), say.clone());
         tasks.spawn("trust", async move { trust.watch(&agent, &roots, &told).await });
         let begin = Begin {
@@ -166,18 +181,22 @@ impl Serving {
             upstream,
             epoch: watch::Sender::new(None),
             disk: None,
-            metrics: adapters_metrics,
+            metrics: metrics.adapters,
             access: access.clone(),
             say: say.clone(),
         };
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
         let admin = Admin::serve(admin, Control::new(access, catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
-        Ok(Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline })
+        Ok(Self { server, proxy, supervisor, catalogue, admin, metrics: metrics_server, tasks, drain_deadline })
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
+    }
+
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::addr)
     }
 
     /// Completes when the engine is in a crash loop, with the reason of its latest end. It is started again all the same,
@@ -331,10 +350,9 @@ fn access(
     config: &ServeConfig,
     auth: AuthConfig,
     state: &Path,
-    registry: &mut Registry,
+    metrics: access::Metrics,
 ) -> Result<Arc<Access>, ServeError> {
     let authenticator = Authenticator::open(auth, state)?;
-    let metrics = access::Metrics::register(registry);
     let limits = Limits::new(config.limits.clone());
     Ok(Arc::new(Access::new(authenticator, limits, Gates::default(), config.proxy.at_gate, metrics)))
 }

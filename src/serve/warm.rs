@@ -8,12 +8,13 @@
 //! checked against them. Whatever fails, the cache root stays whole and the caller starts its engine cold (I6). A failure
 //! leaves a negative marker, so that the ranks that come later do not pay for it again (I7).
 
+mod artifact;
 mod delivery;
 mod install;
 mod witness;
 mod works;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,10 +24,11 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Streaming;
 
+pub use self::artifact::ArtifactReport;
 pub use self::delivery::{Delivery, DeliveryError, Wanted};
 pub use self::witness::{TooLate, Witness};
 use self::works::Works;
-use crate::artifact::{Admitted, ManifestError, RelPath, SourceIdentity};
+use crate::artifact::{Admitted, ManifestError, SourceIdentity};
 use crate::digest::ArtifactId;
 use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
@@ -55,32 +57,6 @@ pub struct Job {
     pub witness: Arc<dyn Witness>,
 }
 
-/// One artifact that was offered.
-#[derive(Debug, Clone, Serialize)]
-pub struct ArtifactReport {
-    pub artifact: ArtifactId,
-    pub subject: String,
-    pub generation: u64,
-    pub signers: Vec<String>,
-    /// Entries that were installed, and those that were there before.
-    pub installed: usize,
-    pub existing: usize,
-    pub files: u64,
-    pub bytes: u64,
-    /// Encoded bytes that crossed the network, and those that the node had before.
-    pub wire_bytes: u64,
-    pub reused_bytes: u64,
-    pub holders: u32,
-    /// All of its entries, and what its signer says about it.
-    #[serde(skip)]
-    pub entries: Vec<RelPath>,
-    /// Those of its entries that were installed.
-    #[serde(skip)]
-    pub added: Vec<RelPath>,
-    #[serde(skip)]
-    pub attributes: BTreeMap<String, String>,
-}
-
 /// How an attempt ended.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
@@ -106,6 +82,9 @@ pub struct Report {
     pub admitted: Vec<Admitted>,
     /// What was offered and is in quarantine.
     pub quarantined: Vec<LeftOut>,
+    /// The verdict is that of an attempt before.
+    #[serde(skip)]
+    pub remembered: bool,
     pub lock_seconds: f64,
     pub lookup_seconds: f64,
     pub fetch_seconds: f64,
@@ -227,7 +206,8 @@ impl Attempt<'_> {
     async fn run(&mut self, lock: Arc<InstallLock>) -> Result<Report, WarmError> {
         self.locked = Instant::now();
         if let Some(verdict) = self.remembered().await? {
-            return Ok(self.report(verdict));
+            let remembered = matches!(verdict, Verdict::Nothing { .. });
+            return Ok(Report { remembered, ..self.report(verdict) });
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
         let mut found = None;
@@ -369,6 +349,7 @@ impl Attempt<'_> {
             artifacts: Vec::new(),
             admitted: Vec::new(),
             quarantined: self.quarantined.clone(),
+            remembered: false,
             lock_seconds: (self.locked - self.begun).as_secs_f64(),
             lookup_seconds: 0.0,
             fetch_seconds: 0.0,
@@ -380,25 +361,4 @@ impl Attempt<'_> {
 
 async fn next(events: &mut Streaming<WarmEvent>) -> Result<Option<warm_event::Event>, tonic::Status> {
     Ok(events.message().await?.and_then(|event| event.event))
-}
-
-impl ArtifactReport {
-    fn of(admitted: &Admitted) -> Self {
-        Self {
-            artifact: admitted.id(),
-            subject: admitted.manifest().subject.clone(),
-            generation: admitted.manifest().generation,
-            signers: admitted.signers().to_vec(),
-            installed: 0,
-            existing: 0,
-            files: 0,
-            bytes: 0,
-            wire_bytes: 0,
-            reused_bytes: 0,
-            holders: 0,
-            entries: admitted.manifest().entries.clone(),
-            added: Vec::new(),
-            attributes: admitted.manifest().attributes.clone(),
-        }
-    }
 }

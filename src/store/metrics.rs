@@ -2,48 +2,43 @@
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+
+use crate::telemetry::Registry;
 
 /// Metrics of the store.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
-    /// Bytes of all chunk files.
     pub bytes: Gauge,
     pub chunks: Gauge,
-    /// Complete artifacts.
     pub complete: Gauge,
-    /// Artifacts that lack chunks.
     pub partial: Gauge,
-    /// Bytes that the file system had free at the last look.
     pub free_bytes: Gauge,
-    /// Bytes of new chunks.
+    pub reserve_bytes: Gauge,
+    pub limit_bytes: Gauge,
     pub written_bytes: Counter,
-    /// Bytes of chunks handed out.
     pub read_bytes: Counter,
-    /// Chunks that were deleted because they did not hold what their name says.
     pub damaged_chunks: Counter,
-    /// Artifacts that were removed to make room.
     pub evictions: Counter,
+    pub evicted_bytes: Counter,
+    pub full: Counter,
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge("warmd_store_bytes", "Bytes of all chunk files", &metrics.bytes);
-        gauge("warmd_store_chunks", "Chunk files", &metrics.chunks);
-        gauge("warmd_store_complete_artifacts", "Artifacts with all their chunks", &metrics.complete);
-        gauge("warmd_store_partial_artifacts", "Artifacts that lack chunks", &metrics.partial);
-        gauge("warmd_store_free_bytes", "Bytes free on the store's file system", &metrics.free_bytes);
-        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
-        counter("warmd_store_written_bytes", "Bytes of new chunks", &metrics.written_bytes);
-        counter("warmd_store_read_bytes", "Bytes of chunks handed out", &metrics.read_bytes);
-        counter(
-            "warmd_store_damaged_chunks",
-            "Chunks deleted because their content was wrong",
-            &metrics.damaged_chunks,
-        );
-        counter("warmd_store_evictions", "Artifacts removed to make room", &metrics.evictions);
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            bytes: r.add("warmd_store_bytes", "All chunk files"),
+            chunks: r.add("warmd_store_chunks", "Chunk files"),
+            complete: r.add("warmd_store_complete_artifacts", "Artifacts with all their chunks"),
+            partial: r.add("warmd_store_partial_artifacts", "Artifacts that lack chunks"),
+            free_bytes: r.add("warmd_store_free_bytes", "Free on the store's file system at the last look"),
+            reserve_bytes: r.add("warmd_store_reserve_bytes", "What the store leaves free on its file system"),
+            limit_bytes: r.add("warmd_store_limit_bytes", "Most bytes of chunk files; 0: only the disk bounds them"),
+            written_bytes: r.add("warmd_store_written_bytes_total", "New chunks"),
+            read_bytes: r.add("warmd_store_read_bytes_total", "Chunks handed out"),
+            damaged_chunks: r.add("warmd_store_damaged_chunks_total", "Chunks deleted because their content was wrong"),
+            evictions: r.add("warmd_store_evictions_total", "Artifacts removed to make room"),
+            evicted_bytes: r.add("warmd_store_evicted_bytes_total", "Chunks removed to make room"),
+            full: r.add("warmd_store_full_total", "Times that there was no room, and none could be made"),
+        }
     }
 }

@@ -49,11 +49,15 @@ impl Store {
         let Some(shortage) = self.shortage(needed)? else { return Ok(swept) };
         let possible: u64 = self.inventory().iter().map(|candidate| candidate.bytes).sum();
         if possible < shortage.bytes {
+            self.shared.metrics.full.inc();
             return Err(shortage.error);
         }
         self.evict(change, shortage.bytes, &mut swept);
         // Files that are still mapped give their space back later.
-        self.shortage(needed)?.map_or(Ok(swept), |shortage| Err(shortage.error))
+        self.shortage(needed)?.map_or(Ok(swept), |shortage| {
+            self.shared.metrics.full.inc();
+            Err(shortage.error)
+        })
     }
 
     /// Evicts until `need` bytes are free or nothing is left that may go.
@@ -69,6 +73,7 @@ impl Store {
                 tracing::info!(artifact = %id, freed_bytes = freed, "evicted");
                 self.shared.metrics.evictions.inc();
                 swept.evicted.push(id);
+                self.shared.metrics.evicted_bytes.inc_by(freed);
                 swept.freed_bytes += freed;
                 need = need.saturating_sub(freed);
             }

@@ -453,7 +453,7 @@ fn threads_that_put_read_and_remove_the_same_chunks_end_consistent() {
 
 #[test]
 fn metrics_have_the_names_that_dashboards_use() {
-    let mut registry = prometheus_client::registry::Registry::default();
+    let mut registry = crate::telemetry::Registry::default();
     let metrics = Metrics::register(&mut registry);
     let directory = scratch();
     let store = Store::open(&config(directory.path()), metrics).unwrap();

@@ -12,9 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use prometheus_client::encoding::EncodeLabelValue;
 use serde::{Deserialize, Serialize};
 
+use super::label;
 use crate::digest::Digest;
 use crate::durable;
 
@@ -32,22 +32,24 @@ const MAX_TEXT: usize = 1024;
 /// No line of ours is longer.
 const MAX_LINE: u64 = 64 * 1024;
 
-/// What was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, EncodeLabelValue)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Brought to this node.
-    Fetched,
-    /// Made visible in a cache root.
-    Installed,
-    /// Not let in.
-    Refused,
-    /// Taken away again.
-    Withdrawn,
-    /// Another policy is in force.
-    Policy,
-    /// Events that came faster than they could be written.
-    Lost,
+label! {
+    /// What was done.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Action {
+        /// Brought to this node.
+        Fetched,
+        /// Made visible in a cache root.
+        Installed,
+        /// Not let in.
+        Refused,
+        /// Taken away again.
+        Withdrawn,
+        /// Another policy is in force.
+        Policy,
+        /// Events that came faster than they could be written.
+        Lost,
+    }
 }
 
 /// What is remembered of it. Texts are cut after a kilobyte; empty ones are left out.

@@ -1,4 +1,4 @@
-//! `/metrics` in OpenMetrics text form, and `/healthz`. Header and idle timeouts hold: hyper applies none without a timer.
+//! `/metrics` as text, and `/healthz`. Header and idle timeouts hold: hyper applies none without a timer.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,11 +12,11 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::{Format, Registry};
 use crate::lifecycle::Tasks;
 
 const MAX_CONNECTIONS: usize = 64;
@@ -55,14 +55,6 @@ impl MetricsServer {
     pub async fn shutdown(self, deadline: Duration) {
         self.tasks.shutdown(deadline).await;
     }
-}
-
-/// The registry as text.
-pub fn encode(registry: &Registry) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = prometheus_client::encoding::text::encode(&mut text, registry);
-    text
 }
 
 async fn accept(listener: TcpListener, registry: Arc<Registry>, connections: Tasks) {
@@ -104,7 +96,8 @@ async fn serve(stream: TcpStream, registry: Arc<Registry>) {
 fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", encode(registry))
+            let format = Format::accepted(request.headers());
+            (StatusCode::OK, format.content_type(), format.encode(registry))
         }
         (&Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics or /healthz\n".to_owned()),
@@ -134,8 +127,7 @@ mod tests {
     #[tokio::test]
     async fn metrics_are_served_and_other_paths_are_not() {
         let mut registry = Registry::default();
-        let counter: Counter = Counter::default();
-        registry.register("warmd_tests", "Tests run", counter.clone());
+        let counter: Counter = registry.add("warmd_tests_total", "Tests run");
         counter.inc();
         let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::new(registry)).await.unwrap();
         let metrics = get(server.addr(), "/metrics").await;

@@ -105,10 +105,9 @@ impl Drop for OpenConnection {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
-
     use super::*;
     use crate::identity::{Admission, NodeCertificate, NodeTls, PrivateKey};
+    use crate::telemetry::Registry;
     use crate::transport::TransportConfig;
 
     fn endpoint(seed: u8) -> Arc<Endpoint> {

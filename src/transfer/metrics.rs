@@ -1,56 +1,127 @@
 //! What transfers count.
 
+mod udp;
+
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
-use crate::transport::{Carried, Carrier, PathStats};
+use crate::artifact;
+use crate::caches::FamilyName;
+use crate::telemetry::{Registry, label, labels};
+use crate::transport::{Buffers, Carried, Carrier, PathStats};
 
-/// How a request ended, on either side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Outcome {
-    Served,
-    Busy,
-    Given,
-    NotFound,
-    Draining,
-    Forbidden,
-    BadRequest,
-    TooSlow,
-    Failed,
+label! {
+    /// How a request ended, on either side.
+    pub enum Outcome {
+        Served,
+        Busy,
+        Given,
+        NotFound,
+        Draining,
+        Forbidden,
+        BadRequest,
+        TooSlow,
+        Failed,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabel {
-    pub outcome: Outcome,
+label! {
+    /// How a fetch ended.
+    pub enum FetchOutcome {
+        Complete,
+        NoHolder,
+        Deadline,
+        NoSpace,
+        Failed,
+    }
 }
 
-/// How a fetch ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum FetchOutcome {
-    Complete,
-    NoHolder,
-    Deadline,
-    NoSpace,
-    Refused,
-    Failed,
+label! {
+    /// What a connection goes over.
+    pub enum CarrierName {
+        Quic,
+        Tcp,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct FetchLabel {
-    pub outcome: FetchOutcome,
+label! {
+    pub enum Direction {
+        Sent,
+        Received,
+    }
 }
 
-/// What a connection goes over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum CarrierName {
-    Quic,
-    Tcp,
+label! {
+    /// Where received chunks were, and where sent ones are.
+    pub enum Holder {
+        /// A node that has the whole artifact: the other one if chunks are received, this one if they are sent.
+        Peer,
+        /// A node that has a part of it.
+        Partial,
+        /// The object store behind all nodes.
+        Origin,
+        /// This node itself: what a fetch found here, and what its pods read.
+        Local,
+    }
+}
+
+label! {
+    /// Why a peer's connection was refused.
+    pub(super) enum Refusal {
+        /// There are too many.
+        Full,
+        /// No certificate of this cluster, or not in time.
+        Handshake,
+    }
+}
+
+labels! {
+    pub struct OutcomeLabel {
+        pub outcome: Outcome,
+    }
+}
+
+labels! {
+    pub struct FetchLabel {
+        pub outcome: FetchOutcome,
+    }
+}
+
+labels! {
+    pub struct CarrierLabel {
+        pub carrier: CarrierName,
+    }
+}
+
+labels! {
+    pub struct CarriedLabel {
+        pub carrier: CarrierName,
+        pub direction: Direction,
+    }
+}
+
+labels! {
+    struct ChunkLabels {
+        family: FamilyName,
+        direction: Direction,
+        holder: Holder,
+    }
+}
+
+labels! {
+    struct RefusalLabel {
+        reason: Refusal,
+    }
+}
+
+labels! {
+    pub struct DirectionLabel {
+        pub direction: Direction,
+    }
 }
 
 impl From<Carrier> for CarrierName {
@@ -62,33 +133,15 @@ impl From<Carrier> for CarrierName {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CarrierLabel {
-    pub carrier: CarrierName,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Direction {
-    Sent,
-    Received,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CarriedLabel {
-    pub carrier: CarrierName,
-    pub direction: Direction,
-}
-
 /// Of one node, both directions.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub uploads: Gauge,
+    pub upload_slots: Gauge,
     pub requests: Family<OutcomeLabel, Counter>,
-    pub sent_bytes: Counter,
     pub rate_limit: Gauge,
     pub yields: Counter,
     pub engine_pace: Gauge<f64, AtomicU64>,
-    pub received_bytes: Counter,
     pub received_chunks: Counter,
     pub duplicate_chunks: Counter,
     pub bad_chunks: Counter,
@@ -98,132 +151,90 @@ pub struct Metrics {
     pub first_byte_seconds: Histogram,
     pub connections: Family<CarrierLabel, Gauge>,
     pub carried: Family<CarriedLabel, Counter>,
-    pub handshakes_refused: Counter,
+    refused: Family<RefusalLabel, Counter>,
     pub path: PathMetrics,
+    chunk_bytes: Family<ChunkLabels, Counter>,
 }
 
 /// QUIC path statistics over all connections.
 #[derive(Debug, Clone)]
 pub struct PathMetrics {
     pub rtt_seconds: Histogram,
-    pub mtu_bytes: Gauge,
+    pub mtu_bytes: Histogram,
     pub lost_packets: Counter,
     pub sent_packets: Counter,
-    pub sent_datagrams: Counter,
-    pub sent_datagram_bytes: Counter,
+    pub datagrams: Family<DirectionLabel, Counter>,
+    pub datagram_bytes: Family<DirectionLabel, Counter>,
     pub sends: Counter,
-    pub received_datagrams: Counter,
-    pub received_datagram_bytes: Counter,
     pub black_holes: Counter,
+    socket_buffers: Family<DirectionLabel, Gauge>,
+}
+
+/// Buckets double from `first` seconds on.
+fn seconds(first: f64, buckets: u16) -> Histogram {
+    Histogram::new(exponential_buckets(first, 2.0, buckets))
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let mut part = Part(registry);
+    pub fn register(r: &mut Registry) -> Self {
+        udp::register(r);
         Self {
-            uploads: part.gauge("transfer_uploads", "Chunk requests being served"),
-            requests: part.family("transfer_requests", "Requests of peers by outcome"),
-            sent_bytes: part.bytes("transfer_sent", "Chunk bytes handed to peers"),
-            rate_limit: part.gauge(
-                "transfer_upload_limit_bytes_per_second",
+            uploads: r.add("warmd_transfer_uploads", "Chunk requests being served"),
+            upload_slots: r.add("warmd_transfer_upload_slots", "Chunk requests that can be served at once"),
+            requests: r.add("warmd_transfer_requests_total", "Requests of peers by outcome"),
+            rate_limit: r.add(
+                "warmd_transfer_upload_limit_bytes_per_second",
                 "Cap on uploads when the engine was last heard of; 0: none",
             ),
-            yields: part.counter("transfer_yields", "Times that the cap went down because the engine was slow"),
-            engine_pace: part.pace(),
-            received_bytes: part.bytes("transfer_received", "Chunk bytes received and verified"),
-            received_chunks: part.counter("transfer_received_chunks", "Chunks received and verified"),
-            duplicate_chunks: part.counter("transfer_duplicate_chunks", "Verified chunks that had arrived before"),
-            bad_chunks: part
-                .counter("transfer_bad_chunks", "Chunks whose digest did not match: a lying or broken holder"),
-            bad_manifests: part
-                .counter("transfer_bad_manifests", "Manifests that were malformed or refused by the policy"),
-            fetches: part.family("transfer_fetches", "Fetches of artifacts by outcome"),
-            fetch_seconds: part.seconds("transfer_fetch", "Time of a fetch, from plan to sealed", 0.001, 20),
-            first_byte_seconds: part.seconds(
-                "transfer_first_byte",
-                "Time from a request to its first byte",
-                0.0001,
-                18,
+            yields: r.add("warmd_transfer_yields_total", "Times that the cap went down because the engine was slow"),
+            engine_pace: r.add(
+                "warmd_transfer_engine_between_tokens_seconds",
+                "Median time between tokens when the engine was last heard of; 0: never",
             ),
-            connections: part
-                .gauges("transfer_connections", "Open connections with peers, both directions, by carrier"),
-            carried: part.byte_family("transfer_carried", "Payload of UDP datagrams and of TLS over TCP, by carrier"),
-            handshakes_refused: part.counter("transfer_handshakes_refused", "Connections refused at the TLS handshake"),
-            path: PathMetrics {
-                rtt_seconds: part.seconds("quic_rtt", "Round-trip time of a connection, once a second", 0.00001, 20),
-                mtu_bytes: part.gauge("quic_mtu_bytes", "UDP payload size of the connection seen last"),
-                lost_packets: part.counter("quic_lost_packets", "Packets declared lost"),
-                sent_packets: part.counter("quic_sent_packets", "Packets sent"),
-                sent_datagrams: part.counter("quic_sent_datagrams", "UDP datagrams sent"),
-                sent_datagram_bytes: part.bytes("quic_sent_datagram", "Bytes of UDP datagrams sent"),
-                sends: part.counter("quic_sends", "Send calls; fewer than datagrams when segmentation offload works"),
-                received_datagrams: part.counter("quic_received_datagrams", "UDP datagrams received"),
-                received_datagram_bytes: part.bytes("quic_received_datagram", "Bytes of UDP datagrams received"),
-                black_holes: part.counter("quic_black_holes", "Paths on which large datagrams got lost"),
-            },
+            received_chunks: r.add("warmd_transfer_received_chunks_total", "Chunks received from peers and verified"),
+            duplicate_chunks: r
+                .add("warmd_transfer_duplicate_chunks_total", "Verified chunks that had arrived before"),
+            bad_chunks: r.add(
+                "warmd_transfer_bad_chunks_total",
+                "Chunks whose digest did not match: a lying or broken holder",
+            ),
+            bad_manifests: r.add(
+                "warmd_transfer_bad_manifests_total",
+                "Manifests from peers that were not taken; warmd_manifests_refused_total has the reasons",
+            ),
+            fetches: r.add("warmd_transfer_fetches_total", "Fetches of artifacts from peers by outcome"),
+            fetch_seconds: r.insert(
+                "warmd_transfer_fetch_seconds",
+                "Time of a fetch from peers, from plan to sealed",
+                seconds(0.001, 20),
+            ),
+            first_byte_seconds: r.insert(
+                "warmd_transfer_first_byte_seconds",
+                "Time from a request for chunks to its first byte",
+                seconds(0.0001, 18),
+            ),
+            connections: r
+                .add("warmd_transfer_connections", "Open connections with peers, both directions, by carrier"),
+            carried: r.add(
+                "warmd_transfer_carried_bytes_total",
+                "Payload of UDP datagrams and of TLS over TCP, by carrier and direction",
+            ),
+            refused: r.add("warmd_transfer_refused_connections_total", "Connections of peers that were refused"),
+            path: PathMetrics::register(r),
+            chunk_bytes: r.add(
+                "warmd_transfer_bytes_total",
+                "Verified chunk bytes by family, direction, and who had them: a peer with the whole artifact, one with a \
+                 part of it, the origin, or this node",
+            ),
         }
     }
-}
 
-/// Registers under one prefix.
-struct Part<'r>(&'r mut Registry);
-
-impl Part<'_> {
-    fn counter(&mut self, name: &str, help: &str) -> Counter {
-        let metric = Counter::default();
-        self.0.register(format!("warmd_{name}"), help, metric.clone());
-        metric
+    /// To be had once for a transfer, and counted with often.
+    pub fn bytes(&self, family: &artifact::Family, direction: Direction, holder: Holder) -> Counter {
+        let family = FamilyName::of(family.as_str());
+        self.chunk_bytes.get_or_create_owned(&ChunkLabels { family, direction, holder })
     }
 
-    fn bytes(&mut self, name: &str, help: &str) -> Counter {
-        let metric = Counter::default();
-        self.0.register_with_unit(format!("warmd_{name}"), help, Unit::Bytes, metric.clone());
-        metric
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
-        let metric = Gauge::default();
-        self.0.register(format!("warmd_{name}"), help, metric.clone());
-        metric
-    }
-
-    fn pace(&mut self) -> Gauge<f64, AtomicU64> {
-        let metric = Gauge::<f64, AtomicU64>::default();
-        let help = "Median time between tokens when the engine was last heard of";
-        self.0.register_with_unit("warmd_transfer_engine_between_tokens", help, Unit::Seconds, metric.clone());
-        metric
-    }
-
-    fn gauges(&mut self, name: &str, help: &str) -> Family<CarrierLabel, Gauge> {
-        let metric = Family::<CarrierLabel, Gauge>::default();
-        self.0.register(format!("warmd_{name}"), help, metric.clone());
-        metric
-    }
-
-    fn byte_family(&mut self, name: &str, help: &str) -> Family<CarriedLabel, Counter> {
-        let metric = Family::<CarriedLabel, Counter>::default();
-        self.0.register_with_unit(format!("warmd_{name}"), help, Unit::Bytes, metric.clone());
-        metric
-    }
-
-    /// Buckets double from `first` seconds on.
-    fn seconds(&mut self, name: &str, help: &str, first: f64, buckets: u16) -> Histogram {
-        let metric = Histogram::new(exponential_buckets(first, 2.0, buckets));
-        self.0.register_with_unit(format!("warmd_{name}"), help, Unit::Seconds, metric.clone());
-        metric
-    }
-
-    fn family<L>(&mut self, name: &str, help: &str) -> Family<L, Counter>
-    where
-        L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
-    {
-        let metric = Family::<L, Counter>::default();
-        self.0.register(format!("warmd_{name}"), help, metric.clone());
-        metric
-    }
-}
-
-impl Metrics {
     /// Counts what `carrier` has carried since `before`.
     pub fn carried(&self, carrier: Carrier, before: Carried, now: Carried) {
         let carrier = carrier.into();
@@ -233,20 +244,66 @@ impl Metrics {
         add(Direction::Sent, now.sent - before.sent);
         add(Direction::Received, now.received - before.received);
     }
+
+    pub(super) fn refuse(&self, reason: Refusal) {
+        self.refused.get_or_create(&RefusalLabel { reason }).inc();
+    }
 }
 
 impl PathMetrics {
+    fn register(r: &mut Registry) -> Self {
+        Self {
+            rtt_seconds: r.insert(
+                "warmd_quic_rtt_seconds",
+                "Round-trip time of every open connection, once a second",
+                seconds(0.000_01, 20),
+            ),
+            mtu_bytes: r.insert(
+                "warmd_quic_mtu_bytes",
+                "UDP payload size that every open connection sends, once a second",
+                Histogram::new([1200.0, 1350.0, 1472.0, 4096.0, 8972.0]),
+            ),
+            lost_packets: r.add("warmd_quic_lost_packets_total", "Packets declared lost"),
+            sent_packets: r.add("warmd_quic_sent_packets_total", "Packets sent"),
+            datagrams: r.add("warmd_quic_datagrams_total", "UDP datagrams by direction"),
+            datagram_bytes: r.add("warmd_quic_datagram_bytes_total", "Payload of UDP datagrams by direction"),
+            sends: r.add(
+                "warmd_quic_sends_total",
+                "Calls that send datagrams; fewer than datagrams where segmentation offload works",
+            ),
+            black_holes: r.add("warmd_quic_black_holes_total", "Paths on which large datagrams got lost"),
+            socket_buffers: r.add(
+                "warmd_quic_socket_buffer_bytes",
+                "What the kernel gave the accepting UDP socket, by direction; 0 without QUIC",
+            ),
+        }
+    }
+
+    pub fn has_buffers(&self, buffers: Buffers) {
+        let set = |direction, bytes| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.socket_buffers.get_or_create(&DirectionLabel { direction }).set(bytes);
+        };
+        set(Direction::Sent, buffers.send);
+        set(Direction::Received, buffers.receive);
+    }
+
     /// Counts what has changed since `before`.
     pub fn observe(&self, before: &PathStats, now: &PathStats) {
         self.rtt_seconds.observe(now.rtt.as_secs_f64());
-        self.mtu_bytes.set(i64::from(now.mtu));
+        self.mtu_bytes.observe(f64::from(now.mtu));
         self.lost_packets.inc_by(now.lost_packets - before.lost_packets);
         self.sent_packets.inc_by(now.sent_packets - before.sent_packets);
-        self.sent_datagrams.inc_by(now.sent_datagrams - before.sent_datagrams);
-        self.sent_datagram_bytes.inc_by(now.sent_bytes - before.sent_bytes);
         self.sends.inc_by(now.sends - before.sends);
-        self.received_datagrams.inc_by(now.received_datagrams - before.received_datagrams);
-        self.received_datagram_bytes.inc_by(now.received_bytes - before.received_bytes);
         self.black_holes.inc_by(now.black_holes - before.black_holes);
+        let add = |direction, datagrams, bytes| {
+            let label = DirectionLabel { direction };
+            self.datagrams.get_or_create(&label).inc_by(datagrams);
+            self.datagram_bytes.get_or_create(&label).inc_by(bytes);
+        };
+        let (sent, bytes) = (now.sent_datagrams - before.sent_datagrams, now.sent_bytes - before.sent_bytes);
+        add(Direction::Sent, sent, bytes);
+        let received = now.received_datagrams - before.received_datagrams;
+        add(Direction::Received, received, now.received_bytes - before.received_bytes);
     }
 }

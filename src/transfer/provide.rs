@@ -5,31 +5,32 @@
 //! others who fetch the artifact, too, never a queue. Who asks for fresh chunks is told which ones others were given. [`Desk`]
 //! decides that. A reader that is too slow loses its stream.
 
+mod config;
 mod desk;
 mod given;
 mod recent;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
+pub use self::config::ProvideConfig;
 pub use self::desk::{Ask, Desk, NotNow, Slot, What};
 use super::cap::Cap;
 use super::connections;
-use super::metrics::{Metrics, Outcome, OutcomeLabel};
+use super::metrics::{Direction, Holder, Metrics, Outcome, OutcomeLabel, Refusal};
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata;
 use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len, chunk_head};
-use crate::store::{Artifact, Store};
+use crate::store::{Artifact, State, Store};
 use crate::transport::{Connection, Endpoint, Incoming, RecvStream, SendStream, StreamCode, TransportError};
 
 /// A request must arrive whole within this time.
@@ -45,28 +46,6 @@ const HAVE_WAIT: Duration = Duration::from_millis(200);
 /// Bytes of chunks opened ahead of the one that is being sent.
 const READ_AHEAD: u64 = 8 * 1024 * 1024;
 
-/// `[provide]` of the configuration file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ProvideConfig {
-    /// False: this node only fetches. It announces nothing, and peers are refused.
-    pub enabled: bool,
-    /// Chunk requests served at once; more are answered Busy.
-    pub upload_slots: u32,
-    /// Upload cap in bytes a second over all peers. Absent: none.
-    pub max_rate: Option<u64>,
-    /// The same as a share of the fastest link of this node, above 0 and at most 1; the lower of both holds.
-    pub link_share: Option<f64>,
-    /// Connections that peers may have open with this node.
-    pub max_connections: u32,
-}
-
-impl Default for ProvideConfig {
-    fn default() -> Self {
-        Self { enabled: true, upload_slots: 16, max_rate: None, link_share: None, max_connections: 1024 }
-    }
-}
-
 /// Tells whether an artifact may still be handed out; false once it is revoked.
 pub type MayServe = Arc<dyn Fn(&ArtifactId) -> bool + Send + Sync>;
 
@@ -79,6 +58,8 @@ pub struct Provider {
     desk: Mutex<Desk>,
     /// Uploads in progress.
     uploads: watch::Sender<u32>,
+    /// Bytes of chunks so far.
+    sent: AtomicU64,
     connections: Arc<Semaphore>,
     draining: AtomicBool,
     cap: Cap,
@@ -101,9 +82,11 @@ impl From<TransportError> for Refused {
 
 impl Provider {
     pub fn new(store: Store, config: ProvideConfig, may_serve: MayServe, metrics: Metrics) -> Arc<Self> {
+        metrics.upload_slots.set(config.upload_slots.into());
         Arc::new(Self {
             desk: Mutex::new(Desk::new(config.upload_slots)),
             uploads: watch::Sender::new(0),
+            sent: AtomicU64::new(0),
             connections: Arc::new(Semaphore::new(config.max_connections.max(1) as usize)),
             cap: Cap::new(config.max_rate, Instant::now()),
             draining: AtomicBool::new(false),
@@ -126,7 +109,7 @@ impl Provider {
 
     /// What clients of the engine on this node wait from one token to the next: uploads yield while that is long.
     pub fn engine_serves(&self, between_tokens: Duration) {
-        let ruled = self.cap.hear(between_tokens, self.metrics.sent_bytes.get(), Instant::now());
+        let ruled = self.cap.hear(between_tokens, self.sent.load(Ordering::Relaxed), Instant::now());
         self.metrics.rate_limit.set(ruled.rate.map_or(0, |rate| i64::try_from(rate).unwrap_or(i64::MAX)));
         self.metrics.engine_pace.set(between_tokens.as_secs_f64());
         self.metrics.yields.inc_by(u64::from(ruled.lowered));
@@ -152,6 +135,7 @@ impl Provider {
     pub async fn serve(self: Arc<Self>, endpoint: Arc<Endpoint>, tasks: Arc<Tasks>) {
         while let Some(incoming) = endpoint.accept().await {
             let Ok(slot) = self.connections.clone().try_acquire_owned() else {
+                self.metrics.refuse(Refusal::Full);
                 tracing::warn!(addr = %incoming.remote_address(), "too many connections: refused");
                 continue;
             };
@@ -166,7 +150,7 @@ impl Provider {
         let connection = match incoming.handshake().await {
             Ok(connection) => connection,
             Err(error) => {
-                self.metrics.handshakes_refused.inc();
+                self.metrics.refuse(Refusal::Handshake);
                 tracing::info!(%error, "peer refused");
                 return;
             }
@@ -274,6 +258,8 @@ impl Provider {
     ) -> Result<(), Refused> {
         let len = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
         self.write(send, Answer::Chunks { len }.encode()).await?;
+        let holder = if artifact.state() == State::Complete { Holder::Peer } else { Holder::Partial };
+        let sent = self.metrics.bytes(artifact.manifest().identity.family(), Direction::Sent, holder);
         let mut rest = chunks.as_slice();
         let mut indices = indices.iter();
         let mut opening = self.open(&mut rest);
@@ -286,7 +272,8 @@ impl Provider {
                 let head = chunk_head(*index, u32::try_from(len).unwrap_or(u32::MAX));
                 self.throttle(len as u64).await;
                 self.write_all(send, &mut [Bytes::copy_from_slice(&head), bytes]).await?;
-                self.metrics.sent_bytes.inc_by(len as u64);
+                sent.inc_by(len as u64);
+                self.sent.fetch_add(len as u64, Ordering::Relaxed);
             }
         }
         self.store.touch(artifact, UnixTime::now());

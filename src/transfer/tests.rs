@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::*;
@@ -20,6 +19,7 @@ use crate::identity::{Admission, NodeCertificate, NodeId, NodeTls, Policy, Priva
 use crate::lifecycle::Tasks;
 use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, Reason, Request, Traced, body_len, chunk_head};
 use crate::store::Store;
+use crate::telemetry::Registry;
 use crate::transport::{Endpoint, SendStream, StreamCode, TransportConfig};
 
 const SIGNER: u8 = 200;
@@ -97,6 +97,10 @@ impl Node {
         if held.has_all() {
             self.store.seal(&artifact.id()).unwrap();
         }
+    }
+
+    fn bytes(&self, artifact: &Artifact, direction: Direction, holder: Holder) -> u64 {
+        self.metrics.bytes(artifact.admitted.manifest().identity.family(), direction, holder).get()
     }
 
     async fn fetch(&self, artifact: &Artifact, sources: Vec<Source>) -> Result<Fetched, FetchError> {
@@ -266,7 +270,7 @@ async fn an_artifact_comes_whole_from_one_holder_and_is_served_onward() {
     assert!(b.has_all_of(&artifact));
     c.fetch(&artifact, vec![b.source()]).await.unwrap();
     assert!(c.has_all_of(&artifact));
-    assert_eq!(a.metrics.sent_bytes.get(), artifact.bytes());
+    assert_eq!(a.bytes(&artifact, Direction::Sent, Holder::Peer), artifact.bytes());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,7 +284,9 @@ async fn several_holders_share_the_work_and_partial_ones_help() {
     let fetched = nodes[3].fetch(&artifact, nodes[..3].iter().map(partial).collect()).await.unwrap();
     assert_eq!(fetched.holders, 3);
     assert!(nodes[3].has_all_of(&artifact));
-    assert!(nodes[..3].iter().all(|node| node.metrics.sent_bytes.get() > 0));
+    assert!(nodes[..3].iter().all(|node| node.bytes(&artifact, Direction::Sent, Holder::Partial) > 0));
+    let received = |holder| nodes[3].bytes(&artifact, Direction::Received, holder);
+    assert_eq!((received(Holder::Peer), received(Holder::Partial)), (0, fetched.wire_bytes));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -312,14 +312,16 @@ async fn what_starts_were_like_is_on_the_metrics_of_their_node() {
     pod.run(&FakeEngine::new(vec![Step::Exit(7)]), "\0").await;
     let metrics = a.scrape().await;
     for line in [
-        r#"warmd_starts_total{outcome="Ready"} 2"#,
-        r#"warmd_starts_total{outcome="Crashed"} 1"#,
+        r#"warmd_starts_total{outcome="ready"} 2"#,
+        r#"warmd_starts_total{outcome="crashed"} 1"#,
         "warmd_start_ready_seconds_count 2",
         "warmd_start_hook_seconds_count 3",
-        r#"warmd_start_entries_total{family="vllm-aot",result="Made"} 1"#,
-        r#"warmd_start_entries_total{family="vllm-aot",result="Existing"} 2"#,
-        r#"warmd_start_entries_total{family="vllm-aot",result="Used"} 1"#,
-        r#"warmd_start_artifacts_total{family="vllm-aot",result="Offered"} 2"#,
+        r#"warmd_start_entries_total{family="vllm-aot",result="made"} 1"#,
+        r#"warmd_start_entries_total{family="vllm-aot",result="existing"} 2"#,
+        r#"warmd_start_entries_total{family="vllm-aot",result="used"} 1"#,
+        r#"warmd_start_artifacts_total{family="vllm-aot",result="offered"} 2"#,
+        r#"warmd_start_families_total{family="vllm-aot",result="miss",reason="not_offered"} 1"#,
+        r#"warmd_start_families_total{family="vllm-aot",result="hit",reason="existing"} 2"#,
     ] {
         assert!(metrics.contains(line), "no `{line}` in {metrics}");
     }

@@ -20,6 +20,7 @@ mod herd;
 mod hooks;
 mod layers;
 mod lora;
+mod metrics;
 mod network;
 mod origin;
 mod proxy;

@@ -106,7 +106,7 @@ async fn comes_over(fleet: &Fleet, carrier: &str) {
 async fn behind_a_firewall_that_drops_udp_caches_come_over_tcp() {
     let Some(fleet) = Fleet::new(&["meta", "a", "b"]).await else { return };
     fleet.lan.drop_on("a", &["meta l4proto udp"]);
-    comes_over(&fleet, "Tcp").await;
+    comes_over(&fleet, "tcp").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +114,7 @@ async fn over_a_slow_link_that_loses_packets_caches_come_over_quic() {
     let Some(fleet) = Fleet::new(&["meta", "a", "b"]).await else { return };
     fleet.lan.run("a", "tc qdisc add dev eth0 root tbf rate 400mbit burst 64kb latency 20ms");
     fleet.lan.drop_on("b", &["meta l4proto udp numgen random mod 100 < 2"]);
-    comes_over(&fleet, "Quic").await;
+    comes_over(&fleet, "quic").await;
 }
 
 /// `a` hears nobody but the server, then `b` does not reach the server either: what is known by then is enough.

@@ -38,7 +38,7 @@ async fn an_answer_is_the_engines_and_the_request_is_our_own() {
         ("req-7", parent.as_str(), "")
     );
     assert_eq!(front.guard.tokens.load(std::sync::atomic::Ordering::SeqCst), 12);
-    assert!(front.metrics().contains(r#"warmd_proxy_requests_total{class="Base",route="Messages",code="418"} 1"#));
+    assert!(front.metrics().contains(r#"warmd_proxy_requests_total{class="base",route="messages",code="418"} 1"#));
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ async fn a_stop_works_while_the_engine_starts_and_before_that() {
     let (_, end) = supervised.end().await;
     assert!(end.asked && !end.was_ready && end.reason.is_none());
     let text = supervised.shutdown().await;
-    assert!(text.contains("warmd_engine_starts_total{outcome=\"Stopped\"} 1"), "{text}");
+    assert!(text.contains("warmd_engine_starts_total{outcome=\"stopped\"} 1"), "{text}");
 
     let mut supervised = Supervised::start(config(), Script::of(fake.command()).never_prepared()).await;
     supervised.reach(State::Warming).await;
@@ -93,7 +93,7 @@ async fn an_engine_that_crashes_again_and_again_is_left_alone_for_long_and_says_
     supervised.supervisor.stop();
     supervised.reach(State::Stopped).await;
     let text = supervised.shutdown().await;
-    assert!(text.contains("warmd_engine_starts_total{outcome=\"Crashed\"} 4"), "{text}");
+    assert!(text.contains("warmd_engine_starts_total{outcome=\"crashed\"} 4"), "{text}");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn a_directory_published_on_one_node_is_installed_on_another() {
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
 
     let metrics = b.scrape().await;
-    for action in ["Fetched", "Installed"] {
+    for action in ["fetched", "installed"] {
         assert!(metrics.contains(&format!(r#"warmd_audit_events_total{{action="{action}"}} 1"#)), "{metrics}");
     }
 
@@ -69,12 +69,12 @@ async fn where_udp_does_not_get_through_a_transfer_goes_over_tcp_and_holders_ser
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
     let metrics = b.scrape().await;
-    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Tcp"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="tcp"} 1"#), "{metrics}");
     a.stop().await;
     let report = c.warm(cluster.job(identity, "elsewhere")).await;
     assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
     let metrics = c.scrape().await;
-    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="Quic"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"warmd_transfer_connections{carrier="quic"} 1"#), "{metrics}");
     b.stop().await;
     c.stop().await;
 }

@@ -17,6 +17,7 @@ use super::status::{no_artifact, store_status};
 use crate::local::chunks::{receive_request, refuse, send_chunk};
 use crate::protocol::pb;
 use crate::store::{Held, Store};
+use crate::transfer::{Direction, Holder};
 
 /// Chunks of one caller on their way to it: at most 16 MiB.
 pub(super) const QUEUED: usize = 4;
@@ -49,7 +50,7 @@ pub(in crate::agent) async fn serve(
                 let answering = parts.clone();
                 parts.tasks.spawn("send chunks", async move {
                     let _place = place;
-                    if let Err(error) = answer(&answering.store, stream).await {
+                    if let Err(error) = answer(&answering, stream).await {
                         tracing::debug!(%error, "a reader of chunks went away");
                     }
                 });
@@ -58,10 +59,10 @@ pub(in crate::agent) async fn serve(
     }
 }
 
-async fn answer(store: &Store, stream: UnixStream) -> io::Result<()> {
+async fn answer(parts: &Parts, stream: UnixStream) -> io::Result<()> {
     let (mut from, mut to) = stream.into_split();
     let request = timeout(PATIENCE, receive_request(&mut from)).await??;
-    let (held, indices) = match wanted(store, request) {
+    let (held, indices) = match wanted(&parts.store, request) {
         Ok(wanted) => wanted,
         Err(status) => return timeout(PATIENCE, refuse(&mut to, status.message())).await?,
     };
@@ -77,7 +78,7 @@ async fn answer(store: &Store, stream: UnixStream) -> io::Result<()> {
     };
     let mut nothing = [0];
     tokio::select! {
-        ((), written) = async { tokio::join!(send(store, &held, indices, queue), write) } => written,
+        ((), written) = async { tokio::join!(send(parts, &held, indices, queue), write) } => written,
         // It has nothing more to say: this is the end of it.
         _ = from.read(&mut nothing) => Ok(()),
     }
@@ -95,14 +96,15 @@ pub(super) fn wanted(store: &Store, request: pb::ReadChunksRequest) -> Result<(H
 }
 
 /// Sends each chunk as soon as it is here.
-pub(super) async fn send(store: &Store, held: &Held, indices: Vec<u32>, out: Sender) {
-    if let Err(status) = send_all(store, held, indices, &out).await {
+pub(super) async fn send(parts: &Parts, held: &Held, indices: Vec<u32>, out: Sender) {
+    if let Err(status) = send_all(parts, held, indices, &out).await {
         // The caller is gone.
         let _ = out.send(Err(status)).await;
     }
 }
 
-async fn send_all(store: &Store, held: &Held, indices: Vec<u32>, out: &Sender) -> Result<(), Status> {
+async fn send_all(parts: &Parts, held: &Held, indices: Vec<u32>, out: &Sender) -> Result<(), Status> {
+    let sent = parts.transfer.bytes(held.manifest().identity.family(), Direction::Sent, Holder::Local);
     let mut progress = held.subscribe();
     let mut waiting = indices;
     while !waiting.is_empty() {
@@ -111,13 +113,15 @@ async fn send_all(store: &Store, held: &Held, indices: Vec<u32>, out: &Sender) -
         waiting = later;
         for index in here {
             let chunk = held.manifest().chunks[index as usize];
-            let store = store.clone();
+            let store = parts.store.clone();
             let read = tokio::task::spawn_blocking(move || store.read_chunk(&chunk)).await;
             let data = read.map_err(|_| Status::internal("the store's thread panicked"))?;
             let data = data.map_err(|error| store_status(&error))?;
+            let len = data.len() as u64;
             if out.send(Ok(pb::ChunkData { index, data })).await.is_err() {
                 return Ok(());
             }
+            sent.inc_by(len);
         }
         if !waiting.is_empty() {
             tokio::select! {

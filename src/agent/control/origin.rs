@@ -13,8 +13,9 @@ use super::{PROGRESS_STEP, Parts};
 use crate::artifact::Family;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::local;
-use crate::origin::{Origin, OriginError, Progress};
+use crate::origin::{Origin, OriginError, Progress, Pushed};
 use crate::protocol::pb;
+use crate::transfer::{Direction, Holder};
 
 pub(super) fn configured(parts: &Parts) -> Result<Origin, Status> {
     let none = || Status::failed_precondition("this agent has no origin: set `origin.url` in its configuration");
@@ -36,8 +37,17 @@ pub(super) async fn push(
             let _ = events.try_send(Ok(convert::pushing(now.bytes, now.bytes_total)));
         }
     };
+    let count = |pushed: &Pushed| {
+        if let Some(artifact) = parts.store.get(&id) {
+            let family = artifact.manifest().identity.family();
+            parts.transfer.bytes(family, Direction::Sent, Holder::Origin).inc_by(pushed.written_bytes);
+        }
+    };
     let event = match (parts.trust.may_serve(&parts.store))(&id) {
-        true => origin.push(&parts.store, id, &tell).await.map(convert::pushed).map_err(|error| origin_status(&error)),
+        true => {
+            let pushed = origin.push(&parts.store, id, &tell).await.inspect(count);
+            pushed.map(convert::pushed).map_err(|error| origin_status(&error))
+        }
         false => Err(Status::permission_denied(format!("artifact {id} is revoked"))),
     };
     // The caller is gone: the artifact is pushed all the same.
@@ -46,7 +56,9 @@ pub(super) async fn push(
 
 pub(super) async fn pull(parts: Arc<Parts>, id: ArtifactId, events: mpsc::Sender<Result<pb::WarmEvent, Status>>) {
     let told = match parts.fetching.look_in_origin(id).await {
-        Ok(wanted) => warm_all(&parts, wanted, "the origin has no artifact and no identity of this id", &events).await,
+        Ok(wanted) => {
+            warm_all(&parts, wanted, "", "the origin has no artifact and no identity of this id", &events).await
+        }
         Err(failed) => events.send(Ok(convert::failed(None, failed))).await.map_err(drop),
     };
     if told.is_err() {

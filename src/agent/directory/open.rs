@@ -3,14 +3,12 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use prometheus_client::registry::Registry;
-
-use super::super::{AgentConfig, AgentError, epoch};
+use super::super::{AgentConfig, AgentError, Metrics, epoch};
 use super::{Directory, Server};
 use crate::discovery::{Discovery, LocalNode, Mode, beside};
 use crate::identity::NodeTls;
 use crate::lifecycle::Tasks;
-use crate::metadata::{AnnounceConfig, AnnouncedNode, Announcer, Client, ClientMetrics};
+use crate::metadata::{AnnounceConfig, AnnouncedNode, Announcer, Client};
 use crate::protocol::metadata::Endpoint;
 
 /// The metadata server and the other agents, as far as `discovery.mode` wants them.
@@ -18,14 +16,14 @@ pub(in crate::agent) async fn open(
     config: &AgentConfig,
     tls: &NodeTls,
     bound: SocketAddr,
-    registry: &mut Registry,
+    metrics: &Metrics,
     tasks: &Tasks,
 ) -> Result<Arc<Directory>, AgentError> {
     let endpoints: Arc<[Endpoint]> = advertised(config, bound)?.into();
     let locality = Arc::new(config.locality.clone());
     let server = match config.discovery.mode {
         Mode::Server | Mode::Hybrid => {
-            let client = Client::new(config.metadata.clone(), tls, ClientMetrics::register(registry))?;
+            let client = Client::new(config.metadata.clone(), tls, metrics.client.clone())?;
             let epoch = epoch::next(&config.state_dir)?;
             let node =
                 AnnouncedNode { node: tls.node_id(), epoch, endpoints: endpoints.clone(), locality: locality.clone() };
@@ -39,10 +37,9 @@ pub(in crate::agent) async fn open(
         Mode::Hybrid | Mode::Serverless => {
             let listen = beside(SocketAddr::new(config.transport.listen.ip(), bound.port()));
             let listen = config.discovery.listen.unwrap_or(listen);
-            let metrics = crate::discovery::Metrics::register(registry);
             let memory = Some(config.state_dir.join("agents"));
             let node = LocalNode { listen, endpoints, locality, memory };
-            Some(Discovery::start(&config.discovery, node, tls, metrics, tasks).await?)
+            Some(Discovery::start(&config.discovery, node, tls, metrics.discovery.clone(), tasks).await?)
         }
     };
     Ok(Directory::new(server, agents))

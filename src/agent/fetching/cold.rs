@@ -15,7 +15,7 @@ use crate::local::chain;
 use crate::origin::{Origin, OriginError};
 use crate::protocol::metadata::{Offer, Summary};
 use crate::store::Store;
-use crate::transfer::{Fetched, Progress};
+use crate::transfer::{self, Direction, Fetched, Holder, Progress};
 
 /// How long it is remembered that the origin has nothing of an identity, or did not answer.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -27,12 +27,13 @@ const MAX_REMEMBERED: usize = 4096;
 pub(in crate::agent) struct Cold {
     origin: Origin,
     find_deadline: Duration,
+    metrics: transfer::Metrics,
     absent: Mutex<Absent>,
 }
 
 impl Cold {
-    pub(in crate::agent) fn new(origin: Origin, find_deadline: Duration) -> Self {
-        Self { origin, find_deadline, absent: Mutex::default() }
+    pub(in crate::agent) fn new(origin: Origin, find_deadline: Duration, metrics: transfer::Metrics) -> Self {
+        Self { origin, find_deadline, metrics, absent: Mutex::default() }
     }
 
     /// What the origin has of some identities, side by side; nothing of those that it has just not had.
@@ -82,8 +83,12 @@ impl Cold {
         let tell = |now: crate::origin::Progress| {
             tell(Progress { bytes: now.bytes, bytes_total: now.bytes_total, holders: 0 });
         };
+        let family = admitted.manifest().identity.family().clone();
         match timeout_at(deadline.into(), self.origin.pull(store, admitted, &tell)).await {
             Ok(Ok(pulled)) => {
+                let received = |holder| self.metrics.bytes(&family, Direction::Received, holder);
+                received(Holder::Origin).inc_by(pulled.read_bytes);
+                received(Holder::Local).inc_by(pulled.reused_bytes);
                 Ok(Fetched { wire_bytes: pulled.read_bytes, reused_bytes: pulled.reused_bytes, holders: 0 })
             }
             Ok(Err(error)) => Err(failed(&error)),
@@ -133,6 +138,7 @@ impl Absent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Registry;
 
     #[test]
     fn an_absence_is_remembered_for_a_while_and_never_too_many() {
@@ -156,7 +162,7 @@ mod tests {
         };
         let origin = Origin::open(&config, crate::origin::Metrics::default()).unwrap().unwrap();
         // A deadline that is over before anything can be answered.
-        let cold = Cold::new(origin, Duration::ZERO);
+        let cold = Cold::new(origin, Duration::ZERO, transfer::Metrics::register(&mut Registry::default()));
         let id = IdentityId::of(b"a");
         assert!(cold.find([id]).await.is_empty());
         assert!(cold.absent().has(&id, Instant::now()));

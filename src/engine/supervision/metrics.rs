@@ -2,35 +2,37 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
 use super::{State, Status};
+use crate::telemetry::{Label, Registry, label, labels};
 
-/// What came of a start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Ready,
-    /// The process ended, or was given up, before it was ready.
-    Crashed,
-    /// There was no process.
-    Failed,
-    /// It was told to end before it was ready.
-    Stopped,
+label! {
+    /// What came of a start.
+    pub(super) enum Outcome {
+        Ready,
+        /// The process ended, or was given up, before it was ready.
+        Crashed,
+        /// There was no process.
+        Failed,
+        /// It was told to end before it was ready.
+        Stopped,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Outcome,
+labels! {
+    struct OutcomeLabel {
+        outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: State,
+labels! {
+    struct StateLabel {
+        state: State,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -43,21 +45,19 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(r: &mut Registry) -> Self {
+        let start = Histogram::new(exponential_buckets(0.5, 2.0, 14));
         let metrics = Self {
-            epoch: Gauge::default(),
-            restarts: Counter::default(),
-            state: Family::default(),
-            starts: Family::default(),
-            start: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
+            epoch: r.add("warmd_engine_epoch", "Number of the engine's latest start"),
+            restarts: r.add("warmd_engine_restarts_total", "Starts that followed a crash"),
+            state: r.add("warmd_engine_state", "1 for the state that the engine is in"),
+            starts: r.add("warmd_engine_starts_total", "Starts of the engine by what came of them"),
+            start: r.insert(
+                "warmd_engine_start_seconds",
+                "From the start of the engine's process until it was ready",
+                start,
+            ),
         };
-        let m = metrics.clone();
-        registry.register("warmd_engine_epoch", "Number of the engine's latest start", m.epoch);
-        registry.register("warmd_engine_restarts", "Starts that followed a crash", m.restarts);
-        registry.register("warmd_engine_state", "1 for the state that the engine is in", m.state);
-        registry.register("warmd_engine_starts", "Starts of the engine by what came of them", m.starts);
-        let help = "From the start of the engine's process until it was ready";
-        registry.register_with_unit("warmd_engine_start", help, Unit::Seconds, m.start);
         metrics.entered(State::Stopped);
         metrics
     }
@@ -69,7 +69,7 @@ impl Metrics {
     }
 
     fn entered(&self, state: State) {
-        for other in State::ALL {
+        for other in State::all() {
             self.state.get_or_create(&StateLabel { state: other }).set(i64::from(other == state));
         }
     }
@@ -95,13 +95,12 @@ mod tests {
         let status = Status { state: State::Backoff, epoch: 3, restarts: 2, ..Status::default() };
         metrics.tell(&status);
         metrics.tell(&status);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let text = crate::telemetry::encode(&registry);
         let expected = [
             "warmd_engine_epoch 3",
             "warmd_engine_restarts_total 2",
-            "warmd_engine_state{state=\"Backoff\"} 1",
-            "warmd_engine_state{state=\"Stopped\"} 0",
+            "warmd_engine_state{state=\"backoff\"} 1",
+            "warmd_engine_state{state=\"stopped\"} 0",
         ];
         assert!(expected.iter().all(|line| text.lines().any(|it| it == *line)), "{text}");
     }

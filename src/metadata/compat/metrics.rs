@@ -1,52 +1,57 @@
 //! What is counted. Labels come from closed sets; names of workers and models appear nowhere.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
 use super::table::Counts;
+use crate::telemetry::{Registry, label, labels};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Method {
-    PublishMetadata,
-    ListSources,
-    GetMetadata,
-    UpdateStatus,
+label! {
+    pub(super) enum Method {
+        PublishMetadata,
+        ListSources,
+        GetMetadata,
+        UpdateStatus,
+    }
 }
 
-/// How a request ended, also where the reply is OK by the letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Ok,
-    /// The message broke a rule.
-    Invalid,
-    /// There is no such worker.
-    Unknown,
-    Full,
+label! {
+    /// How a request ended, also where the reply is OK by the letter.
+    pub(super) enum Outcome {
+        Ok,
+        /// The message broke a rule.
+        Invalid,
+        /// There is no such worker.
+        Unknown,
+        Full,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    method: Method,
-    outcome: Outcome,
+labels! {
+    struct RequestLabels {
+        method: Method,
+        outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum State {
-    Initializing,
-    Ready,
-    Stale,
+label! {
+    enum State {
+        Initializing,
+        Ready,
+        Stale,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: State,
+labels! {
+    struct StateLabels {
+        state: State,
+    }
 }
 
+/// Of the service for clients of ModelExpress.
 #[derive(Debug, Clone)]
-pub(super) struct Metrics {
+pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     workers: Family<StateLabels, Gauge>,
     bytes: Gauge,
@@ -55,21 +60,15 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            workers: Family::default(),
-            bytes: Gauge::default(),
-            connections: Gauge::default(),
-            rejects: Counter::default(),
-        };
-        let r = registry.sub_registry_with_prefix("warmd_model_express");
-        r.register("requests", "Requests by method and outcome", metrics.requests.clone());
-        r.register("workers", "Workers by state", metrics.workers.clone());
-        r.register("bytes", "Bytes of all that workers say of themselves", metrics.bytes.clone());
-        r.register("connections", "Open connections", metrics.connections.clone());
-        r.register("connection_rejects", "Connections refused because there were too many", metrics.rejects.clone());
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            requests: r.add("warmd_model_express_requests_total", "Requests by method and outcome"),
+            workers: r.add("warmd_model_express_workers", "Workers by state"),
+            bytes: r.add("warmd_model_express_bytes", "Memory for what workers say of themselves"),
+            connections: r.add("warmd_model_express_connections", "Open connections"),
+            rejects: r
+                .add("warmd_model_express_connection_rejects_total", "Connections refused because there were too many"),
+        }
     }
 
     pub(super) fn request(&self, method: Method, outcome: Outcome) {

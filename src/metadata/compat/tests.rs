@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus_client::registry::Registry;
+use crate::telemetry::Registry;
 use prost::Message;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -283,11 +283,11 @@ async fn requests_and_workers_are_counted_without_their_names() {
     assert!(stage.service.shutdown(PATIENCE).await);
     let text = crate::telemetry::encode(&stage.metrics);
     for line in [
-        "warmd_model_express_requests_total{method=\"PublishMetadata\",outcome=\"Ok\"} 1",
-        "warmd_model_express_requests_total{method=\"UpdateStatus\",outcome=\"Unknown\"} 1",
-        "warmd_model_express_requests_total{method=\"GetMetadata\",outcome=\"Invalid\"} 1",
-        "warmd_model_express_requests_total{method=\"ListSources\",outcome=\"Ok\"} 1",
-        "warmd_model_express_workers{state=\"Ready\"} 1",
+        "warmd_model_express_requests_total{method=\"publish_metadata\",outcome=\"ok\"} 1",
+        "warmd_model_express_requests_total{method=\"update_status\",outcome=\"unknown\"} 1",
+        "warmd_model_express_requests_total{method=\"get_metadata\",outcome=\"invalid\"} 1",
+        "warmd_model_express_requests_total{method=\"list_sources\",outcome=\"ok\"} 1",
+        "warmd_model_express_workers{state=\"ready\"} 1",
         "warmd_model_express_connections 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");

@@ -2,27 +2,27 @@
 
 use std::sync::Arc;
 
-use prometheus_client::encoding::EncodeLabelValue;
-
 use super::config::AnonymousConfig;
 use super::scope::{Owner, Scope, Scopes, Tenant};
 use crate::adapters::Address;
 use crate::identity::UnixTime;
+use crate::telemetry::label;
 
-/// How a caller proved who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum Method {
-    ApiKey,
-    Jwt,
-    /// A signed text that counts for every request until it ends.
-    WalletSession,
-    /// A signed text that counts for one request.
-    WalletRequest,
-    /// The replayable signature of a fixed text.
-    WalletStatic,
-    Anonymous,
-    /// Peer credentials of the admin socket.
-    Socket,
+label! {
+    /// How a caller proved who they are.
+    pub enum Method {
+        ApiKey,
+        Jwt,
+        /// A signed text that counts for every request until it ends.
+        WalletSession,
+        /// A signed text that counts for one request.
+        WalletRequest,
+        /// The replayable signature of a fixed text.
+        WalletStatic,
+        Anonymous,
+        /// Peer credentials of the admin socket.
+        Socket,
+    }
 }
 
 /// Who calls, and what they may do.

@@ -1,20 +1,21 @@
 //! Counts of who was let in and who was not, for `/metrics`.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 
 use super::{Caller, Denied, Method};
+use crate::telemetry::{Registry, labels};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabel {
-    method: Method,
+labels! {
+    struct MethodLabel {
+        method: Method,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: Denied,
+labels! {
+    struct ReasonLabel {
+        reason: Denied,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -24,15 +25,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self { accepted: Family::default(), denied: Family::default() };
-        registry.register(
-            "warmd_proxy_auth_accepted",
-            "Requests by how they proved who sent them",
-            metrics.accepted.clone(),
-        );
-        registry.register("warmd_proxy_auth_denied", "Requests by why they were denied", metrics.denied.clone());
-        metrics
+    pub fn register(r: &mut Registry) -> Self {
+        Self {
+            accepted: r.add("warmd_proxy_auth_accepted_total", "Requests by how they proved who sent them"),
+            denied: r.add("warmd_proxy_auth_denied_total", "Requests by why they were denied"),
+        }
     }
 
     pub fn observe(&self, result: &Result<Caller, Denied>) {

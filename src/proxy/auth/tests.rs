@@ -221,14 +221,13 @@ fn sections_with_unknown_keys_or_impossible_values_are_refused() {
 
 #[test]
 fn who_is_let_in_and_who_is_not_is_counted_by_closed_labels() {
-    let mut registry = prometheus_client::registry::Registry::default();
+    let mut registry = crate::telemetry::Registry::default();
     let metrics = Metrics::register(&mut registry);
     let fixture = fixture(KEYS);
     for header in ["Bearer abc", "Bearer wrong", "Bearer other"] {
         metrics.observe(&fixture.ask(header));
     }
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    assert!(text.contains("warmd_proxy_auth_accepted_total{method=\"ApiKey\"} 1"), "{text}");
-    assert!(text.contains("warmd_proxy_auth_denied_total{reason=\"Unknown\"} 2"), "{text}");
+    let text = crate::telemetry::encode(&registry);
+    assert!(text.contains("warmd_proxy_auth_accepted_total{method=\"api_key\"} 1"), "{text}");
+    assert!(text.contains("warmd_proxy_auth_denied_total{reason=\"unknown\"} 2"), "{text}");
 }

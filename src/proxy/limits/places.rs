@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelValue;
-
 use super::{Limit, Limited};
 use crate::proxy::auth::Tenant;
 
@@ -13,7 +11,7 @@ use crate::proxy::auth::Tenant;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a place is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Place {
     /// With the engine.
     Request,

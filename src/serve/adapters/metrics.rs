@@ -4,77 +4,87 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
 use tokio::time::Instant;
 
 use super::state::{Eviction, State};
 use super::top::Top;
 use crate::adapters::Alias;
+use crate::telemetry::{Bounded, Registry, label, labels};
 
-/// A part of a load whose time is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
-pub(super) enum Stage {
-    /// Asking the fleet for the newest versions of names.
-    Look,
-    /// Getting and admitting a manifest.
-    Open,
-    Fetch,
-    Check,
-    Prepare,
-    Register,
+label! {
+    /// A part of a load whose time is taken.
+    #[derive(PartialOrd, Ord)]
+    pub(super) enum Stage {
+        /// Asking the fleet for the newest versions of names.
+        Look,
+        /// Getting and admitting a manifest.
+        Open,
+        Fetch,
+        Check,
+        Prepare,
+        Register,
+    }
 }
 
-/// How a load ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Ready,
-    /// Trying again changes nothing.
-    Refused,
-    Failed,
+label! {
+    /// How a load ended.
+    pub(super) enum Outcome {
+        Ready,
+        /// Trying again changes nothing.
+        Refused,
+        Failed,
+    }
 }
 
-/// Where a requested adapter was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Tier {
-    Engine,
-    Disk,
-    Peer,
+label! {
+    /// Where a requested adapter was.
+    pub(super) enum Tier {
+        Engine,
+        Disk,
+        Peer,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StageLabel {
-    stage: Stage,
+labels! {
+    struct StageLabel {
+        stage: Stage,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: Outcome,
+labels! {
+    struct OutcomeLabel {
+        outcome: Outcome,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TierLabel {
-    tier: Tier,
+labels! {
+    struct TierLabel {
+        tier: Tier,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: Eviction,
+labels! {
+    struct ReasonLabel {
+        reason: Eviction,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: State,
+labels! {
+    struct StateLabel {
+        state: State,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AdapterLabel {
-    adapter: String,
+labels! {
+    struct AdapterLabel {
+        /// One of the few that are used most, or all others.
+        adapter: Bounded<String>,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -92,31 +102,29 @@ pub struct Metrics {
 
 impl Metrics {
     /// So many adapters have a name, the others have one together.
-    pub fn register(registry: &mut Registry, named: usize) -> Self {
+    pub fn register(r: &mut Registry, named: usize) -> Self {
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 22));
-        let metrics = Self {
+        Self {
             top: Arc::new(Mutex::new(Top::new(named, Instant::now()))),
-            named_requests: Family::default(),
-            named_load: Family::default(),
-            stages: Family::new_with_constructor(seconds),
-            loads: Family::default(),
-            requests: Family::default(),
-            evictions: Family::default(),
-            states: Family::default(),
-            self_heals: Counter::default(),
-        };
-        let m = metrics.clone();
-        registry.register_with_unit("warmd_adapter_load", "Loading an adapter, by stage", Unit::Seconds, m.stages);
-        let named = "Requests of the adapters that are used most, and of all others";
-        registry.register("warmd_adapter_named_requests", named, m.named_requests);
-        let named = "Time of loading the adapters that are used most, and all others";
-        registry.register_with_unit("warmd_adapter_named_load", named, Unit::Seconds, m.named_load);
-        registry.register("warmd_adapter_loads", "Ended loads", m.loads);
-        registry.register("warmd_adapter_requests", "Requests by where their adapter was", m.requests);
-        registry.register("warmd_adapter_evictions", "Adapters that left the engine or the disk", m.evictions);
-        registry.register("warmd_adapters", "Known adapters by state", m.states);
-        registry.register("warmd_adapter_self_heals", "Adapters that the engine had lost", m.self_heals);
-        metrics
+            named_requests: r.add(
+                "warmd_adapter_named_requests_total",
+                "Requests of the adapters that are used most, by name, and of all others together",
+            ),
+            named_load: r.add(
+                "warmd_adapter_named_load_seconds_total",
+                "Time of loading the adapters that are used most, by name, and all others together",
+            ),
+            stages: r.insert(
+                "warmd_adapter_load_seconds",
+                "Time of loading an adapter, by stage",
+                Family::new_with_constructor(seconds),
+            ),
+            loads: r.add("warmd_adapter_loads_total", "Ended loads by outcome"),
+            requests: r.add("warmd_adapter_requests_total", "Requests by where their adapter was"),
+            evictions: r.add("warmd_adapter_evictions_total", "Adapters that left the engine or the disk, by reason"),
+            states: r.add("warmd_adapters", "Known adapters by state"),
+            self_heals: r.add("warmd_adapter_self_heals_total", "Adapters that the engine had lost and got again"),
+        }
     }
 
     fn top(&self) -> std::sync::MutexGuard<'_, Top> {
@@ -125,7 +133,7 @@ impl Metrics {
 
     pub(super) fn took(&self, alias: &Alias, stage: Stage, time: Duration) {
         let top = self.top();
-        let adapter = top.name(alias).to_owned();
+        let adapter = Bounded(top.name(alias).to_owned());
         self.named_load.get_or_create(&AdapterLabel { adapter }).inc_by(time.as_secs_f64());
         self.observe(stage, time);
     }
@@ -147,11 +155,11 @@ impl Metrics {
         // Held to the end: nobody counts under a name that is just being taken away.
         let mut top = self.top();
         if let Some(lost) = top.used(alias, Instant::now()) {
-            let lost = AdapterLabel { adapter: lost.to_string() };
+            let lost = AdapterLabel { adapter: Bounded(lost.to_string()) };
             self.named_requests.remove(&lost);
             self.named_load.remove(&lost);
         }
-        let adapter = top.name(alias).to_owned();
+        let adapter = Bounded(top.name(alias).to_owned());
         self.named_requests.get_or_create(&AdapterLabel { adapter }).inc();
         self.requests.get_or_create(&TierLabel { tier }).inc();
     }

@@ -1,28 +1,31 @@
 //! Words for where an adapter is.
 
-use prometheus_client::encoding::EncodeLabelValue;
 use serde::Serialize;
 
-/// Of an alias, as clients and operators see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, EncodeLabelValue)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Wanted, and not found in the fleet so far; or known, and never loaded.
-    Absent,
-    /// Waits for its turn.
-    Queued,
-    Fetching,
-    Checking,
-    Preparing,
-    /// On disk, and not wanted in the engine.
-    Prepared,
-    Registering,
-    Ready,
-    /// No new request gets it; it is leaving the engine.
-    Draining,
-    /// Left this node; somebody else has it.
-    Offloaded,
-    Failed,
+use crate::telemetry::label;
+
+label! {
+    /// Of an alias, as clients and operators see it.
+    #[derive(PartialOrd, Ord, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum State {
+        /// Wanted, and not found in the fleet so far; or known, and never loaded.
+        Absent,
+        /// Waits for its turn.
+        Queued,
+        Fetching,
+        Checking,
+        Preparing,
+        /// On disk, and not wanted in the engine.
+        Prepared,
+        Registering,
+        Ready,
+        /// No new request gets it; it is leaving the engine.
+        Draining,
+        /// Left this node; somebody else has it.
+        Offloaded,
+        Failed,
+    }
 }
 
 impl State {
@@ -57,14 +60,15 @@ impl State {
     }
 }
 
-/// Why an adapter left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Eviction {
-    /// A newer version is served.
-    Superseded,
-    Idle,
-    Quota,
-    Operator,
+label! {
+    /// Why an adapter left.
+    pub(super) enum Eviction {
+        /// A newer version is served.
+        Superseded,
+        Idle,
+        Quota,
+        Operator,
+    }
 }
 
 /// Where one version is, as far as the engine goes. Times are the table's turns, which tell any two changes apart.

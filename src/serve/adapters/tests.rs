@@ -54,7 +54,7 @@ fn start(
         epoch: epoch.subscribe(),
         base: vec![card],
         access,
-        metrics: Metrics::register(&mut prometheus_client::registry::Registry::default(), 2),
+        metrics: Metrics::register(&mut crate::telemetry::Registry::default(), 2),
     };
     Adapters::start(parts).unwrap()
 }

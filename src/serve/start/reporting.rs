@@ -7,8 +7,10 @@ use tokio::time::timeout;
 
 use super::trial::Kind;
 use super::{FamilyProof, Proof};
+use crate::install::NegativeClass;
 use crate::local::{Client, chain};
-use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport};
+use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport, StartVerdict};
+use crate::serve::warm::Verdict;
 use crate::serve::warming::Warmed;
 
 /// For the agent to take it.
@@ -84,6 +86,28 @@ fn family(warmed: &Warmed, proof: Option<&FamilyProof>) -> FamilyStart {
         made: count(proof.map_or(0, |proof| proof.made)),
         used: if uses_it { count(there) } else { 0 },
         saved_seconds: proof.and_then(|proof| proof.saved_seconds).unwrap_or(0.0),
+        verdict: verdict(report.map(|report| &report.verdict), warmed.offered, installed, there).into(),
+        remembered: report.is_some_and(|report| report.remembered),
+    }
+}
+
+/// `there` are the entries before the engine began, whoever brought them; `installed` those that this start did.
+fn verdict(report: Option<&Verdict>, offered: usize, installed: usize, there: usize) -> StartVerdict {
+    match report {
+        Some(Verdict::Shared) => StartVerdict::Installed,
+        Some(Verdict::Installed) if installed > 0 => StartVerdict::Installed,
+        Some(Verdict::Installed) => StartVerdict::Existing,
+        _ if there > 0 => StartVerdict::Existing,
+        Some(Verdict::Nothing { class, .. }) => match class {
+            NegativeClass::NoneFound => StartVerdict::NoneFound,
+            NegativeClass::Transient => StartVerdict::Transient,
+            NegativeClass::NoSpace => StartVerdict::NoSpace,
+            NegativeClass::Untrusted => StartVerdict::Untrusted,
+            NegativeClass::Incompatible => StartVerdict::Incompatible,
+            NegativeClass::Quarantined => StartVerdict::Quarantined,
+        },
+        None if offered > 0 => StartVerdict::Transient,
+        None => StartVerdict::NotOffered,
     }
 }
 

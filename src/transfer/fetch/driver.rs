@@ -1,21 +1,37 @@
 //! The loop of one fetch: the plan's actions become requests, and what comes of them goes back to the plan.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Source};
-use crate::artifact::Manifest;
+use crate::artifact::{Family, Manifest};
 use crate::identity::NodeId;
 use crate::lifecycle::Doubling;
 use crate::protocol::peer::Busy;
 use crate::store::Held;
+use crate::transfer::metrics::{Direction, Holder, Metrics};
 use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, Plan, RequestId};
 use crate::transfer::request::{Event, Peer, Shared};
+
+/// Bytes of one family, by who had them.
+struct Received {
+    peer: Counter,
+    partial: Counter,
+    local: Counter,
+}
+
+impl Received {
+    fn of(metrics: &Metrics, family: &Family) -> Self {
+        let received = |holder| metrics.bytes(family, Direction::Received, holder);
+        Self { peer: received(Holder::Peer), partial: received(Holder::Partial), local: received(Holder::Local) }
+    }
+}
 
 /// The state of one fetch.
 pub(super) struct Driver<'f> {
@@ -26,7 +42,10 @@ pub(super) struct Driver<'f> {
     peers: HashMap<NodeId, Peer>,
     requests: JoinSet<()>,
     handles: HashMap<RequestId, (NodeId, AbortHandle)>,
-    senders: std::collections::HashSet<NodeId>,
+    senders: HashSet<NodeId>,
+    /// Holders of all chunks.
+    complete: HashSet<NodeId>,
+    received: Received,
     find: Find,
     finding: Option<BoxFuture<'static, Vec<Source>>>,
     /// When the directory answered last, and how long that answer serves.
@@ -50,6 +69,8 @@ impl<'f> Driver<'f> {
         let have = artifact.have();
         let lens: Vec<u32> = manifest.chunks.iter().map(|chunk| chunk.encoded_len).collect();
         let reused_bytes = have.ones().map(|index| u64::from(lens[index])).sum();
+        let received = Received::of(&fetcher.metrics, manifest.identity.family());
+        received.local.inc_by(reused_bytes);
         let plan = Plan::new(fetcher.config.clone(), lens, &have, rand::random());
         Self {
             fetcher,
@@ -59,7 +80,9 @@ impl<'f> Driver<'f> {
             peers: HashMap::new(),
             requests: JoinSet::new(),
             handles: HashMap::new(),
-            senders: std::collections::HashSet::new(),
+            senders: HashSet::new(),
+            complete: HashSet::new(),
+            received,
             find,
             finding: None,
             found_at: now,
@@ -80,6 +103,7 @@ impl<'f> Driver<'f> {
             return;
         }
         if source.complete {
+            self.complete.insert(source.node);
             self.plan.set_have(source.node, Have::All, now);
         }
         self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs });
@@ -190,7 +214,13 @@ impl<'f> Driver<'f> {
             }
             Event::Busy(id, busy) => self.busy(id, &busy, now),
             Event::Have(node, answer) => {
-                let have = if answer.have.is_full() { Have::All } else { Have::Some(answer.have) };
+                let have = if answer.have.is_full() {
+                    self.complete.insert(node);
+                    Have::All
+                } else {
+                    self.complete.remove(&node);
+                    Have::Some(answer.have)
+                };
                 self.plan.set_have(node, have, now);
             }
             Event::NoHave(node, failure) => self.plan.on_have_failed(node, failure, now),
@@ -217,11 +247,13 @@ impl<'f> Driver<'f> {
         let bytes = u64::from(self.manifest().chunks[index as usize].encoded_len);
         self.wire_bytes += bytes;
         let metrics = &self.fetcher.metrics;
-        metrics.received_bytes.inc_by(bytes);
         metrics.received_chunks.inc();
-        if let Some((node, _)) = self.handles.get(&id) {
-            self.senders.insert(*node);
-        }
+        let sender = self.handles.get(&id).map(|(node, _)| *node);
+        self.senders.extend(sender);
+        match sender.is_some_and(|node| self.complete.contains(&node)) {
+            true => self.received.peer.inc_by(bytes),
+            false => self.received.partial.inc_by(bytes),
+        };
         if self.plan.on_chunk(id, index, now) == ChunkOutcome::Duplicate {
             metrics.duplicate_chunks.inc();
         }

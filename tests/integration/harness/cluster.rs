@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warmd::agent::{Agent, AgentConfig};
@@ -16,6 +15,7 @@ use warmd::install::Limits;
 use warmd::local::{Client, SocketConfig};
 use warmd::metadata::{Config as ServerConfig, Server, ServerAddr};
 use warmd::serve::warm::{Job, Report, Verdict, warm};
+use warmd::telemetry::Registry;
 use warmd::transport::TransportConfig;
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -26,6 +26,8 @@ pub struct Cluster {
     ca: ClusterCa,
     pub signer: PublicKey,
     pub server: Option<Server>,
+    /// What the server counts.
+    pub server_metrics: Arc<Registry>,
     servers: Vec<ServerAddr>,
 }
 
@@ -42,7 +44,14 @@ impl Cluster {
         let ca = ClusterCa::create("test", &PrivateKey::generate().unwrap()).unwrap();
         let signer = PrivateKey::generate().unwrap();
         signer.save_new(&dir.path().join("signer.key")).unwrap();
-        let cluster = Self { dir, ca, signer: signer.public(), server: None, servers: Vec::new() };
+        let cluster = Self {
+            dir,
+            ca,
+            signer: signer.public(),
+            server: None,
+            server_metrics: Arc::default(),
+            servers: Vec::new(),
+        };
         cluster.write_policy(1, "");
         cluster
     }
@@ -54,7 +63,9 @@ impl Cluster {
     pub async fn start_server_with(&mut self, config: ServerConfig) {
         let state = self.state_dir("metadata", &["localhost", "127.0.0.1"]);
         let tls = NodeConfig::default().tls(&state).unwrap();
-        let server = Server::bind(config, &tls, &mut Registry::default()).await.unwrap();
+        let mut registry = Registry::of_process();
+        let server = Server::bind(config, &tls, &mut registry).await.unwrap();
+        self.server_metrics = Arc::new(registry);
         self.servers = vec![format!("{}@127.0.0.1:{}", tls.node_id(), server.addr().port()).parse().unwrap()];
         self.server = Some(server);
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::io::AsyncBufReadExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -19,6 +18,7 @@ use warmd::proxy::{
     Admission, Answer, Asking, BoxFuture, Caller, Capabilities, Config, Lease, Metrics, ModelCard, Models, Permit,
     Proxy, Resolution, Route, Server,
 };
+use warmd::telemetry::Registry;
 
 use super::cluster::DEADLINE;
 use super::upstream::{Asked, Upstream};

@@ -77,7 +77,7 @@ async fn a_client_that_goes_away_cancels_what_the_engine_does_for_it() {
     stream.gone().await;
     eventually("the adapter is still in use", || front.fleet.leases() == 0).await;
     eventually("a connection to the engine is left", || front.engine.open() == 0).await;
-    assert!(front.metrics().contains(r#"warmd_proxy_aborted_total{by="Client"} 1"#), "{}", front.metrics());
+    assert!(front.metrics().contains(r#"warmd_proxy_aborted_total{by="client"} 1"#), "{}", front.metrics());
 }
 
 #[tokio::test]

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use prometheus_client::registry::Registry;
 use tokio::sync::{MutexGuard, Notify, mpsc, watch};
 use tokio::time::timeout;
 use warmd::engine::{
     Command, End, Launch, Metrics, Output, Probe, Starter, State, Status, SupervisionConfig, Supervisor,
 };
+use warmd::telemetry::Registry;
 
 use crate::harness::engine::{DEADLINE, Kept, alone};
 
@@ -248,8 +248,7 @@ impl Supervised {
 
     /// Fails if anything of any engine was left at any time; the metrics.
     pub async fn shutdown(self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let text = warmd::telemetry::encode(&self.registry);
         self.shutdown_within(DEADLINE).await;
         text
     }

@@ -268,6 +268,7 @@ fn only_entries_that_came_are_suspect() {
         attributes: BTreeMap::new(),
     };
     warmed.report = Some(Report {
+        remembered: false,
         verdict: warm::Verdict::Installed,
         artifacts: vec![artifact(b"new", &["came"]), artifact(b"known", &[])],
         admitted: Vec::new(),

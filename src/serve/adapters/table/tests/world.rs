@@ -148,7 +148,7 @@ impl World {
             offload_after: Duration::from_secs(300),
             ..AdaptersConfig::default()
         };
-        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default(), 2);
+        let metrics = Metrics::register(&mut crate::telemetry::Registry::default(), 2);
         let now = Instant::now();
         Self {
             table: Table::new(config, metrics, now),
