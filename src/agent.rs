@@ -10,6 +10,7 @@ mod fetching;
 mod holdings;
 mod link;
 mod publish;
+mod reload;
 mod starts;
 mod trust;
 mod uploads;
@@ -17,7 +18,7 @@ mod uploads;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -30,6 +31,7 @@ use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
 use self::publish::Publisher;
+use self::reload::{Changeable, Effective};
 use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
@@ -43,7 +45,8 @@ use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
-use crate::telemetry::{LogConfig, MetricsSection, MetricsServer};
+use crate::telemetry::trace::TraceMetrics;
+use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, ReloadMetrics, TracingConfig};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
 
@@ -75,6 +78,7 @@ pub struct AgentConfig {
     pub origin: OriginConfig,
     pub local: SocketConfig,
     pub metrics: MetricsSection,
+    pub tracing: TracingConfig,
     pub log: LogConfig,
 }
 
@@ -109,6 +113,7 @@ impl Default for AgentConfig {
             origin: OriginConfig::default(),
             local: SocketConfig::default(),
             metrics: MetricsSection::default(),
+            tracing: TracingConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -177,6 +182,7 @@ pub struct Agent {
     provider: Arc<Provider>,
     endpoint: Arc<Endpoint>,
     directory: Arc<Directory>,
+    changeable: Changeable,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
@@ -186,6 +192,8 @@ impl Agent {
     /// Builds the parts from the bottom up; returns once the node is reachable.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
         let mut registry = Registry::default();
+        let reloads = ReloadMetrics::register(&mut registry);
+        TraceMetrics::register(&mut registry);
         let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
@@ -237,9 +245,14 @@ impl Agent {
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
+        let effective: Effective = Arc::new(RwLock::new(config.clone()));
+        let (config_in_force, trusted) = (effective.clone(), trust.clone());
+        let changeable =
+            Changeable { tls, trust: trusted, store: store.clone(), config: config_in_force, metrics: reloads };
         let parts = Arc::new(Parts {
             node,
             addr: endpoint.local_addr(),
+            config: effective,
             store,
             trust,
             directory: directory.clone(),
@@ -278,7 +291,20 @@ impl Agent {
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
         let drain_deadline = config.drain_deadline;
-        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, directory, local, serving, working })
+        Ok(Self {
+            node,
+            addr,
+            socket,
+            metrics,
+            drain_deadline,
+            provider,
+            endpoint,
+            directory,
+            changeable,
+            local,
+            serving,
+            working,
+        })
     }
 
     pub fn node(&self) -> NodeId {

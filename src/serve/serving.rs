@@ -46,7 +46,8 @@ use crate::proxy::auth::{AuthConfig, AuthError, Authenticator};
 use crate::proxy::limits::Limits;
 use crate::proxy::pause::Gates;
 use crate::proxy::{Access, Proxy, Server, Upstream, access};
-use crate::telemetry::MetricsServer;
+use crate::telemetry::trace::TraceMetrics;
+use crate::telemetry::{MetricsServer, ReloadMetrics};
 
 pub(super) use self::catalogue::Catalogue;
 pub use config::{Preparation, ServeConfig};
@@ -104,6 +105,8 @@ pub struct Serving {
     proxy: Arc<Proxy>,
     supervisor: Option<Arc<Supervisor>>,
     catalogue: Arc<Catalogue>,
+    access: Arc<Access>,
+    reloads: ReloadMetrics,
     admin: Admin,
     metrics: Option<MetricsServer>,
     tasks: Tasks,
@@ -128,6 +131,8 @@ impl Serving {
     /// Starts the engine and returns at once.
     pub async fn start(config: ServeConfig, backend: Backend, anonymous: bool, say: Say) -> Result<Self, ServeError> {
         let mut registry = Registry::default();
+        let reloads = ReloadMetrics::register(&mut registry);
+        TraceMetrics::register(&mut registry);
         let root = match &backend {
             Backend::Own(spec) => spec.target.root.as_deref(),
             Backend::Attached { .. } => None,
@@ -171,9 +176,21 @@ impl Serving {
             say: say.clone(),
         };
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
-        let admin = Admin::serve(admin, Control::new(access, catalogue.clone(), supervisor.clone()), &say);
+        let admin = Admin::serve(admin, Control::new(access.clone(), catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
-        Ok(Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline })
+        Ok(Self { server, proxy, supervisor, catalogue, access, reloads, admin, metrics, tasks, drain_deadline })
+    }
+
+    /// Takes limits, and reads the files of API keys and key sets again. On an error nothing is changed but what was read
+    /// before it.
+    pub fn reload(&self, config: &ServeConfig) -> Result<(), AuthError> {
+        self.access.authenticator().reload()?;
+        self.access.limits().set(config.limits.clone());
+        Ok(())
+    }
+
+    pub fn reload_metrics(&self) -> &ReloadMetrics {
+        &self.reloads
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -193,7 +210,7 @@ impl Serving {
 
     /// Requests that are under way end first, then the engine, then what served them.
     pub async fn shutdown(self) {
-        let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline } = self;
+        let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline, .. } = self;
         let until = Instant::now() + drain_deadline;
         server.announce_end();
         // Answers under way may take what the engine's own end leaves of the time.

@@ -30,7 +30,7 @@ fn file(fleet: &Fleet, more: &str) -> AgentFile {
 }
 
 /// Killed when dropped; what it has started ends with it.
-struct Process {
+pub(super) struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStderr>>,
     /// What it has said so far.
@@ -38,7 +38,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(fleet: &Fleet, file: &AgentFile) -> Self {
+    pub(super) fn start(fleet: &Fleet, file: &AgentFile) -> Self {
         let path = fleet.cluster.path("warmd.toml");
         std::fs::write(&path, config::render(file)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
@@ -50,7 +50,7 @@ impl Process {
     }
 
     /// What follows `text` on the first line that has it.
-    async fn says(&mut self, text: &str) -> String {
+    pub(super) async fn says(&mut self, text: &str) -> String {
         loop {
             let line = timeout(DEADLINE, self.lines.next_line()).await.expect("it says nothing more").unwrap();
             let line = line.unwrap_or_else(|| panic!("it ended without `{text}`: {:#?}", self.said));

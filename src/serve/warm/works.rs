@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::Instrument;
 
 use super::install::{self, Feed, InstallWork};
 use super::{ArtifactReport, Attempt, Brought, Failure};
@@ -14,6 +15,7 @@ use crate::identity::UnixTime;
 use crate::install::{InstallLock, Installed, NegativeClass};
 use crate::protocol::pb::WarmDone;
 use crate::serve::quarantine::{LeftOut, Release};
+use crate::telemetry::trace;
 
 /// The installs of one attempt.
 pub(super) struct Works<'a, 'b> {
@@ -61,7 +63,8 @@ impl Works<'_, '_> {
             witness: self.attempt.job.witness.clone(),
         };
         let feed = Feed::new(self.attempt.client.clone(), id);
-        let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "install", artifact = %id);
+        let handle = self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) }.instrument(span));
         self.handles.insert(id, handle);
     }
 
