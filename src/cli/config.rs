@@ -187,6 +187,19 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_an_example_says_what_it_is_for() {
+        let is_prose = |line: &str| line.starts_with("# ") && uncommented(line).starts_with('#');
+        for role in [Role::Agent, Role::Metadata, Role::Serve] {
+            let lines: Vec<&str> = example(role).lines().collect();
+            for pair in lines.windows(2) {
+                let bare = uncommented(pair[1]);
+                let is_key = !bare.starts_with('#') && bare.contains(" = ");
+                assert!(!is_key || is_prose(pair[0]), "{role:?}: `{}` has no word of what it is for", pair[1]);
+            }
+        }
+    }
+
+    #[test]
     fn examples_have_every_key_at_its_default_and_only_keys_that_there_are() {
         is_whole::<AgentFile>(Role::Agent);
         is_whole::<MetadataConfig>(Role::Metadata);
