@@ -11,6 +11,7 @@ mod holdings;
 mod link;
 mod metrics;
 mod publish;
+mod reload;
 mod starts;
 mod trust;
 mod uploads;
@@ -18,7 +19,7 @@ mod uploads;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,7 @@ use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
 pub use self::metrics::Metrics;
 use self::publish::Publisher;
+use self::reload::{Changeable, Effective};
 use self::trust::Trust;
 use self::uploads::Uploads;
 use crate::discovery::{DiscoveryConfig, DiscoveryError};
@@ -43,7 +45,7 @@ use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
-use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, Registry};
+use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, Registry, TracingConfig};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
 
@@ -75,6 +77,7 @@ pub struct AgentConfig {
     pub origin: OriginConfig,
     pub local: SocketConfig,
     pub metrics: MetricsSection,
+    pub tracing: TracingConfig,
     pub log: LogConfig,
 }
 
@@ -109,6 +112,7 @@ impl Default for AgentConfig {
             origin: OriginConfig::default(),
             local: SocketConfig::default(),
             metrics: MetricsSection::default(),
+            tracing: TracingConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -177,6 +181,7 @@ pub struct Agent {
     provider: Arc<Provider>,
     endpoint: Arc<Endpoint>,
     directory: Arc<Directory>,
+    changeable: Changeable,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
@@ -245,9 +250,13 @@ impl Agent {
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
+        let effective: Effective = Arc::new(RwLock::new(config.clone()));
+        let (config_in_force, trusted) = (effective.clone(), trust.clone());
+        let changeable = Changeable { tls, trust: trusted, store: store.clone(), config: config_in_force };
         let parts = Arc::new(Parts {
             node,
             addr: endpoint.local_addr(),
+            config: effective,
             store,
             trust,
             directory: directory.clone(),
@@ -288,7 +297,20 @@ impl Agent {
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
         let drain_deadline = config.drain_deadline;
-        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, directory, local, serving, working })
+        Ok(Self {
+            node,
+            addr,
+            socket,
+            metrics,
+            drain_deadline,
+            provider,
+            endpoint,
+            directory,
+            changeable,
+            local,
+            serving,
+            working,
+        })
     }
 
     pub fn node(&self) -> NodeId {

@@ -19,6 +19,7 @@ mod policy;
 mod publish;
 mod quarantine;
 mod quickstart;
+mod reload;
 mod sample;
 mod serve;
 mod warm;
@@ -33,7 +34,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::local;
-use crate::telemetry::{LogConfig, LogFormat};
+use crate::telemetry::trace::Exporter;
+use crate::telemetry::{LogConfig, LogFormat, TracingConfig};
 
 /// Keeps vLLM nodes warm: signed compiled caches and adapters, from peer to peer.
 #[derive(Debug, Parser)]
@@ -140,6 +142,17 @@ fn with_dashes(mut error: clap::Error) -> clap::Error {
 /// For threads that remove what a command has left half done. One that hangs on a file system is not waited for.
 const CLEANING_UP: Duration = Duration::from_secs(1);
 
+/// For traces that wait when a process ends.
+const LAST_EXPORT: Duration = Duration::from_secs(2);
+
+/// Variables with the keys of `[tracing]`, for commands that read no file.
+const TRACING: &str = "WARMD_TRACING_";
+
+fn tracing_of_environment() -> anyhow::Result<TracingConfig> {
+    let variables = std::env::vars().filter(|(name, _)| name.starts_with(TRACING));
+    Ok(crate::config::load::<crate::config::Environmental>(None, variables)?.tracing)
+}
+
 /// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let level = cli.log_level;
@@ -149,10 +162,17 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(command) => command.run(level),
         other => {
             // Short commands speak through their results; logs are for those who ask.
-            let config = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
-            crate::telemetry::init(&config).context("--log-level")?;
+            let log = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
+            let exporter = crate::telemetry::init(&log, &tracing_of_environment()?, "warmd")?;
             let runtime = runtime()?;
-            let ended = runtime.block_on(short(other));
+            let ended = runtime.block_on(async {
+                let exporting = exporter.map(Exporter::run);
+                let ended = short(other).await;
+                if let Some(exporting) = exporting {
+                    exporting.shutdown(LAST_EXPORT).await;
+                }
+                ended
+            });
             runtime.shutdown_timeout(CLEANING_UP);
             ended
         }
@@ -181,7 +201,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(command) => command.run(),
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
-        Command::Config(command) => command.run(),
+        Command::Config(command) => command.run().await,
         Command::Agent(_) | Command::Metadata(_) | Command::Serve(_) => Ok(ExitCode::SUCCESS),
     }
 }

@@ -1,196 +1,147 @@
-//! One TOML file a role, overridden by the environment. Every part owns its section; here they are read and merged.
+//! One TOML file a role, overridden by the environment and the command line. Every part owns its section; here they are
+//! read, merged and checked.
 //!
-//! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections. A value is read as TOML, or
-//! as plain text if that fails. Unknown keys are refused with the place where they were found.
+//! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections; a flag counts more than both.
+//! A value is read as TOML, or as plain text if that fails. All that is wrong is told at once, with the place where it is
+//! said: unknown keys and wrong values ([`form`]), and what cannot be meant (`rules`). What the machine lacks is not the
+//! file's fault, and is looked for by [`surroundings`].
 
 mod agent;
+pub mod difference;
+mod form;
+mod metadata;
+mod origin;
+mod overrides;
+mod problem;
+pub mod reload;
+mod rules;
+pub mod surroundings;
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::identity::NodeConfig;
-use crate::metadata::registry::Config as Limits;
-use crate::metadata::{self, CompatibilityConfig, RedisConfig, Store};
-use crate::telemetry::{LogConfig, MetricsSection};
-
-pub use agent::{AgentFile, EngineSection, ServedEngine};
-
-const PREFIX: &str = "WARMD_";
+pub use self::agent::{AgentFile, EngineSection, ServedEngine};
+pub use self::form::{Malformed, closest};
+pub use self::metadata::{MetadataConfig, ServerSection, ServerTrust};
+pub use self::origin::{Origin, Origins};
+pub use self::overrides::Setting;
+pub use self::problem::{Problem, Problems, Severity};
+use crate::agent::AgentConfig;
+use crate::serve::serving::ServeConfig;
+use crate::telemetry::TracingConfig;
 
 /// A larger file is no configuration.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Environment names that belong to something else than the file.
-const NOT_CONFIG: [&str; 10] = [
-    "WARMD_BUDGET",
-    "WARMD_CACHE_ROOT",
-    "WARMD_CONFIG",
-    "WARMD_FACTS_CACHE",
-    "WARMD_FACTS_TIMEOUT",
-    "WARMD_IMAGE_DIGEST",
-    "WARMD_PYTHON",
-    "WARMD_READY_TIMEOUT",
-    "WARMD_READY_URL",
-    "WARMD_SOCKET",
-];
-
-/// The configuration cannot be used. `Display` names the file or variable and the key.
+/// The configuration cannot be used. `Display` names the file or variable, the key and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("read {path}", path = path.display())]
+    #[error("read {path} (--config, WARMD_CONFIG): it must be there, and readable for this user", path = path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is larger than a configuration can be", path = .0.display())]
     TooLarge(PathBuf),
-    #[error("{path}: {source}", path = path.display())]
-    Syntax { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("{origin}: {source}")]
-    Content { origin: String, source: Box<toml::de::Error> },
-    #[error("{name}: `{section}` is not a section", name = name)]
-    NoSection { name: String, section: String },
+    #[error("{path}:{line}: this is no TOML: {message}", path = path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+    #[error("{0}")]
+    Wrong(Problems),
 }
 
-/// The configuration file of `warmd metadata`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MetadataConfig {
-    /// Keys and the server's database live here unless told otherwise.
-    pub state_dir: PathBuf,
-    /// Time from SIGTERM to the end, whatever is still going on.
-    #[serde(with = "humantime_serde")]
-    pub drain_deadline: Duration,
-    pub node: NodeConfig,
-    pub server: ServerSection,
-    pub redis: RedisConfig,
-    pub trust: ServerTrust,
-    pub compatibility: CompatibilityConfig,
-    pub metrics: MetricsSection,
-    pub log: LogConfig,
+/// What a role reads.
+pub trait ConfigFile: DeserializeOwned + Serialize + Default {
+    /// Removes from the table what a file of this role cannot have, and tells of it.
+    fn malformed(table: &mut Table) -> Vec<Malformed> {
+        form::take::<Self>(table)
+    }
+
+    /// What it cannot mean.
+    fn contradictions(&self) -> Vec<Problem>;
 }
 
-impl Default for MetadataConfig {
-    fn default() -> Self {
-        Self {
-            state_dir: PathBuf::from("/var/lib/warmd-metadata"),
-            drain_deadline: Duration::from_secs(10),
-            node: NodeConfig::default(),
-            server: ServerSection::default(),
-            redis: RedisConfig::default(),
-            trust: ServerTrust::default(),
-            compatibility: CompatibilityConfig::default(),
-            metrics: MetricsSection::default(),
-            log: LogConfig::default(),
-        }
+impl ConfigFile for AgentConfig {
+    fn contradictions(&self) -> Vec<Problem> {
+        rules::agent(self)
     }
 }
 
-impl MetadataConfig {
-    pub fn server_config(&self) -> metadata::Config {
-        let ServerSection { listen, data, heartbeat, lease, forget, max_nodes, max_connections, max_requests } =
-            self.server.clone();
-        let registry = Limits { heartbeat, lease, forget, max_nodes, ..Limits::default() };
-        let store = match &self.redis.url {
-            Some(url) => Store::Shared(url.clone(), self.redis.clone()),
-            None => Store::File(data.unwrap_or_else(|| self.state_dir.clone())),
-        };
-        metadata::Config { store, registry, max_connections, max_requests, ..metadata::Config::new(listen) }
+impl ConfigFile for MetadataConfig {
+    fn contradictions(&self) -> Vec<Problem> {
+        rules::metadata(self)
     }
 }
 
-/// `[trust]` of a metadata server.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerTrust {
-    /// Signed root document. With it the server keeps the documents of trust that it can verify, and hands them out.
-    pub root: Option<PathBuf>,
-}
-
-/// `[server]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerSection {
-    /// TCP address that agents reach the server at.
-    pub listen: SocketAddr,
-    /// Directory of the database that bridges a restart. Absent: the state directory. Not used where a store is shared.
-    pub data: Option<PathBuf>,
-    /// How often nodes renew their leases.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat: Duration,
-    /// How long a node is offered without renewing.
-    #[serde(with = "humantime_serde")]
-    pub lease: Duration,
-    /// How long a node that is gone is remembered.
-    #[serde(with = "humantime_serde")]
-    pub forget: Duration,
-    pub max_nodes: usize,
-    pub max_connections: usize,
-    /// Requests worked at together; more are told to come again.
-    pub max_requests: usize,
-}
-
-impl Default for ServerSection {
-    fn default() -> Self {
-        let limits = Limits::default();
-        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4781));
-        let metadata::Config { max_connections, max_requests, .. } = metadata::Config::new(listen);
-        let Limits { heartbeat, lease, forget, max_nodes, .. } = limits;
-        Self { listen, data: None, heartbeat, lease, forget, max_nodes, max_connections, max_requests }
+impl ConfigFile for ServeConfig {
+    fn contradictions(&self) -> Vec<Problem> {
+        rules::serve(self)
     }
 }
 
-/// The environment, with command line flags in its form over it.
-pub fn overridden(
-    env: impl IntoIterator<Item = (String, String)>,
-    flags: impl IntoIterator<Item = (String, String)>,
-) -> BTreeMap<String, String> {
-    env.into_iter().chain(flags).collect()
+/// What commands that read no file take from the environment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Environmental {
+    pub tracing: TracingConfig,
 }
 
-/// Reads `path` (none: all defaults) and applies `env`.
-pub fn load<T: DeserializeOwned + Serialize + Default>(
+impl ConfigFile for Environmental {
+    fn contradictions(&self) -> Vec<Problem> {
+        rules::tracing(&self.tracing)
+    }
+}
+
+/// A configuration, and what said each of its values.
+#[derive(Debug, Clone)]
+pub struct Loaded<T> {
+    pub config: T,
+    pub origins: Origins,
+}
+
+/// Reads `path` (none: all defaults) and applies `settings`: of the environment, or flags.
+pub fn load<T: ConfigFile>(
     path: Option<&Path>,
-    env: impl IntoIterator<Item = (String, String)>,
+    settings: impl IntoIterator<Item = impl Into<Setting>>,
 ) -> Result<T, ConfigError> {
-    let mut table = path.map(read).transpose()?.unwrap_or_default();
-    let file = path.map_or_else(|| "defaults".to_owned(), |path| path.display().to_string());
-    // First the file alone, so that a mistake is reported where it is.
-    let _: T = parse(table.clone(), &file)?;
-    let known = known_to::<T>(&table);
-    let is_config =
-        |name: &str| name.starts_with(PREFIX) && !NOT_CONFIG.contains(&name) && !is_service_link(&name[PREFIX.len()..]);
-    let mut variables: Vec<(String, String)> = env.into_iter().filter(|(name, _)| is_config(name)).collect();
-    variables.sort();
-    for (name, value) in &variables {
-        set(&mut table, &known, name, value)?;
-    }
-    let origin = match variables.is_empty() {
-        true => file,
-        false => {
-            let names: Vec<&str> = variables.iter().map(|(name, _)| name.as_str()).collect();
-            format!("{file} with {}", names.join(", "))
-        }
-    };
-    parse(table, &origin)
+    read(path, settings).map(|loaded| loaded.config)
 }
 
-/// Kubernetes tells every pod of the services in its namespace: of one called `warmd-metadata` by names such as
-/// `WARMD_METADATA_PORT_4781_TCP_ADDR` (kubernetes.io, "Service", environment variables).
-fn is_service_link(name: &str) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let port = |rest: &str| {
-        let mut parts = rest.splitn(3, '_');
-        let (number, protocol) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        is_number(number) && matches!(protocol, "TCP" | "UDP" | "SCTP")
-    };
-    name.ends_with("_PORT")
-        || name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.split_once("_PORT_").is_some_and(|(_, rest)| port(rest))
+/// As [`load`], with what said each value.
+pub fn read<T: ConfigFile>(
+    path: Option<&Path>,
+    settings: impl IntoIterator<Item = impl Into<Setting>>,
+) -> Result<Loaded<T>, ConfigError> {
+    let (mut table, mut origins) = path.map(origin::read).transpose()?.unwrap_or_default();
+    overrides::apply::<T>(&mut table, &mut origins, settings.into_iter().map(Into::into));
+    let malformed = T::malformed(&mut table);
+    let known = |malformed: &Malformed| Problem::error(&[&malformed.key.join(".")], &malformed.text);
+    let mut problems: Vec<Problem> = malformed.iter().map(known).collect();
+    let config = Value::Table(table).try_into::<T>();
+    if let Ok(config) = &config {
+        // What is wrong has its default there, which the others need not go with.
+        let is_wrong = |key: &String| {
+            let wrong = malformed.iter().map(|one| one.key.join("."));
+            wrong.into_iter().any(|wrong| wrong.starts_with(key.as_str()) || key.starts_with(&wrong))
+        };
+        problems.extend(config.contradictions().into_iter().filter(|problem| !problem.keys.iter().any(is_wrong)));
+    }
+    match config {
+        Ok(config) if problems.is_empty() => Ok(Loaded { config, origins }),
+        Err(error) if problems.is_empty() => {
+            Err(ConfigError::Wrong(Problems(vec![Problem::error(&[], error.message())])))
+        }
+        _ => Err(ConfigError::Wrong(Problems(problems.into_iter().map(|one| one.placed(&origins)).collect()))),
+    }
+}
+
+/// The environment, with flags over it. Names of `not_keys` are other flags' variables.
+pub fn settings(
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: impl IntoIterator<Item = Setting>,
+    not_keys: &[&str],
+) -> Vec<Setting> {
+    let variables = environment.into_iter().filter(|(name, _)| !not_keys.contains(&name.as_str()));
+    variables.map(Setting::from).chain(flags).collect()
 }
 
 /// The configuration as a file with every key; what `warmd config show` prints.
@@ -198,66 +149,14 @@ pub fn render<T: Serialize>(config: &T) -> String {
     toml::to_string_pretty(config).unwrap_or_else(|error| format!("# {error}\n"))
 }
 
-fn read(path: &Path) -> Result<Table, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    if path.metadata().map_err(failed)?.len() > MAX_FILE {
-        return Err(ConfigError::TooLarge(path.to_owned()));
-    }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    text.parse().map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
-}
-
-fn parse<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T, ConfigError> {
-    Value::Table(table)
-        .try_into()
-        .map_err(|source| ConfigError::Content { origin: origin.to_owned(), source: Box::new(source) })
-}
-
-/// The default configuration, and the tables that only the file has.
-fn known_to<T: Serialize + Default>(file: &Table) -> Table {
-    let mut known = Table::try_from(T::default()).unwrap_or_default();
-    for (name, value) in file.iter().filter(|(_, value)| value.is_table()) {
-        known.entry(name.clone()).or_insert_with(|| value.clone());
-    }
-    known
-}
-
-fn set(table: &mut Table, known: &Table, name: &str, text: &str) -> Result<(), ConfigError> {
-    let key = name[PREFIX.len()..].to_lowercase();
-    // A key of its own may begin like a section: the longest section name wins.
-    let sections = known.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
-    let section =
-        sections.filter(|section| key.starts_with(&format!("{section}_"))).max_by_key(|section| section.len());
-    let before = match section {
-        Some(section) => known[section].get(&key[section.len() + 1..]),
-        None => known.get(&key),
-    };
-    let value = parse_value(text, before.is_some_and(Value::is_str));
-    match section {
-        Some(section) => {
-            let inner = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
-            let Value::Table(inner) = inner else {
-                return Err(ConfigError::NoSection { name: name.to_owned(), section: section.clone() });
-            };
-            inner.insert(key[section.len() + 1..].to_owned(), value);
-        }
-        None => {
-            table.insert(key, value);
-        }
-    }
-    Ok(())
-}
-
-/// Where a text is expected, a number is one: racks are called 12.
-fn parse_value(text: &str, expects_text: bool) -> Value {
-    let parsed = format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
-    parsed.filter(|value| value.is_str() || !expects_text).unwrap_or_else(|| Value::String(text.to_owned()))
+/// The configuration as a table, every key at its effective value.
+pub fn table<T: Serialize>(config: &T) -> Table {
+    Table::try_from(config).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
+    use super::overrides::is_service_link;
     use super::*;
     use crate::serve::serving::ServeConfig;
 
@@ -274,6 +173,12 @@ mod tests {
         listen: String,
         dial_sockets: u32,
         peers: Vec<String>,
+    }
+
+    impl ConfigFile for Sample {
+        fn contradictions(&self) -> Vec<Problem> {
+            Vec::new()
+        }
     }
 
     fn with(file: &str, env: &[(&str, &str)]) -> Result<Sample, ConfigError> {
@@ -334,15 +239,30 @@ mod tests {
     }
 
     #[test]
-    fn misspelt_keys_are_refused_where_they_stand() {
-        let error = with("[transport]\nlissen = \"x\"\n", &[]).unwrap_err().to_string();
-        assert!(error.contains("warmd.toml") && error.contains("lissen"), "{error}");
+    fn misspelt_keys_are_refused_where_they_stand_with_the_one_that_was_meant() {
+        let error = with("\n[transport]\nlissen = \"x\"\n", &[]).unwrap_err().to_string();
+        assert!(error.ends_with("warmd.toml:3: transport.lissen: unknown key: did you mean `listen`?"), "{error}");
         let error = with("", &[("WARMD_TRANSPORT_LISSEN", "x")]).unwrap_err().to_string();
-        assert!(error.contains("WARMD_TRANSPORT_LISSEN") && error.contains("lissen"), "{error}");
+        assert_eq!(error, "WARMD_TRANSPORT_LISSEN: transport.lissen: unknown key: did you mean `listen`?");
         let error = with("", &[("WARMD_TRANSPORT_DIAL_SOCKETS", "many")]).unwrap_err().to_string();
-        assert!(error.contains("WARMD_TRANSPORT_DIAL_SOCKETS"), "{error}");
-        assert!(matches!(with("[transport", &[]), Err(ConfigError::Syntax { .. })));
-        let none = load::<Sample>(Some(Path::new("/nonexistent/warmd.toml")), []);
+        assert!(error.starts_with("WARMD_TRANSPORT_DIAL_SOCKETS: transport.dial_sockets: wrong type"), "{error}");
+        assert!(matches!(with("[transport", &[]), Err(ConfigError::Syntax { line: 1, .. })));
+        let none = load::<Sample>(Some(Path::new("/nonexistent/warmd.toml")), Vec::<Setting>::new());
         assert!(matches!(none, Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn a_flag_counts_more_than_a_variable_and_that_more_than_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("warmd.toml");
+        std::fs::write(&path, "state_dir = \"file\"\n[transport]\nlisten = \"file\"\ndial_sockets = 2\n").unwrap();
+        let env = ["WARMD_STATE_DIR", "WARMD_TRANSPORT_LISTEN"].map(|name| (name.to_owned(), "env".to_owned()));
+        let flags = [Setting::text("--listen", "WARMD_TRANSPORT_LISTEN", "flag")];
+        let Loaded { config, origins } = read::<Sample>(Some(&path), settings(env, flags, &[])).unwrap();
+        assert_eq!((config.state_dir.as_str(), config.transport.listen.as_str()), ("env", "flag"));
+        assert_eq!(origins.of("state_dir"), Origin::Variable("WARMD_STATE_DIR".to_owned()));
+        assert_eq!(origins.of("transport.listen"), Origin::Flag("--listen".to_owned()));
+        assert_eq!(origins.of("transport.dial_sockets"), Origin::File { path, line: 4 });
+        assert_eq!(origins.of("transport.peers"), Origin::Default);
     }
 }

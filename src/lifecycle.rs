@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -99,6 +99,21 @@ pub fn termination() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
         }
     })
+}
+
+/// SIGHUPs from now on; before, one ends the process.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    pub fn listen() -> std::io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// The next one. Several that come at once are one.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
+    }
 }
 
 /// Completes at the first SIGTERM or SIGINT from its first poll on.

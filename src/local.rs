@@ -13,6 +13,8 @@ pub use client::{Client, ClientError};
 pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};
 
+use crate::telemetry::trace;
+
 /// Flow-control windows in bytes: the defaults of HTTP/2 would send 64 KiB at a time.
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
@@ -27,6 +29,7 @@ pub fn server() -> tonic::transport::Server {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(64)
         .max_frame_size(1024 * 1024)
+        .trace_fn(trace::of_call)
 }
 
 /// Largest message that the service decodes and encodes.

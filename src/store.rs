@@ -125,6 +125,14 @@ impl StoreError {
     }
 }
 
+/// How much the store may hold, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    max_bytes: Option<u64>,
+    /// What stays free on the file system.
+    reserve: u64,
+}
+
 /// A handle; clones are the same store.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -135,7 +143,7 @@ pub struct Store {
 struct Shared {
     layout: Layout,
     config: Config,
-    reserve: u64,
+    limits: Mutex<Limits>,
     /// The id of this boot.
     boot: String,
     index: Index,

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::audit::Audit;
 use super::convert;
@@ -17,6 +18,7 @@ use super::directory::Directory;
 use super::fetching::{Fetching, FetchingMetrics};
 use super::holdings::Holdings;
 use super::publish::Publisher;
+use super::reload::Effective;
 use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
@@ -73,6 +75,7 @@ const MAX_BETWEEN_TOKENS_US: u64 = 60_000_000;
 pub(super) struct Parts {
     pub(super) node: NodeId,
     pub(super) addr: SocketAddr,
+    pub(super) config: Effective,
     pub(super) store: Store,
     pub(super) trust: Arc<Trust>,
     pub(super) directory: Arc<Directory>,
@@ -104,7 +107,7 @@ impl Control {
         F: Future<Output = ()> + Send + 'static,
     {
         let (events, receiver) = mpsc::channel(queue);
-        self.0.tasks.spawn(name, work(self.0.clone(), events));
+        self.0.tasks.spawn(name, work(self.0.clone(), events).in_current_span());
         Response::new(ReceiverStream::new(receiver))
     }
 }
@@ -253,6 +256,15 @@ impl Agent for Control {
             signers: policy.iter().flat_map(|policy| &policy.signers).map(|signer| signer.name.clone()).collect(),
             transfers: transfers.collect(),
         }))
+    }
+
+    async fn configuration(
+        &self,
+        _: Request<pb::ConfigurationRequest>,
+    ) -> Result<Response<pb::ConfigurationReply>, Status> {
+        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let toml = toml::to_string(&config).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(pb::ConfigurationReply { toml }))
     }
 
     async fn list(

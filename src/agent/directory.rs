@@ -11,6 +11,7 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use self::mirror::Mirror;
 pub(super) use self::open::open;
@@ -18,6 +19,7 @@ use crate::digest::ArtifactId;
 use crate::discovery::{Discovery, DiscoveryError, Mode, beside};
 use crate::metadata::{Announcer, Client, ClientError, TooManyArtifacts};
 use crate::protocol::metadata::{Held, Load, Lookup, NodeState, Offer, Page, PageRequest};
+use crate::telemetry::trace;
 
 /// How often an agent that nobody is connected to asks the server for others, how many artifacts it has listed, and how
 /// many of their holders it meets.
@@ -89,7 +91,8 @@ impl Directory {
         if has_agents && server.announcer.is_silent() {
             return Err(DirectoryError::Silent);
         }
-        let offers = server.client.lookup(lookup).await?.offers;
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "lookup", identities = lookup.identities.len());
+        let offers = server.client.lookup(lookup).instrument(span).await?.offers;
         if has_agents {
             self.mirror.keep(&lookup.identities, &offers, Instant::now());
             self.meet(&offers);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 pub(super) use self::cold::Cold;
 pub(super) use self::flight::Flight;
@@ -29,6 +30,7 @@ use crate::lifecycle::Tasks;
 use crate::local::chain;
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
 use crate::store::{Artifact, State, Store};
+use crate::telemetry::trace;
 use crate::transfer::{self, Fetched, Fetcher, Source};
 
 /// Holders asked for, of each artifact.
@@ -316,7 +318,9 @@ impl Fetching {
             *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(admitted);
             good
         };
-        let asked = self.fetcher.manifest(id, sources, &traceparent(), &accept).await;
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "manifest", artifact = %id);
+        let asked = async { self.fetcher.manifest(id, sources, trace::to_tell(), &accept).await };
+        let asked = asked.instrument(span).await;
         match (verdict.into_inner().unwrap_or_else(PoisonError::into_inner), asked) {
             (Some(verdict), _) => verdict,
             (None, Err(error)) => Err(failed(&error)),
@@ -380,9 +384,4 @@ fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
         },
         complete: holder.chunks_held >= chunks,
     }
-}
-
-/// A W3C trace context of its own, so that the logs of all nodes that took part can be found by it.
-fn traceparent() -> String {
-    format!("00-{:032x}-{:016x}-01", rand::random::<u128>(), rand::random::<u64>())
 }

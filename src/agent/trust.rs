@@ -13,7 +13,7 @@ use self::distribution::Distribution;
 use super::AgentError;
 use super::audit::{Audit, of_agent};
 use crate::identity::trust::{Documents, Known, TrustError};
-use crate::identity::{Policy, PolicyHistory, TrustConfig, UnixTime};
+use crate::identity::{Policy, PolicyError, PolicyHistory, TrustConfig, UnixTime};
 use crate::metadata::Client;
 use crate::store::{Artifact, Store};
 use crate::telemetry::audit::Action;
@@ -117,14 +117,20 @@ impl Trust {
                 continue;
             }
             seen = now;
-            match self.config.load(Some(&self.history)) {
-                Ok(policy) => {
-                    tracing::info!(version = policy.as_ref().map(|policy| policy.version), "trust policy read again");
-                    self.set(policy);
-                }
-                Err(error) => tracing::error!(%error, "the changed trust policy is not used; the one before stays"),
+            if let Err(error) = self.reload() {
+                tracing::error!(%error, "the changed trust policy is not used; the one before stays");
             }
         }
+    }
+
+    /// Reads the policy's file again, if the policy is of one. Blocks.
+    pub(super) fn reload(&self) -> Result<(), PolicyError> {
+        if self.distribution.is_none() {
+            let policy = self.config.load(Some(&self.history))?;
+            tracing::info!(version = policy.as_ref().map(|policy| policy.version), "trust policy read again");
+            self.set(policy);
+        }
+        Ok(())
     }
 
     /// Asks for documents whenever a heartbeat tells that there are others, and now and then. `heard` is what it told.

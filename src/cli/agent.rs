@@ -2,18 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 
 use super::pod::{self, Caches};
+use super::reload::{self, Load, Reloading};
 use super::serve;
 use crate::agent::Agent as Daemon;
-use crate::config::{AgentFile, EngineSection, ServedEngine};
+use crate::config::reload::Reloadable;
+use crate::config::surroundings::Scope;
+use crate::config::{AgentFile, EngineSection, Loaded, ServedEngine, Setting, surroundings};
 use crate::identity::TrustConfig;
 use crate::install::Limits;
+use crate::lifecycle::Hangups;
 use crate::serve::serving::{Backend, ServeConfig};
 use crate::serve::start::Spec;
+use crate::telemetry::trace::Exporter;
 use crate::{config, lifecycle, telemetry};
 
 #[derive(Debug, Args)]
@@ -61,57 +67,86 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn load(&self) -> anyhow::Result<AgentFile> {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quoted(&path.display().to_string()));
-        let list = |texts: &[String]| {
-            let quoted: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
-            (!quoted.is_empty()).then(|| format!("[{}]", quoted.join(", ")))
+    pub(super) fn load(&self) -> anyhow::Result<Loaded<AgentFile>> {
+        let settings = config::settings(std::env::vars(), self.settings(), &[]);
+        Ok(config::read(self.config.as_deref(), settings)?)
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        let text = |flag, name, text: Option<&str>| text.map(|text| Setting::text(flag, name, text));
+        let path = |flag, name, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| Setting::text(flag, name, &path.display().to_string()))
+        };
+        let list = |flag, name, texts: &[String]| {
+            let quoted: Vec<_> = texts.iter().map(|text| toml::Value::String(text.clone()).to_string()).collect();
+            (!quoted.is_empty()).then(|| Setting::flag(flag, name, format!("[{}]", quoted.join(", "))))
         };
         let flags = [
-            ("WARMD_STATE_DIR", path(&self.state_dir)),
-            ("WARMD_TRANSPORT_LISTEN", self.listen.as_deref().map(quoted)),
-            ("WARMD_METADATA_SERVERS", list(&self.metadata)),
-            ("WARMD_DISCOVERY_MODE", self.discovery.as_deref().map(quoted)),
-            ("WARMD_DISCOVERY_BOOTSTRAP", list(&self.bootstrap)),
-            ("WARMD_LOCAL_SOCKET", path(&self.socket)),
-            ("WARMD_TRUST_POLICY", path(&self.policy)),
-            ("WARMD_TRUST_ROOT", path(&self.trust_root)),
-            ("WARMD_SIGNER", path(&self.signer)),
-            ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+            path("--state-dir", "WARMD_STATE_DIR", &self.state_dir),
+            text("--listen", "WARMD_TRANSPORT_LISTEN", self.listen.as_deref()),
+            list("--metadata", "WARMD_METADATA_SERVERS", &self.metadata),
+            text("--discovery", "WARMD_DISCOVERY_MODE", self.discovery.as_deref()),
+            list("--bootstrap", "WARMD_DISCOVERY_BOOTSTRAP", &self.bootstrap),
+            path("--socket", "WARMD_LOCAL_SOCKET", &self.socket),
+            path("--policy", "WARMD_TRUST_POLICY", &self.policy),
+            path("--trust-root", "WARMD_TRUST_ROOT", &self.trust_root),
+            path("--signer", "WARMD_SIGNER", &self.signer),
+            text("--metrics", "WARMD_METRICS_LISTEN", self.metrics.as_deref()),
         ];
-        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
+        flags.into_iter().flatten().collect()
     }
-}
-
-/// As a TOML string.
-pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
 }
 
 impl Agent {
     pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
-        let AgentFile { agent: mut config, served } = self.options.load()?;
-        if let Some(level) = level {
-            config.log.level = level;
-        }
-        telemetry::init(&config.log).context("log.level")?;
+        let load: Load<AgentFile> = Arc::new(move || {
+            let mut file = self.options.load()?.config;
+            if let Some(level) = &level {
+                file.agent.log.level.clone_from(level);
+            }
+            Ok(file)
+        });
+        let file = load()?;
+        let exporter = telemetry::init(&file.agent.log, &file.agent.tracing, "warmd-agent")?;
+        surroundings::require(surroundings::agent(&file, Scope::Start))?;
         super::runtime()?.block_on(async {
-            let trust = config.trust.clone();
-            let terminated = lifecycle::termination().context("wait for signals")?;
-            // Without an agent there is nothing to start an engine warm with.
-            let agent = Daemon::start(config).await?;
-            let ended = match served {
-                Some(served) => run_engine(served, agent.socket(), &trust, terminated).await,
-                None => {
-                    terminated.await;
-                    Ok(())
-                }
-            };
-            agent.shutdown().await;
+            let exporting = exporter.map(Exporter::run);
+            let ended = run(file, load).await;
+            if let Some(exporting) = exporting {
+                exporting.shutdown(super::LAST_EXPORT).await;
+            }
             ended.map(|()| ExitCode::SUCCESS)
         })
     }
+}
+
+async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
+    let terminated = lifecycle::termination().context("wait for signals")?;
+    let hangups = Hangups::listen().context("wait for signals")?;
+    let AgentFile { agent: config, served } = file.clone();
+    let trust = config.trust.clone();
+    // Without an agent there is nothing to start an engine warm with.
+    let agent = Daemon::start(config).await?;
+    let reloading = Reloading { hangups, load, current: file, reloadable: Reloadable::AGENT };
+    let reloading = reloading.follow(async |file: &AgentFile| {
+        agent.reload(&file.agent).await?;
+        reload::take_telemetry(&file.agent.log, &file.agent.tracing)
+    });
+    let running = async {
+        match served {
+            Some(served) => run_engine(served, agent.socket(), &trust, terminated).await,
+            None => {
+                terminated.await;
+                Ok(())
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = running => ended,
+        () = reloading => Ok(()),
+    };
+    agent.shutdown().await;
+    ended
 }
 
 /// Until this process is told to end, or the engine cannot be kept running. It has ended then, and peers may still ask the

@@ -1,56 +1,129 @@
 //! `warmd config`.
 
-use std::path::PathBuf;
+mod diff;
+mod shown;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
+use serde_json::json;
 
-use super::output;
-use crate::config::{self, AgentFile, MetadataConfig};
+use super::{Socket, output};
+use crate::config::surroundings::{self, Scope};
+use crate::config::{self, AgentFile, ConfigError, MetadataConfig, Origins, Problem, Severity};
 use crate::serve::serving::ServeConfig;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
-    /// Check a file and the environment without starting anything
+    /// Check a file, the environment, and what they need of this machine, without starting anything
     Check {
         role: Role,
         /// Configuration file; absent: defaults and environment
         file: Option<PathBuf>,
+        /// Look at the file alone, and not for files, ports and the collector that it names
+        #[arg(long)]
+        file_only: bool,
+        #[arg(long)]
+        json: bool,
     },
     /// Print the configuration that would be used
-    Show { role: Role, file: Option<PathBuf> },
+    Show {
+        role: Role,
+        file: Option<PathBuf>,
+        /// And for each value what says it: a flag counts more than a variable, that more than the file, that more than the
+        /// default
+        #[arg(long)]
+        origin: bool,
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a file with every key at its default, and what each is for
     Example { role: Role },
+    /// What differs between two files, or between a file and the agent that runs
+    Diff {
+        role: Role,
+        a: PathBuf,
+        /// Absent: the agent that runs
+        b: Option<PathBuf>,
+        #[command(flatten)]
+        socket: Socket,
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Role {
     Agent,
     Metadata,
     Serve,
 }
 
+/// A role's configuration without its type.
+struct Read {
+    table: toml::Table,
+    text: String,
+    origins: Origins,
+    lacks: Vec<Problem>,
+}
+
 impl Config {
-    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Check { role, file } => {
-                render(role, file)?;
-                output::line("ok")?;
-            }
-            Self::Show { role, file } => output::line(render(role, file)?)?,
+            Self::Check { role, file, file_only, json } => return check(role, file.as_deref(), file_only, json),
+            Self::Show { role, file, origin, json } => shown::print(&read(role, file.as_deref(), None)?, origin, json)?,
             Self::Example { role } => output::line(example(role))?,
+            Self::Diff { role, a, b, socket, json } => return diff::run(role, &a, b.as_deref(), &socket, json).await,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn render(role: Role, file: Option<PathBuf>) -> anyhow::Result<String> {
-    let file = file.as_deref();
-    Ok(match role {
-        Role::Agent => config::render(&config::load::<AgentFile>(file, std::env::vars())?),
-        Role::Metadata => config::render(&config::load::<MetadataConfig>(file, std::env::vars())?),
-        Role::Serve => config::render(&config::load::<ServeConfig>(file, std::env::vars())?),
-    })
+/// With what it lacks on this machine, if that is looked for.
+fn read(role: Role, file: Option<&Path>, scope: Option<Scope>) -> Result<Read, ConfigError> {
+    fn erased<T: config::ConfigFile>(
+        file: Option<&Path>,
+        lacks: impl FnOnce(&T) -> Vec<Problem>,
+    ) -> Result<Read, ConfigError> {
+        let config::Loaded { config, origins } = config::read::<T>(file, std::env::vars())?;
+        let lacks = lacks(&config).into_iter().map(|problem| problem.placed(&origins)).collect();
+        Ok(Read { table: config::table(&config), text: config::render(&config), origins, lacks })
+    }
+    let lacking = |look: &dyn Fn(Scope) -> Vec<Problem>| scope.map(look).unwrap_or_default();
+    match role {
+        Role::Agent => erased::<AgentFile>(file, |config| lacking(&|scope| surroundings::agent(config, scope))),
+        Role::Metadata => {
+            erased::<MetadataConfig>(file, |config| lacking(&|scope| surroundings::metadata(config, scope)))
+        }
+        Role::Serve => erased::<ServeConfig>(file, |config| lacking(&|scope| surroundings::serve(config, scope))),
+    }
+}
+
+/// Code 1 if something is wrong that a start would fail by.
+fn check(role: Role, file: Option<&Path>, file_only: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let problems = match read(role, file, (!file_only).then_some(Scope::All)) {
+        Ok(read) => read.lacks,
+        Err(ConfigError::Wrong(problems)) => problems.0,
+        Err(error) if !json => return Err(error.into()),
+        Err(error) => {
+            output::json(&json!({ "ok": false, "error": error.to_string(), "problems": [] }))?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let is_ok = problems.iter().all(|problem| problem.severity == Severity::Warning);
+    if json {
+        output::json(&json!({ "ok": is_ok, "problems": problems }))?;
+    } else {
+        for problem in &problems {
+            let severity = if problem.severity == Severity::Warning { "warning: " } else { "" };
+            output::line(output::plain(&format!("{severity}{problem}")))?;
+        }
+        if is_ok {
+            output::line("ok")?;
+        }
+    }
+    Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn example(role: Role) -> &'static str {
@@ -110,6 +183,19 @@ mod tests {
             let is_here = |key: &&String| !key.starts_with("serve.") && !key.starts_with("limits.tenants.NAME.");
             let missing: Vec<&String> = there_is.difference(&said).filter(is_here).collect();
             assert!(missing.is_empty(), "{role:?}, {what}: {missing:?} are not in the example");
+        }
+    }
+
+    #[test]
+    fn every_key_of_an_example_says_what_it_is_for() {
+        let is_prose = |line: &str| line.starts_with("# ") && uncommented(line).starts_with('#');
+        for role in [Role::Agent, Role::Metadata, Role::Serve] {
+            let lines: Vec<&str> = example(role).lines().collect();
+            for pair in lines.windows(2) {
+                let bare = uncommented(pair[1]);
+                let is_key = !bare.starts_with('#') && bare.contains(" = ");
+                assert!(!is_key || is_prose(pair[0]), "{role:?}: `{}` has no word of what it is for", pair[1]);
+            }
         }
     }
 

@@ -8,11 +8,14 @@ use anyhow::Context;
 use clap::Args;
 use futures_util::future::OptionFuture;
 
-use super::agent::quoted;
-use crate::config::{self, MetadataConfig};
+use super::reload::{self, Load, Reloading};
+use crate::config::reload::Reloadable;
+use crate::config::surroundings::Scope;
+use crate::config::{self, Loaded, MetadataConfig, Setting, surroundings};
 use crate::identity::trust;
-use crate::lifecycle;
+use crate::lifecycle::{self, Hangups};
 use crate::metadata::{self, Compatibility, Server};
+use crate::telemetry::trace::Exporter;
 use crate::telemetry::{self, MetricsServer, Registry};
 
 #[derive(Debug, Args)]
@@ -45,32 +48,49 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    fn load(&self) -> anyhow::Result<MetadataConfig> {
+    pub(super) fn load(&self) -> anyhow::Result<Loaded<MetadataConfig>> {
+        let text = |flag, name, text: Option<&str>| text.map(|text| Setting::text(flag, name, text));
+        let path = |flag, name, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| Setting::text(flag, name, &path.display().to_string()))
+        };
+        let (compatible, serves) = ("WARMD_COMPATIBILITY_LISTEN", "WARMD_COMPATIBILITY_MODEL_EXPRESS");
         let flags = [
-            ("WARMD_STATE_DIR", self.state_dir.as_ref().map(|path| quoted(&path.display().to_string()))),
-            ("WARMD_SERVER_LISTEN", self.listen.as_deref().map(quoted)),
-            ("WARMD_REDIS_URL", self.redis.as_deref().map(quoted)),
-            ("WARMD_REDIS_DRIFT", self.drift.as_deref().map(quoted)),
-            ("WARMD_TRUST_ROOT", self.trust_root.as_ref().map(|path| quoted(&path.display().to_string()))),
-            ("WARMD_COMPATIBILITY_MODEL_EXPRESS", self.model_express.as_ref().map(|_| true.to_string())),
-            ("WARMD_COMPATIBILITY_LISTEN", self.model_express.as_deref().map(quoted)),
-            ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+            path("--state-dir", "WARMD_STATE_DIR", &self.state_dir),
+            text("--listen", "WARMD_SERVER_LISTEN", self.listen.as_deref()),
+            text("--redis", "WARMD_REDIS_URL", self.redis.as_deref()),
+            text("--drift", "WARMD_REDIS_DRIFT", self.drift.as_deref()),
+            path("--trust-root", "WARMD_TRUST_ROOT", &self.trust_root),
+            self.model_express.as_ref().map(|_| Setting::flag("--model-express", serves, true.to_string())),
+            text("--model-express", compatible, self.model_express.as_deref()),
+            text("--metrics", "WARMD_METRICS_LISTEN", self.metrics.as_deref()),
         ];
-        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
+        let settings = config::settings(std::env::vars(), flags.into_iter().flatten(), &[]);
+        Ok(config::read(self.config.as_deref(), settings)?)
     }
 
     pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
-        let mut config = self.load()?;
-        if let Some(level) = level {
-            config.log.level = level;
-        }
-        telemetry::init(&config.log).context("log.level")?;
-        super::runtime()?.block_on(serve(config))
+        let load: Load<MetadataConfig> = Arc::new(move || {
+            let mut config = self.load()?.config;
+            if let Some(level) = &level {
+                config.log.level.clone_from(level);
+            }
+            Ok(config)
+        });
+        let config = load()?;
+        let exporter = telemetry::init(&config.log, &config.tracing, "warmd-metadata")?;
+        surroundings::require(surroundings::metadata(&config, Scope::Start))?;
+        super::runtime()?.block_on(async {
+            let exporting = exporter.map(Exporter::run);
+            let ended = serve(config, load).await;
+            if let Some(exporting) = exporting {
+                exporting.shutdown(super::LAST_EXPORT).await;
+            }
+            ended
+        })
     }
 }
 
-async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
+async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::of_process();
     let tls = config.node.tls(&config.state_dir)?;
     let trust = config.trust.root.as_deref().map(trust::read_root).transpose()?;
@@ -87,8 +107,17 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let terminated = lifecycle::termination().context("wait for signals")?;
+    let hangups = Hangups::listen().context("wait for signals")?;
     tracing::info!(addr = %server.addr(), "metadata server ready");
-    terminated.await;
+    let reloading = Reloading { hangups, load, current: config.clone(), reloadable: Reloadable::METADATA };
+    let reloading = reloading.follow(async |config: &MetadataConfig| {
+        tls.renew(&config.node, &config.state_dir)?;
+        reload::take_telemetry(&config.log, &config.tracing)
+    });
+    tokio::select! {
+        () = terminated => {}
+        () = reloading => {}
+    }
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     if let Some(metrics) = metrics {

@@ -11,12 +11,18 @@ use clap::{ArgGroup, Args};
 
 use super::exec::READY_TIMEOUT;
 use super::pod::Pod;
+use super::reload::{self, Load, Reloading};
 use super::{aliases, output};
+use crate::config::reload::Reloadable;
+use crate::config::surroundings::Scope;
+use crate::config::{Setting, surroundings};
 use crate::engine::{Address, Secret};
 use crate::install::Limits;
+use crate::lifecycle::Hangups;
 use crate::serve::Say;
 use crate::serve::serving::{Backend, ServeConfig, Serving};
 use crate::serve::start::Spec;
+use crate::telemetry::trace::Exporter;
 use crate::{config, lifecycle, telemetry};
 
 /// Of an engine that somebody else runs; on the command line everybody could read it.
@@ -71,25 +77,39 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(mut self, level: Option<String>) -> anyhow::Result<ExitCode> {
         self.pod.caches.take_aliases();
-        let is_file = |(name, _): &(String, String)| !FLAGS.contains(&name.as_str());
-        let mut config: ServeConfig = config::load(self.config.as_deref(), std::env::vars().filter(is_file))?;
-        if let Some(level) = level {
-            config.log.level = level;
-        }
-        config.listen = self.listen.or(config.listen);
-        config.state_dir = self.state_dir.clone().or(config.state_dir);
-        config.metrics.listen = self.metrics.or(config.metrics.listen);
-        telemetry::init(&config.log).context("log.level")?;
+        let (file, flags) = (self.config.clone(), self.settings());
+        let load: Load<ServeConfig> = Arc::new(move || {
+            let settings = config::settings(std::env::vars(), flags.clone(), &FLAGS);
+            let mut config: ServeConfig = config::load(file.as_deref(), settings)?;
+            if let Some(level) = &level {
+                config.log.level.clone_from(level);
+            }
+            Ok(config)
+        });
+        let config = load()?;
+        let exporter = telemetry::init(&config.log, &config.tracing, "warmd-serve")?;
+        surroundings::require(surroundings::serve(&config, Scope::Start))?;
         self.pod.check_policy()?;
         let anonymous = self.anonymous;
         let backend = self.backend(&config)?;
         super::runtime()?.block_on(async {
-            let terminated = lifecycle::termination().context("wait for signals")?;
-            let serving = start(config, backend, anonymous).await?;
-            terminated.await;
-            serving.shutdown().await;
-            Ok(ExitCode::SUCCESS)
+            let exporting = exporter.map(Exporter::run);
+            let ended = serve(config, backend, anonymous, load).await;
+            if let Some(exporting) = exporting {
+                exporting.shutdown(super::LAST_EXPORT).await;
+            }
+            ended.map(|()| ExitCode::SUCCESS)
         })
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        let state_dir = self.state_dir.as_ref().map(|path| path.display().to_string());
+        let flags = [
+            ("--listen", "WARMD_LISTEN", self.listen.map(|addr| addr.to_string())),
+            ("--state-dir", "WARMD_STATE_DIR", state_dir),
+            ("--metrics", "WARMD_METRICS_LISTEN", self.metrics.map(|addr| addr.to_string())),
+        ];
+        flags.into_iter().filter_map(|(flag, name, text)| Some(Setting::text(flag, name, &text?))).collect()
     }
 
     fn backend(self, config: &ServeConfig) -> anyhow::Result<Backend> {
@@ -113,6 +133,23 @@ impl Serve {
             grace: config.supervision.grace,
         }))
     }
+}
+
+async fn serve(config: ServeConfig, backend: Backend, anonymous: bool, load: Load<ServeConfig>) -> anyhow::Result<()> {
+    let terminated = lifecycle::termination().context("wait for signals")?;
+    let hangups = Hangups::listen().context("wait for signals")?;
+    let serving = start(config.clone(), backend, anonymous).await?;
+    let reloading = Reloading { hangups, load, current: config, reloadable: Reloadable::SERVE };
+    let reloading = reloading.follow(async |config: &ServeConfig| {
+        serving.reload(config)?;
+        reload::take_telemetry(&config.log, &config.tracing)
+    });
+    tokio::select! {
+        () = terminated => {}
+        () = reloading => {}
+    }
+    serving.shutdown().await;
+    Ok(())
 }
 
 /// Starts what is served, and tells the user what there is to tell.

@@ -9,6 +9,8 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::{Table, Value};
 
+use super::form::{self, Malformed};
+use super::{ConfigFile, Problem, rules};
 use crate::agent::AgentConfig;
 use crate::serve::serving::ServeConfig;
 
@@ -26,8 +28,8 @@ pub struct AgentFile {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServedEngine {
     pub engine: EngineSection,
-    /// Its `log` is the agent's, and cannot be said here.
-    #[serde(serialize_with = "without_log")]
+    /// Its `log` and `tracing` are the agent's, and cannot be said here.
+    #[serde(serialize_with = "without_agents")]
     pub serve: ServeConfig,
 }
 
@@ -72,7 +74,9 @@ impl Default for EngineSection {
 
 const ENGINE: &str = "engine";
 const SERVE: &str = "serve";
+const COMMAND: &str = "command";
 const LOG: &str = "log";
+const TRACING: &str = "tracing";
 
 impl<'de> Deserialize<'de> for AgentFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -93,13 +97,55 @@ impl<'de> Deserialize<'de> for AgentFile {
     }
 }
 
+impl ConfigFile for AgentFile {
+    /// Each part by itself, so that one does not hide what is wrong with another.
+    fn malformed(table: &mut Table) -> Vec<Malformed> {
+        let (mut engine, mut serve) = (table.remove(ENGINE), table.remove(SERVE));
+        let mut found = form::take::<AgentConfig>(table);
+        let command = [ENGINE, COMMAND];
+        match (&mut engine, &serve) {
+            (None, Some(_)) => found.push(Malformed::new(&[SERVE], "needs an engine: say its `command` in [engine]")),
+            (Some(Value::Table(engine)), _) => {
+                found.extend(form::take::<EngineSection>(engine).into_iter().map(|one| one.within(ENGINE)));
+                if engine.get(COMMAND).and_then(Value::as_array).is_none_or(Vec::is_empty) {
+                    found.push(Malformed::new(&command, "say it, such as [\"vllm\", \"serve\", \"MODEL\"]"));
+                }
+            }
+            (Some(_), _) => found.push(Malformed::new(&[ENGINE], "must be a table")),
+            (None, None) => {}
+        }
+        match &mut serve {
+            Some(Value::Table(serve)) => {
+                for key in [LOG, TRACING] {
+                    if serve.remove(key).is_some() {
+                        let text = format!("there is one in a process: say how it is in [{key}]");
+                        found.push(Malformed::new(&[SERVE, key], text));
+                    }
+                }
+                found.extend(form::take::<ServeConfig>(serve).into_iter().map(|one| one.within(SERVE)));
+            }
+            Some(_) => found.push(Malformed::new(&[SERVE], "must be a table")),
+            None => {}
+        }
+        if found.is_empty() {
+            table.extend(engine.map(|engine| (ENGINE.to_owned(), engine)));
+            table.extend(serve.map(|serve| (SERVE.to_owned(), serve)));
+        }
+        found
+    }
+
+    fn contradictions(&self) -> Vec<Problem> {
+        rules::agent_file(self)
+    }
+}
+
 impl ServedEngine {
     fn new<E: Error>(engine: EngineSection, serve: Value) -> Result<Self, E> {
         if engine.command.is_empty() {
             return Err(E::custom("[engine]: say the `command`, such as [\"vllm\", \"serve\", \"MODEL\"]"));
         }
-        if serve.get(LOG).is_some() {
-            return Err(E::custom("[serve]: there is one log in a process: say how it is in [log]"));
+        if let Some(key) = [LOG, TRACING].into_iter().find(|key| serve.get(key).is_some()) {
+            return Err(E::custom(format!("[serve]: there is one in a process: say how it is in [{key}]")));
         }
         Ok(Self { engine, serve: section(SERVE, serve)? })
     }
@@ -114,9 +160,10 @@ fn plain(error: &toml::de::Error) -> String {
     error.to_string().trim().replace('\n', " ")
 }
 
-fn without_log<S: Serializer>(serve: &ServeConfig, serializer: S) -> Result<S::Ok, S::Error> {
+fn without_agents<S: Serializer>(serve: &ServeConfig, serializer: S) -> Result<S::Ok, S::Error> {
     let mut table = Table::try_from(serve).map_err(S::Error::custom)?;
     table.remove(LOG);
+    table.remove(TRACING);
     Value::Table(table).serialize(serializer)
 }
 
@@ -166,15 +213,15 @@ mod tests {
     fn what_has_no_effect_or_no_meaning_is_refused_with_the_way_out() {
         let table = [
             ("[serve]\nlisten = \"0.0.0.0:80\"\n".to_owned(), "`command` in [engine]"),
-            ("[engine]\nbudget = \"1s\"\n".to_owned(), "`command`"),
+            ("[engine]\nbudget = \"1s\"\n".to_owned(), "engine.command: say it"),
             (format!("{ALL_IN_ONE}[serve.log]\nlevel = \"info\"\n"), "in [log]"),
-            (format!("{ALL_IN_ONE}[serve.metrics]\nlissen = \"x\"\n"), "lissen"),
-            ("lissen = 1\n".to_owned(), "lissen"),
-            ("[engine]\ncommand = [\"v\"]\nlissen = 1\n".to_owned(), "[engine]: unknown field `lissen`"),
+            (format!("{ALL_IN_ONE}[serve.metrics]\nlissen = \"x\"\n"), ":8: serve.metrics.lissen: unknown key"),
+            ("lissen = 1\n".to_owned(), ":1: lissen"),
+            ("[engine]\ncommand = [\"v\"]\nlissen = 1\n".to_owned(), ":3: engine.lissen: unknown key"),
         ];
         for (text, expected) in table {
             let refused = with(&text, &[]).unwrap_err();
-            assert!(matches!(refused, ConfigError::Content { .. }));
+            assert!(matches!(refused, ConfigError::Wrong(_)));
             let told = refused.to_string();
             assert!(told.contains(expected), "{text}: {told}");
         }

@@ -6,21 +6,23 @@
 //! metadata server's host) is checked against the certificate's names in the usual way.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_name};
+use rustls::client::{ResolvesClientCert, Resumption, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 use super::admission::{Admission, node_of};
 use super::cert::{CertError, NodeCertificate};
+use super::config::NodeConfig;
 use super::key::{NodeId, PrivateKey};
-use super::membership::Membership;
+use super::membership::{Membership, Stranger};
 use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
@@ -47,6 +49,8 @@ pub enum TlsError {
     NoRoot(PathBuf),
     #[error("the certificate is not for this node key: it names {certificate}, the key is {key}")]
     WrongKey { certificate: String, key: NodeId },
+    #[error("the key in place is node {now}'s, and this is node {key}: another node begins with a restart")]
+    AnotherNode { now: NodeId, key: NodeId },
     #[error("build client verifier: {0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
@@ -67,8 +71,39 @@ pub fn server_name(node: NodeId) -> String {
 /// What one node needs to speak TLS as itself with those it admits.
 pub struct NodeTls {
     key: PrivateKey,
-    certificate: NodeCertificate,
+    shown: Arc<Shown>,
     admission: Admission,
+}
+
+/// The certificate that is shown from now on; one that was shown stays good until it expires.
+struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    fn get(&self) -> Arc<CertifiedKey> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown")
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.get())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.get())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 impl fmt::Debug for NodeTls {
@@ -84,7 +119,8 @@ impl NodeTls {
             let certificate = leaf.map_or_else(|| "no ed25519 key".to_owned(), |id| id.to_string());
             return Err(TlsError::WrongKey { certificate, key: key.node_id() });
         }
-        Ok(Self { key, certificate, admission })
+        let shown = CertifiedKey::from_der(certificate.chain().to_vec(), der_of(&key)?, &crypto_provider())?;
+        Ok(Self { key, shown: Arc::new(Shown(RwLock::new(Arc::new(shown)))), admission })
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -93,7 +129,24 @@ impl NodeTls {
 
     /// For protocols with an encryption of their own.
     pub fn membership(&self) -> Membership {
-        Membership::new(self.certificate.chain().to_vec(), self.admission.clone())
+        Membership::new(self.shown.get().cert.clone(), self.admission.clone())
+    }
+
+    /// Reads the certificate again, which all new connections over TLS show from then on. Key and authority stay: with
+    /// another key this would be another node.
+    pub fn renew(&self, config: &NodeConfig, state: &Path) -> Result<(), TlsError> {
+        let new = config.tls(state)?;
+        if new.node_id() != self.node_id() {
+            return Err(TlsError::AnotherNode { now: new.node_id(), key: self.node_id() });
+        }
+        *self.shown.0.write().unwrap_or_else(PoisonError::into_inner) = new.shown.get();
+        Ok(())
+    }
+
+    /// Whether this node would admit itself: a certificate that has expired, or is of another authority, says why not.
+    pub fn check_self(&self) -> Result<(), Stranger> {
+        let chain: Vec<Vec<u8>> = self.membership().chain().map(<[u8]>::to_vec).collect();
+        self.membership().check(self.node_id(), &chain)
     }
 
     /// The private half of the node key, for protocols that want to sign with it themselves.
@@ -120,7 +173,7 @@ impl NodeTls {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_single_cert(self.certificate.chain().to_vec(), self.private_key()?)?;
+            .with_cert_resolver(self.shown.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         // A resumed session would skip the check of the certificate.
         config.send_tls13_tickets = 0;
@@ -135,16 +188,16 @@ impl NodeTls {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(self.certificate.chain().to_vec(), self.private_key()?)?;
+            .with_client_cert_resolver(self.shown.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         config.resumption = Resumption::disabled();
         Ok(config)
     }
+}
 
-    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        let der = self.key.to_der().ok_or_else(|| rustls::Error::General("encode node key".to_owned()))?;
-        Ok(PrivatePkcs8KeyDer::from(der.as_bytes().to_vec()).into())
-    }
+fn der_of(key: &PrivateKey) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let der = key.to_der().ok_or_else(|| rustls::Error::General("encode node key".to_owned()))?;
+    Ok(PrivatePkcs8KeyDer::from(der.as_bytes().to_vec()).into())
 }
 
 impl NodeId {

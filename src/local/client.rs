@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Streaming;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::chunks::Chunks;
@@ -17,12 +18,14 @@ use crate::identity::trust::{Documents, Known};
 use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest,
-    ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest,
-    OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest,
-    PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply,
-    StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    ArchiveBytes, AuditEvent, AuditRequest, ConfigurationRequest, EvictRequest, ExportRequest, FindReply, FindRequest,
+    GcReply, GcRequest, ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest,
+    NearbyReply, NearbyRequest, OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest,
+    OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest,
+    ServingReport, StartReport, StatusReply, StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest,
+    WarmEvent, WarmRequest,
 };
+use crate::telemetry::trace::Propagate;
 
 /// The agent was not reached or said no.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +47,7 @@ impl From<tonic::Status> for ClientError {
 /// A connection to the agent. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Client {
-    agent: AgentClient<Channel>,
+    agent: AgentClient<InterceptedService<Channel, Propagate>>,
     socket: Arc<Path>,
 }
 
@@ -62,7 +65,7 @@ impl Client {
             .connect_with_connector(connector)
             .await
             .map_err(|source| ClientError::Unreachable { socket: socket.to_owned(), source })?;
-        let agent = AgentClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let agent = AgentClient::with_interceptor(channel, Propagate).max_decoding_message_size(MAX_MESSAGE);
         Ok(Self { agent, socket: socket.into() })
     }
 
@@ -100,6 +103,11 @@ impl Client {
 
     pub async fn status(&self) -> Result<StatusReply, ClientError> {
         Ok(self.agent.clone().status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// The configuration in force, as TOML. It names files of secrets, and holds none.
+    pub async fn configuration(&self) -> Result<String, ClientError> {
+        Ok(self.agent.clone().configuration(ConfigurationRequest {}).await?.into_inner().toml)
     }
 
     /// Documents of trust that are newer than `known`. Nothing of them is verified.

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use futures_util::Stream;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::digest::IdentityId;
@@ -28,6 +30,7 @@ use crate::protocol::metadata::{
     AnnounceReply, Announcement, Found, Lookup, MAX_MESSAGE, Offer, Page, PageRequest, ServerEpoch, WatchEvent,
     Withdrawal, pb,
 };
+use crate::telemetry::trace::Propagate;
 pub use address::{InvalidServerAddr, ServerAddr};
 use connect::{Link, MAX_ADDRESSES};
 use error::error_of;
@@ -35,7 +38,7 @@ pub use error::{ClientError, Refusal, Words};
 pub use metrics::ClientMetrics;
 use metrics::{Call, CallResult};
 
-type Rpc = pb::metadata_client::MetadataClient<tonic::transport::Channel>;
+type Rpc = pb::metadata_client::MetadataClient<InterceptedService<Channel, Propagate>>;
 
 /// Which servers to ask, and for how long: `[metadata]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +84,8 @@ impl Server {
     }
 
     fn open(link: &Arc<Link>, number: u64) -> Numbered {
-        Numbered { number, rpc: Rpc::new(link.channel()).max_decoding_message_size(MAX_MESSAGE) }
+        let channel = InterceptedService::new(link.channel(), Propagate);
+        Numbered { number, rpc: Rpc::new(channel).max_decoding_message_size(MAX_MESSAGE) }
     }
 
     fn channel(&self) -> MutexGuard<'_, Numbered> {

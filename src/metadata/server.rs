@@ -32,6 +32,7 @@ use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
 use crate::telemetry;
+use crate::telemetry::trace;
 pub(super) use connection::{Connection, Peer};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -300,6 +301,7 @@ async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Co
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .max_connection_age(MAX_CONNECTION_AGE)
         .max_connection_age_grace(REQUEST_TIMEOUT)
+        .trace_fn(trace::of_call)
         .add_service(guarded(directory))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.cancelled())
         .await;

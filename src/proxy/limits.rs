@@ -8,7 +8,7 @@ mod places;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 pub use config::{Allowance, InvalidRate, LimitsConfig, Rate};
@@ -90,7 +90,7 @@ struct Rates {
 /// All callers' buckets and places. Shared by all connections.
 #[derive(Debug)]
 pub struct Limits {
-    config: LimitsConfig,
+    config: RwLock<Arc<LimitsConfig>>,
     keys: Mutex<Table<(Tenant, Box<str>), Rates>>,
     unknown: Mutex<Table<Tenant, Bucket>>,
     places: Arc<Mutex<Places>>,
@@ -98,12 +98,25 @@ pub struct Limits {
 
 impl Limits {
     pub fn new(config: LimitsConfig) -> Self {
+        let config = RwLock::new(Arc::new(config));
         Self { config, keys: Mutex::default(), unknown: Mutex::default(), places: Arc::default() }
+    }
+
+    fn config(&self) -> Arc<LimitsConfig> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on. Every key begins with a full bucket, and nobody loses the place that he has.
+    pub fn set(&self, config: LimitsConfig) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Table::default();
+        *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = Table::default();
     }
 
     /// Counts one request of `key`. Refused if it has none left, or has tokens to make up for.
     pub fn admit(&self, tenant: &Tenant, key: &str, now: Instant) -> Result<(), Limited> {
-        let allowance = self.config.of(tenant);
+        let config = self.config();
+        let allowance = config.of(tenant);
         if allowance.requests_per_second.is_none() && allowance.tokens_per_second.is_none() {
             return Ok(());
         }
@@ -116,7 +129,8 @@ impl Limits {
 
     /// Counts what a request of `key` has used. It may be more than is left: the next requests wait for it.
     pub fn account(&self, tenant: &Tenant, key: &str, tokens: u64, now: Instant) {
-        let allowance = self.config.of(tenant);
+        let config = self.config();
+        let allowance = config.of(tenant);
         if allowance.tokens_per_second.is_none() {
             return;
         }
@@ -131,7 +145,7 @@ impl Limits {
 
     /// Counts a request of `tenant` for an adapter that is not known here, before anybody is asked for it.
     pub fn unknown_adapter(&self, tenant: &Tenant, now: Instant) -> Result<(), Limited> {
-        let Some(rate) = self.config.of(tenant).unknown_adapters_per_minute else { return Ok(()) };
+        let Some(rate) = self.config().of(tenant).unknown_adapters_per_minute else { return Ok(()) };
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = unknown.entry(tenant.clone(), now, || Bucket::new(rate.get() / 60.0, rate.get(), now))?;
         limited(Limit::UnknownAdapters, Some(bucket.take(1.0, now)))
@@ -139,13 +153,13 @@ impl Limits {
 
     /// Adapters that may be here at a time because `tenant` has asked for them. Counted by whoever has them.
     pub fn max_adapters(&self, tenant: &Tenant) -> usize {
-        self.config.of(tenant).max_adapters
+        self.config().of(tenant).max_adapters
     }
 
     /// Takes one of `tenant`'s places, and of the replica's, until the permit is dropped.
     pub fn enter(&self, tenant: &Tenant, place: Place) -> Result<Permit, Limited> {
-        let allowance = self.config.of(tenant);
-        Places::enter(&self.places, tenant, place, allowance.places(place), self.config.places(place))
+        let config = self.config();
+        Places::enter(&self.places, tenant, place, config.of(tenant).places(place), config.places(place))
     }
 
     /// Places taken by all tenants.

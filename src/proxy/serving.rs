@@ -10,6 +10,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::Proxy;
 use super::admission::{Asking, Permit};
@@ -79,7 +80,8 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let (endpoint, trace) = (Endpoint::of(head.uri.path()), Trace::of(&head.headers));
         let mut received = Received { begun: Instant::now(), endpoint, head, trace, class: Class::None };
-        let answered = self.answer(&mut received, body, has_length).await;
+        let span = received.trace.span(endpoint);
+        let answered = self.answer(&mut received, body, has_length).instrument(span).await;
         let mut response = answered.unwrap_or_else(|answer| {
             tracing::debug!(request = received.trace.id(), code = answer.code(), %answer, "refused");
             answer.response()

@@ -3,6 +3,10 @@
 
 use data_encoding::HEXLOWER;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use tracing::Span;
+
+use super::route::Endpoint;
+use crate::telemetry::trace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -17,6 +21,8 @@ const MAX_STATE: usize = 512;
 #[derive(Debug, Clone)]
 pub(super) struct Trace {
     id: HeaderValue,
+    /// As the client gave it; none if it gave none.
+    given: Option<HeaderValue>,
     parent: HeaderValue,
     state: Option<HeaderValue>,
 }
@@ -32,11 +38,23 @@ impl Trace {
         let parent =
             parents.next().filter(|_| parents.next().is_none()).and_then(|parent| Parent::parse(parent.as_bytes()));
         let state = headers.get(STATE).filter(|state| parent.is_some() && state.len() <= MAX_STATE).cloned();
+        let given = parent.as_ref().and_then(|_| headers.get(PARENT).cloned());
         let parent = match parent {
             Some(Parent { trace, flags }) => value(&format!("00-{trace}-{span}-{flags}")),
             None => value(&format!("00-{}-{span}-00", HEXLOWER.encode(&rand::random::<[u8; 16]>()))),
         };
-        Self { id, parent, state }
+        Self { id, given, parent, state }
+    }
+
+    /// The span of the request, if traces are exported; the engine gets it as its parent.
+    pub(super) fn span(&mut self, endpoint: Endpoint) -> Span {
+        let traceparent = self.given.as_ref().and_then(|given| given.to_str().ok());
+        let span =
+            tracing::debug_span!(target: trace::OPERATIONS, "request", request = self.id(), ?endpoint, traceparent);
+        if let Some(context) = trace::of(&span) {
+            self.parent = value(&context.to_string());
+        }
+        span
     }
 
     pub(super) fn id(&self) -> &str {

@@ -15,6 +15,7 @@
 //! What is believed of the engine is stamped with its epoch. A new epoch begins with nothing; the engine's own list is
 //! compared then, and now and again.
 
+mod cause;
 mod conduct;
 mod config;
 mod desired;
@@ -42,6 +43,7 @@ use crate::adapters::{AdapterRoot, Alias, Preparer};
 use crate::identity::UnixTime;
 use crate::lifecycle::Tasks;
 use crate::proxy::ModelCard;
+use cause::Causes;
 use disk::Remembered;
 use load::Loader;
 use table::Table;
@@ -98,6 +100,7 @@ struct Shared {
     loader: Loader,
     registry: Arc<dyn Registry>,
     registering: Semaphore,
+    causes: Causes,
     base: Vec<ModelCard>,
     access: Arc<dyn Access>,
     metrics: Metrics,
@@ -140,8 +143,19 @@ impl Adapters {
         let loader = Loader::new(source, preparer, disk, &config)?;
         let registering = Semaphore::new(config.max_registering.max(1));
         let (table, changes, stir) = (Mutex::new(table), watch::Sender::new(0), Notify::new());
-        let shared =
-            Arc::new(Shared { table, changes, stir, loader, registry, registering, base, access, metrics, config });
+        let shared = Arc::new(Shared {
+            table,
+            changes,
+            stir,
+            loader,
+            registry,
+            registering,
+            causes: Causes::default(),
+            base,
+            access,
+            metrics,
+            config,
+        });
         let tasks = Tasks::new();
         tasks.spawn("adapters", conduct::conduct(shared.clone(), epoch));
         if let Some(path) = shared.config.desired.clone() {

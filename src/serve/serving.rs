@@ -104,6 +104,7 @@ pub struct Serving {
     proxy: Arc<Proxy>,
     supervisor: Option<Arc<Supervisor>>,
     catalogue: Arc<Catalogue>,
+    access: Arc<Access>,
     admin: Admin,
     metrics: Option<MetricsServer>,
     tasks: Tasks,
@@ -186,9 +187,18 @@ impl Serving {
             say: say.clone(),
         };
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
-        let admin = Admin::serve(admin, Control::new(access, catalogue.clone(), supervisor.clone()), &say);
+        let admin = Admin::serve(admin, Control::new(access.clone(), catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
-        Ok(Self { server, proxy, supervisor, catalogue, admin, metrics: metrics_server, tasks, drain_deadline })
+        let metrics = metrics_server;
+        Ok(Self { server, proxy, supervisor, catalogue, access, admin, metrics, tasks, drain_deadline })
+    }
+
+    /// Takes limits, and reads the files of API keys and key sets again. On an error nothing is changed but what was read
+    /// before it.
+    pub fn reload(&self, config: &ServeConfig) -> Result<(), AuthError> {
+        self.access.authenticator().reload()?;
+        self.access.limits().set(config.limits.clone());
+        Ok(())
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -212,7 +222,7 @@ impl Serving {
 
     /// Requests that are under way end first, then the engine, then what served them.
     pub async fn shutdown(self) {
-        let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline } = self;
+        let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline, .. } = self;
         let until = Instant::now() + drain_deadline;
         server.announce_end();
         // Answers under way may take what the engine's own end leaves of the time.

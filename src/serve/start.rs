@@ -11,11 +11,12 @@ mod proof;
 mod reporting;
 mod trial;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::time::timeout;
+use tracing::{Instrument, Span};
 
 use self::history::{Current, History};
 pub use self::proof::{FamilyProof, Proof};
@@ -32,6 +33,7 @@ use crate::engine::{self, Command, Exit, Observer, Readiness, StartLog};
 use crate::install::Limits;
 use crate::local::Client;
 use crate::protocol::pb::StartOutcome;
+use crate::telemetry::trace;
 
 /// What to run, and how long what may take.
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ const LEAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Everything that is known before the engine starts.
 pub(super) struct Plan {
+    /// Of the whole start, until it is proven what was used.
+    span: Span,
     site: Site,
     warmed: Vec<Warmed>,
     client: Option<Client>,
@@ -65,11 +69,18 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(spec: &Spec, say: &Say) -> Self {
         let site = Site::of(&spec.target, say);
-        Self { site, warmed: Vec::new(), client: None, history: History::default() }
+        let start = format!("{:016x}", rand::random::<u64>());
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "start", start);
+        Self { span, site, warmed: Vec::new(), client: None, history: History::default() }
     }
 
     /// Every way out of it tells why the start is cold, if it is. To drop it is to want no engine any more.
     pub(super) async fn warm(&mut self, spec: &Spec, begun: Instant, say: &Say) {
+        let span = tracing::debug_span!(target: trace::OPERATIONS, parent: &self.span, "warm");
+        self.bring(spec, begun, say).instrument(span).await;
+    }
+
+    async fn bring(&mut self, spec: &Spec, begun: Instant, say: &Say) {
         if let Some(root) = &self.site.root {
             self.history = History::of(root, &self.site.environment, spec.budget, say).await;
         }
@@ -166,7 +177,10 @@ impl Plan {
         let current = std::mem::take(&mut self.history).begin(&self.warmed, &say).await;
         let reporting = Reporting::new(self.client.clone(), kind, begun.elapsed(), spec.budget);
         say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
-        Start { spec, plan: self, log: Arc::default(), current, reporting, proof: Mutex::default(), say }
+        let start = std::mem::replace(&mut self.span, Span::none());
+        let engine = tracing::debug_span!(target: trace::OPERATIONS, parent: &start, "engine start");
+        let spans = Mutex::new(Spans { engine, start });
+        Start { spec, plan: self, log: Arc::default(), current, reporting, proof: Mutex::default(), spans, say }
     }
 }
 
@@ -178,7 +192,14 @@ pub(super) struct Start {
     current: Current,
     reporting: Reporting,
     proof: Mutex<Option<Proof>>,
+    spans: Mutex<Spans>,
     say: Say,
+}
+
+/// Those that go on while the engine starts.
+struct Spans {
+    engine: Span,
+    start: Span,
 }
 
 impl Start {
@@ -187,6 +208,10 @@ impl Start {
         let program = words.next().unwrap_or_default();
         let set = self.plan.site.changes.clone().into_iter().collect();
         Command { program, args: words.collect(), set, unset: Vec::new(), directory: None }
+    }
+
+    fn spans(&self) -> MutexGuard<'_, Spans> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads what the engine prints.
@@ -210,6 +235,7 @@ impl Start {
         };
         match engine::wait(&probe, spec.ready_timeout, exited).await {
             Readiness::Ready { after } => {
+                self.spans().engine = Span::none();
                 self.reporting.ready();
                 Some(after)
             }
@@ -238,7 +264,8 @@ impl Start {
         if let Some(root) = plan.site.root.clone() {
             LastStart::new(&launch, proven.clone()).keep(root).await;
         }
-        self.reporting.tell(StartOutcome::Ready, &plan.warmed, Some(&proven)).await;
+        let span = std::mem::replace(&mut self.spans().start, Span::none());
+        self.reporting.tell(StartOutcome::Ready, &plan.warmed, Some(&proven)).instrument(span).await;
         lines.iter().for_each(|line| say(line));
         let (Some(quiet), Some(client)) = (spec.publish_after, &plan.client) else { return };
         let image = spec.target.image.clone();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::outlook::Prospect;
 use super::quarantine::Quarantine;
@@ -22,6 +23,7 @@ use crate::digest::IdentityId;
 use crate::identity::Policy;
 use crate::install::Limits;
 use crate::local::{Client, chain};
+use crate::telemetry::trace;
 
 /// Families that are installed at the same time. They get their turn in the order of [`worth`], so that a short budget is
 /// spent on what saves most.
@@ -145,12 +147,15 @@ pub(super) async fn all(client: &Client, prospects: &[Prospect], terms: &Terms, 
             witness: terms.witness.clone(),
         };
         let (client, say) = (client.clone(), say.clone());
-        running.spawn(async move {
+        let (family, identity) = (prospect.family.name, prospect.identity.id());
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "family", family, %identity);
+        let bringing = async move {
             let _turn = turn;
             let warmed = bring(&client, Warmed::new(prospect, offers.artifacts), job).await;
             say(&line(&warmed));
             warmed
-        });
+        };
+        running.spawn(bringing.instrument(span));
     }
     let mut warmed = Vec::new();
     while let Some(ended) = running.join_next().await {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::artifact::{Artifact, Role, State};
 use super::index::{ChunkFile, Index};
 use super::layout::Layout;
-use super::{Config, Metrics, Shared, Store, StoreError, chunks, space};
+use super::{Config, Limits, Metrics, Shared, Store, StoreError, chunks, space};
 use crate::artifact::{MAX_ENVELOPE, SignedManifest};
 use crate::digest::{ArtifactId, Digest};
 use crate::durable;
@@ -52,7 +52,7 @@ impl Store {
             shared: Arc::new(Shared {
                 layout,
                 config: config.clone(),
-                reserve,
+                limits: Mutex::new(Limits { max_bytes: config.max_bytes, reserve }),
                 boot,
                 index: Index::new(),
                 artifacts: RwLock::default(),

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::evict::{self, Candidate};
-use super::{Artifact, Change, State, Store, StoreError, Swept};
+use super::{Artifact, Change, Limits, State, Store, StoreError, Swept};
 use crate::digest::ArtifactId;
 use crate::identity::UnixTime;
 
@@ -32,6 +32,20 @@ impl Store {
         let free = free_space(root).map_err(|error| StoreError::io("look at free space of", root, error))?;
         self.shared.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         Ok(free)
+    }
+
+    fn limits(&self) -> Limits {
+        *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As the same keys of [`super::Config`], from now on. What is over them goes when room is needed, or by
+    /// [`Store::gc`].
+    pub fn set_limits(&self, max_bytes: Option<u64>, reserve_bytes: Option<u64>) -> Result<(), StoreError> {
+        let root = self.shared.layout.root();
+        let reserve =
+            reserve(root, reserve_bytes).map_err(|error| StoreError::io("look at free space of", root, error))?;
+        *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner) = Limits { max_bytes, reserve };
+        Ok(())
     }
 
     /// Makes room for `needed` bytes that are about to be put, by eviction if need be and if that is enough.
@@ -91,9 +105,9 @@ impl Store {
     }
 
     fn shortage_of(&self, needed: u64) -> Result<Option<Shortage>, StoreError> {
-        let (free, reserve, used) = (self.free_space()?, self.shared.reserve, self.usage());
+        let (Limits { max_bytes, reserve }, free, used) = (self.limits(), self.free_space()?, self.usage());
         let on_disk = needed.saturating_add(reserve).saturating_sub(free);
-        let max_bytes = self.shared.config.max_bytes.unwrap_or(u64::MAX);
+        let max_bytes = max_bytes.unwrap_or(u64::MAX);
         let in_limit = needed.saturating_add(used).saturating_sub(max_bytes);
         let error = match on_disk >= in_limit {
             true => StoreError::NoSpace { needed, free, reserve },
@@ -135,7 +149,7 @@ impl Store {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::NoSpace {
                 needed,
                 free: free_space(self.shared.layout.root()).unwrap_or(0),
-                reserve: self.shared.reserve,
+                reserve: self.limits().reserve,
             },
             _ => StoreError::io(action, path, error),
         }

@@ -1,9 +1,22 @@
-//! Log output: text or JSON on standard error, never on standard output, which belongs to results.
+//! Log output: text or JSON on standard error, never on standard output, which belongs to results. What peers and engines
+//! say cannot reach a terminal's controls ([`escape`]), and no line drowns the others ([`limit`]).
+
+mod escape;
+mod limit;
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+pub use self::escape::escaped;
+use self::escape::{Escaping, Form};
+use self::limit::Limited;
+use super::trace::{self, Exporter, TracingConfig, TracingError};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,19 +42,67 @@ impl Default for LogConfig {
     }
 }
 
+impl LogConfig {
+    /// Whether the level can be used.
+    pub fn check(&self) -> Result<(), ParseError> {
+        filter(&self.level).map(drop)
+    }
+}
+
 /// Libraries that warn of what is nothing to worry about, and tell the node's name in their own words. What the filter says of
 /// them counts more.
 const QUIET: &str = "libp2p_swarm=warn,libp2p_kad=error";
 
-/// Sets up logging for the process; a second call does nothing. Fails on a filter that does not parse.
-pub fn init(config: &LogConfig) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", config.level))?;
+fn filter(level: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(format!("{QUIET},{level}"))
+}
+
+/// The filter in force, for [`set_level`].
+static FILTER: OnceLock<Mutex<reload::Handle<EnvFilter, Registry>>> = OnceLock::new();
+
+/// Logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    #[error("log.level: {0}")]
+    Level(#[from] ParseError),
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
+}
+
+/// Sets up logging for the process; a second call does nothing. `service` is the role's name in traces. The exporter, if
+/// traces are exported, is to be run.
+pub fn init(log: &LogConfig, tracing: &TracingConfig, service: &str) -> Result<Option<Exporter>, InitError> {
+    let (filter, handle) = reload::Layer::new(filter(&log.level)?);
+    let (exporting, exporter) = trace::layer(tracing, service)?.unzip();
     let colours = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    // A second subscriber in one process (tests) is refused; the first one stays.
-    let _ = match config.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let lines = fmt::layer::<Registry>();
+    let lines = match log.format {
+        LogFormat::Text => {
+            let writer = Escaping::new(std::io::stderr, Form::Text { colours });
+            let format = Limited::new(fmt::format(), log.format);
+            lines.with_ansi(colours).with_writer(writer).event_format(format).boxed()
+        }
+        LogFormat::Json => {
+            let writer = Escaping::new(std::io::stderr, Form::Json);
+            let format = Limited::new(fmt::format().json(), log.format);
+            lines.json().with_writer(writer).event_format(format).boxed()
+        }
     };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter)).with(exporting);
+    // A second subscriber in one process (tests) is refused; the first one stays.
+    if subscriber.try_init().is_err() {
+        return Ok(None);
+    }
+    let _ = FILTER.set(Mutex::new(handle));
+    Ok(exporter)
+}
+
+/// Changes the level of a running process.
+pub fn set_level(level: &str) -> Result<(), ParseError> {
+    let filter = filter(level)?;
+    if let Some(handle) = FILTER.get() {
+        // Fails only where the subscriber is gone, and with it whoever would read the lines.
+        let _ = handle.lock().unwrap_or_else(PoisonError::into_inner).reload(filter);
+    }
     Ok(())
 }

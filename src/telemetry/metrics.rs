@@ -18,6 +18,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
 pub use self::text::Format;
+use super::reloads;
+use super::trace::TraceMetrics;
 
 /// Units that names end with, the longer ones first.
 const UNITS: [&str; 4] = ["bytes_per_second", "seconds", "bytes", "ratio"];
@@ -47,6 +49,8 @@ impl Registry {
     pub fn of_process() -> Self {
         let mut registry = Self::default();
         process::register(&mut registry);
+        reloads::register(&mut registry);
+        TraceMetrics::register(&mut registry);
         registry
     }
 

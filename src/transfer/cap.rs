@@ -41,6 +41,14 @@ impl Cap {
         Self { inner: Mutex::new(inner), is_on: AtomicBool::new(most.is_some()) }
     }
 
+    /// As [`Cap::new`], from now on; what is known of the engine stays.
+    pub(super) fn set_most(&self, most: Option<u64>, now: Instant) {
+        let mut inner = self.lock();
+        inner.yielding.set_most(most);
+        let rate = inner.yielding.rate(now);
+        self.is_on.store(rate.is_some(), Ordering::Relaxed);
+    }
+
     /// Before `bytes` are sent.
     pub(super) fn wait(&self, bytes: u64, now: Instant) -> Duration {
         if !self.is_on.load(Ordering::Relaxed) {
@@ -122,6 +130,17 @@ mod tests {
         assert_eq!(bucket.take(250, start), Duration::ZERO);
         assert_eq!(bucket.take(500, start), Duration::from_millis(500));
         assert_eq!(bucket.take(1, start + Duration::from_secs(60)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_cap_that_is_set_later_holds_from_then_on_and_one_that_is_lifted_does_not() {
+        let start = Instant::now();
+        let cap = Cap::new(None, start);
+        cap.set_most(Some(1000), start);
+        cap.wait(1250, start);
+        assert!(cap.wait(1000, start) >= Duration::from_secs(1));
+        cap.set_most(None, start);
+        assert_eq!(cap.wait(1 << 30, start), Duration::ZERO);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::identity::NodeId;
 use crate::lifecycle::Doubling;
 use crate::protocol::peer::Neighbour;
 use crate::store::{Store, StoreError};
+use crate::telemetry::trace::TraceParent;
 
 /// No holder is asked for a manifest longer than this.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,11 +133,11 @@ impl Fetcher {
         &self,
         artifact: ArtifactId,
         sources: &[Source],
-        traceparent: &str,
+        context: TraceParent,
         accept: &(dyn Fn(Bytes) -> bool + Sync),
     ) -> Result<(), FetchError> {
         let (events, _unused) = mpsc::channel(1);
-        let shared = self.shared(artifact, traceparent, events);
+        let shared = self.shared(artifact, context, events);
         let mut search = Search::new(sources.iter().cloned(), Instant::now());
         let mut asking = FuturesUnordered::new();
         let give_up = Instant::now() + SEARCH_TIMEOUT;
@@ -144,7 +145,7 @@ impl Fetcher {
             while let Some(source) = search.next(Instant::now()) {
                 let shared = shared.clone();
                 asking.push(async move {
-                    let peer = Peer { node: source.node, addrs: source.addrs.clone() };
+                    let peer = Peer { node: source.node, addrs: source.addrs.clone(), context };
                     (source, tokio::time::timeout(MANIFEST_TIMEOUT, shared.manifest(&peer)).await)
                 });
             }
@@ -181,11 +182,11 @@ impl Fetcher {
         sources: Vec<Source>,
         find: Find,
         deadline: Instant,
-        traceparent: &str,
+        context: TraceParent,
         progress: &watch::Sender<Progress>,
     ) -> Result<Fetched, FetchError> {
         let started = Instant::now();
-        let result = self.run(admitted, sources, find, deadline, traceparent, progress).await;
+        let result = self.run(admitted, sources, find, deadline, context, progress).await;
         let outcome = match &result {
             Ok(_) => FetchOutcome::Complete,
             Err(FetchError::NoHolder(_)) => FetchOutcome::NoHolder,
@@ -204,7 +205,7 @@ impl Fetcher {
         sources: Vec<Source>,
         find: Find,
         deadline: Instant,
-        traceparent: &str,
+        context: TraceParent,
         progress: &watch::Sender<Progress>,
     ) -> Result<Fetched, FetchError> {
         let id = admitted.id();
@@ -212,7 +213,7 @@ impl Fetcher {
         // Held, so that it is not evicted while it is fetched.
         let held = blocking(move || store.begin(admitted)).await?;
         let (events, incoming) = mpsc::channel(EVENTS);
-        let shared = self.shared(id, traceparent, events);
+        let shared = self.shared(id, context, events);
         let mut driver = Driver::new(self, held, shared, find, progress);
         sources.into_iter().for_each(|source| driver.add(source));
         let fetched = driver.drive(incoming, deadline).await?;
@@ -221,7 +222,7 @@ impl Fetcher {
         Ok(fetched)
     }
 
-    fn shared(&self, artifact: ArtifactId, traceparent: &str, events: mpsc::Sender<Event>) -> Arc<Shared> {
+    fn shared(&self, artifact: ArtifactId, context: TraceParent, events: mpsc::Sender<Event>) -> Arc<Shared> {
         Arc::new(Shared {
             connections: self.connections.clone(),
             store: self.store.clone(),
@@ -229,7 +230,7 @@ impl Fetcher {
             metrics: self.metrics.clone(),
             artifact,
             port: self.port,
-            traceparent: traceparent.to_owned(),
+            context,
             events,
         })
     }

@@ -8,6 +8,7 @@
 mod config;
 mod desk;
 mod given;
+mod parts;
 mod recent;
 
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use tracing::Instrument;
 
 pub use self::config::ProvideConfig;
 pub use self::desk::{Ask, Desk, NotNow, Slot, What};
+use self::parts::Parts;
 use super::cap::Cap;
 use super::connections;
 use super::metrics::{Direction, Holder, Metrics, Outcome, OutcomeLabel, Refusal};
@@ -102,6 +104,12 @@ impl Provider {
         self.desk().load()
     }
 
+    /// From now on: upload slots and cap. What runs goes on, at the new pace.
+    pub fn set_limits(&self, upload_slots: u32, max_rate: Option<u64>) {
+        self.desk().set_slots(upload_slots);
+        self.cap.set_most(max_rate, Instant::now());
+    }
+
     /// Whether this node serves what it has.
     pub fn is_enabled(&self) -> bool {
         self.config.enabled
@@ -156,19 +164,28 @@ impl Provider {
             }
         };
         connections::watch(&tasks, &self.metrics, connection.clone(), || true);
+        let parts = Arc::new(Parts::new(connection.peer()));
         while let Ok((send, recv)) = connection.accept().await {
             let provider = self.clone();
             let connection = connection.clone();
-            tasks.spawn("peer request", async move { provider.request(&connection, send, recv).await });
+            let (parts, owner) = (parts.clone(), tasks.clone());
+            let request = async move { provider.request(&connection, &parts, &owner, send, recv).await };
+            tasks.spawn("peer request", request);
         }
     }
 
-    async fn request(&self, connection: &Connection, mut send: SendStream, mut recv: RecvStream) {
+    async fn request(
+        &self,
+        connection: &Connection,
+        parts: &Arc<Parts>,
+        tasks: &Tasks,
+        mut send: SendStream,
+        mut recv: RecvStream,
+    ) {
         let read = tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut recv)).await;
         let served = match read {
             Ok(Ok(traced)) => {
-                let (peer, traceparent) = (connection.peer(), traced.traceparent.clone());
-                let span = tracing::debug_span!("serve", peer = %peer.short(), traceparent);
+                let (peer, span) = (connection.peer(), parts.span(&traced, tasks));
                 self.answer(peer, connection.remote_address().ip(), traced, &mut send).instrument(span).await
             }
             Ok(Err(refused)) => Err(refused),

@@ -20,6 +20,7 @@ use crate::protocol::peer::{
     Answer, Busy, CHUNK_HEAD, FRAME_HEAD, HaveAnswer, Reason, Request, Traced, body_len, chunk_head,
 };
 use crate::store::{Store, StoreError};
+use crate::telemetry::trace::TraceParent;
 use crate::transport::{RecvStream, StreamCode, TransportError};
 
 /// Bytes between two reports of progress within a chunk.
@@ -54,7 +55,8 @@ pub(super) struct Shared {
     pub(super) artifact: ArtifactId,
     /// At which this node serves, if it does.
     pub(super) port: Option<NonZeroU16>,
-    pub(super) traceparent: String,
+    /// Of the fetch.
+    pub(super) context: TraceParent,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -70,6 +72,8 @@ enum Ended {
 pub(super) struct Peer {
     pub(super) node: NodeId,
     pub(super) addrs: Vec<SocketAddr>,
+    /// Of its part in the fetch.
+    pub(super) context: TraceParent,
 }
 
 impl Shared {
@@ -124,7 +128,7 @@ impl Shared {
         })?;
         let exchange = async {
             let (mut send, mut recv) = connection.open().await?;
-            send.write(Traced { request, port: self.port, traceparent: self.traceparent.clone() }.encode()).await?;
+            send.write(Traced { request, port: self.port, traceparent: peer.context.to_string() }.encode()).await?;
             send.finish()?;
             let mut head = [0; FRAME_HEAD];
             recv.read_exact(&mut head).await?;

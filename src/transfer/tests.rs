@@ -20,6 +20,7 @@ use crate::lifecycle::Tasks;
 use crate::protocol::peer::{Answer, Busy, FRAME_HEAD, Reason, Request, Traced, body_len, chunk_head};
 use crate::store::Store;
 use crate::telemetry::Registry;
+use crate::telemetry::trace::TraceParent;
 use crate::transport::{Endpoint, SendStream, StreamCode, TransportConfig};
 
 const SIGNER: u8 = 200;
@@ -115,7 +116,16 @@ impl Node {
     ) -> Result<Fetched, FetchError> {
         let find: Find = Arc::new(|| async { Vec::new() }.boxed());
         let (progress, _watching) = watch::channel(Progress::default());
-        self.fetcher.fetch(artifact.admitted.clone(), sources, find, Instant::now() + time, "", &progress).await
+        self.fetcher
+            .fetch(
+                artifact.admitted.clone(),
+                sources,
+                find,
+                Instant::now() + time,
+                TraceParent::unrecorded(),
+                &progress,
+            )
+            .await
     }
 
     fn has_all_of(&self, artifact: &Artifact) -> bool {
@@ -486,7 +496,7 @@ async fn a_peer_that_speaks_garbage_or_never_reads_does_not_hurt_the_holder() {
         envelope.0.send_replace(Some(bytes));
         true
     };
-    puller.fetcher.manifest(artifact.id(), &[holder.source()], "", &accept).await.unwrap();
+    puller.fetcher.manifest(artifact.id(), &[holder.source()], TraceParent::unrecorded(), &accept).await.unwrap();
     assert_eq!(envelope.1.borrow().as_ref(), Some(artifact.admitted.envelope()));
     connection.close(StreamCode::Done);
     puller.fetch(&artifact, vec![holder.source()]).await.unwrap();
@@ -500,8 +510,12 @@ async fn a_manifest_comes_from_the_first_holder_whose_answer_is_accepted() {
     holder.hold(&artifact);
     let dead = Source { addrs: vec!["127.0.0.1:9".parse().unwrap()], ..source(key(8).node_id(), &empty.endpoint) };
     let sources = [dead, empty.source(), holder.source()];
-    puller.fetcher.manifest(artifact.id(), &sources, "", &|_| true).await.unwrap();
-    let refused = puller.fetcher.manifest(artifact.id(), &[holder.source()], "", &|_| false).await.unwrap_err();
+    puller.fetcher.manifest(artifact.id(), &sources, TraceParent::unrecorded(), &|_| true).await.unwrap();
+    let refused = puller
+        .fetcher
+        .manifest(artifact.id(), &[holder.source()], TraceParent::unrecorded(), &|_| false)
+        .await
+        .unwrap_err();
     assert!(matches!(refused, FetchError::NoHolder(_)));
     assert_eq!(puller.metrics.bad_manifests.get(), 1);
 }

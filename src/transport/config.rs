@@ -76,19 +76,22 @@ impl Default for TransportConfig {
 
 impl TransportConfig {
     pub(super) fn check(&self) -> Result<(), TransportError> {
-        if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&self.max_datagram) {
-            return Err(TransportError::Config("`transport.max_datagram` must be 1200 to 6500"));
-        }
-        if self.dial_sockets == 0 || self.dial_sockets > 64 {
-            return Err(TransportError::Config("`transport.dial_sockets` must be 1 to 64"));
-        }
-        if self.max_streams == 0 {
-            return Err(TransportError::Config("`transport.max_streams` must be at least 1"));
-        }
-        if self.idle_timeout < Duration::from_secs(1) || self.idle_timeout > Duration::from_secs(600) {
-            return Err(TransportError::Config("`transport.idle_timeout` must be 1s to 10min"));
-        }
-        Ok(())
+        self.problems().into_iter().next().map_or(Ok(()), |problem| Err(TransportError::Config(problem)))
+    }
+
+    /// Each value that is out of its range: the key, and what it must be.
+    pub fn problems(&self) -> Vec<&'static str> {
+        let time = Duration::from_secs(1)..=Duration::from_secs(600);
+        let rules = [
+            (
+                (MIN_DATAGRAM..=MAX_DATAGRAM).contains(&self.max_datagram),
+                "`transport.max_datagram` must be 1200 to 6500",
+            ),
+            ((1..=64).contains(&self.dial_sockets), "`transport.dial_sockets` must be 1 to 64"),
+            (self.max_streams > 0, "`transport.max_streams` must be at least 1"),
+            (time.contains(&self.idle_timeout), "`transport.idle_timeout` must be 1s to 10min"),
+        ];
+        rules.into_iter().filter(|(holds, _)| !holds).map(|(_, problem)| problem).collect()
     }
 
     fn common(&self) -> quinn::TransportConfig {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -111,6 +112,10 @@ async fn routed(state: &Arc<State>, request: Request<Incoming>) -> Result<Respon
         return Err(texts::unauthorized());
     }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if let Some(parent) = request.headers().get("traceparent").and_then(|value| value.to_str().ok()) {
+        // For tests of traces; nowhere is left to report a failure of this write to.
+        let _ = writeln!(std::io::stderr(), "traceparent of {path} is {parent}");
+    }
     match (method, path.as_str()) {
         (Method::GET, "/health" | "/ping") => Ok(plain(if state.is_dead() { 503 } else { 200 }, String::new())),
         (Method::GET, "/version")

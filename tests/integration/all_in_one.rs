@@ -30,7 +30,7 @@ fn file(fleet: &Fleet, more: &str) -> AgentFile {
 }
 
 /// Killed when dropped; what it has started ends with it.
-struct Process {
+pub(super) struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStderr>>,
     /// What it has said so far.
@@ -38,11 +38,16 @@ struct Process {
 }
 
 impl Process {
-    fn start(fleet: &Fleet, file: &AgentFile) -> Self {
+    pub(super) fn start(fleet: &Fleet, file: &AgentFile) -> Self {
+        Self::start_at(fleet, file, "info")
+    }
+
+    /// With this log level.
+    pub(super) fn start_at(fleet: &Fleet, file: &AgentFile, level: &str) -> Self {
         let path = fleet.cluster.path("warmd.toml");
         std::fs::write(&path, config::render(file)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
-        command.args(["agent", "--config"]).arg(path).env("WARMD_LOG_LEVEL", "info");
+        command.args(["agent", "--config"]).arg(path).env("WARMD_LOG_LEVEL", level);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -50,7 +55,7 @@ impl Process {
     }
 
     /// What follows `text` on the first line that has it.
-    async fn says(&mut self, text: &str) -> String {
+    pub(super) async fn says(&mut self, text: &str) -> String {
         loop {
             let line = timeout(DEADLINE, self.lines.next_line()).await.expect("it says nothing more").unwrap();
             let line = line.unwrap_or_else(|| panic!("it ended without `{text}`: {:#?}", self.said));
@@ -61,12 +66,21 @@ impl Process {
         }
     }
 
+    /// All that it has said so far.
+    pub(super) fn said(&self) -> String {
+        self.said.join("\n")
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().unwrap() as i32).unwrap()
+    }
+
     fn terminate(&self) {
-        kill_process(Pid::from_raw(self.child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
+        kill_process(self.pid(), Signal::TERM).unwrap();
     }
 
     /// The exit code, once it has said its last word.
-    async fn end(&mut self) -> Option<i32> {
+    pub(super) async fn end(&mut self) -> Option<i32> {
         let ending = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
                 self.said.push(line);

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use warmd::caches::{Directories, Environment};
 use warmd::cli::Cli;
-use warmd::config::{self, AgentFile, ConfigError, MetadataConfig};
+use warmd::config::{self, AgentFile, ConfigError, ConfigFile, MetadataConfig};
 use warmd::serve::serving::ServeConfig;
 
 fn example(name: &str) -> PathBuf {
@@ -26,9 +26,9 @@ fn keys(table: &Table) -> BTreeSet<String> {
 }
 
 /// Loads the example and compares what it sets with what arrived; then spoils it and expects a refusal.
-fn loads_whole<T: DeserializeOwned + Serialize + Default>(name: &str) {
+fn loads_whole<T: ConfigFile>(name: &str) {
     let text = std::fs::read_to_string(example(name)).unwrap();
-    let loaded: T = config::load(Some(&example(name)), []).unwrap();
+    let loaded: T = config::load(Some(&example(name)), config::settings([], [], &[])).unwrap();
     let arrived: Table = config::render(&loaded).parse().unwrap();
     let set: Table = text.parse().unwrap();
     let missing: Vec<String> = keys(&set).difference(&keys(&arrived)).cloned().collect();
@@ -36,8 +36,8 @@ fn loads_whole<T: DeserializeOwned + Serialize + Default>(name: &str) {
 
     let spoilt = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(spoilt.path(), format!("{text}\nmisspelt = 1\n")).unwrap();
-    let refused = config::load::<T>(Some(spoilt.path()), []).err();
-    assert!(matches!(&refused, Some(ConfigError::Content { .. })), "{name}: {refused:?}");
+    let refused = config::load::<T>(Some(spoilt.path()), config::settings([], [], &[])).err();
+    assert!(matches!(&refused, Some(ConfigError::Wrong(_))), "{name}: {refused:?}");
     assert!(refused.unwrap().to_string().contains("misspelt"));
 }
 

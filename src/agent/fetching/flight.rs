@@ -7,14 +7,16 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::super::audit::of_agent;
-use super::{Failed, Fetching, WANT, source, traceparent};
+use super::{Failed, Fetching, WANT, source};
 use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::local::chain;
 use crate::protocol::metadata::Lookup;
 use crate::telemetry::audit::{Action, Event};
+use crate::telemetry::trace::{self, TraceParent};
 use crate::transfer::{FetchError, Fetched, Find, Progress, Source};
 
 /// How an artifact's fetch stands.
@@ -56,12 +58,15 @@ impl Fetching {
         flights.insert(id, flight.clone());
         drop(flights);
         let (fetching, admitted) = (self.clone(), admitted.clone());
-        let traceparent = traceparent();
-        let span = tracing::info_span!("fetch", artifact = %id.short(), traceparent);
+        let family = admitted.manifest().identity.family().to_string();
+        let span = tracing::info_span!("fetch", artifact = %id.short(), family, trace = Empty);
+        // By its name, the logs of all nodes that take part are found, whether anybody records the trace or not.
+        let context = trace::of(&span).unwrap_or_else(TraceParent::unrecorded);
+        span.record("trace", context.trace_id());
         let work = async move {
             let _landed = Landing { flights: fetching.flights.clone(), id };
             let told = fetching.told(&admitted, &sources);
-            let result = fetching.fetch(admitted, sources, &traceparent, &tell).await;
+            let result = fetching.fetch(admitted, sources, context, &tell).await;
             fetching.audit.tell(landed(told, &result));
             match &result {
                 Ok(fetched) => tracing::info!(
@@ -98,17 +103,17 @@ impl Fetching {
         &self,
         admitted: Admitted,
         sources: Vec<Source>,
-        traceparent: &str,
+        context: TraceParent,
         tell: &watch::Sender<Flight>,
     ) -> Result<Fetched, Failed> {
         let deadline = Instant::now() + self.deadline;
         let Some(cold) = &self.cold else {
-            let fetched = self.fetch_from_holders(admitted, sources, deadline, traceparent, tell).await;
+            let fetched = self.fetch_from_holders(admitted, sources, deadline, context, tell).await;
             return fetched.map_err(|error| failed(&error));
         };
         let gone = match sources.is_empty() {
             true => None,
-            false => match self.fetch_from_holders(admitted.clone(), sources, deadline, traceparent, tell).await {
+            false => match self.fetch_from_holders(admitted.clone(), sources, deadline, context, tell).await {
                 Err(error @ FetchError::NoHolder(_)) => Some(failed(&error)),
                 fetched => return fetched.map_err(|error| failed(&error)),
             },
@@ -126,12 +131,12 @@ impl Fetching {
         admitted: Admitted,
         sources: Vec<Source>,
         deadline: Instant,
-        traceparent: &str,
+        context: TraceParent,
         tell: &watch::Sender<Flight>,
     ) -> Result<Fetched, FetchError> {
         let (progress, mut changes) = watch::channel(Progress::default());
         let find = self.find(admitted.id(), admitted.manifest().identity.id(), admitted.manifest().chunks.len());
-        let fetch = self.fetcher.fetch(admitted, sources, find, deadline, traceparent, &progress);
+        let fetch = self.fetcher.fetch(admitted, sources, find, deadline, context, &progress);
         let mut fetch = std::pin::pin!(fetch);
         loop {
             tokio::select! {

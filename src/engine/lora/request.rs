@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::LoraError;
 use super::answer::Reply;
 use crate::engine::{Address, Secret};
+use crate::telemetry::trace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -130,6 +131,9 @@ impl Endpoint {
         request = request.header(HOST, "localhost").header(CONNECTION, "close").header(REQUEST_ID, id);
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, key.header());
+        }
+        if let Some(context) = trace::current() {
+            request = request.header(trace::TRACEPARENT, context.to_string());
         }
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");

@@ -158,6 +158,23 @@ impl AuthConfig {
     }
 }
 
+impl AuthConfig {
+    /// What is wrong with the methods that are on: the key within `[auth]`, and why. At most one of each method.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let alone = |config: Self| (config != Self::default()).then(|| config.check());
+        let methods = [
+            Self { wallet: self.wallet.clone(), ..Self::default() },
+            Self { jwt: self.jwt.clone(), ..Self::default() },
+            Self { anonymous: self.anonymous.clone(), ..Self::default() },
+        ];
+        let told = methods.into_iter().filter_map(alone).filter_map(|checked| match checked {
+            Err(AuthError::Config { key, reason }) => Some((key, reason)),
+            _ => None,
+        });
+        told.collect()
+    }
+}
+
 impl WalletConfig {
     fn check(&self) -> Result<(), AuthError> {
         let domain = |text: &String| {

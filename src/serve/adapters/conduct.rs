@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tracing::Instrument;
 
 use super::Shared;
 use super::desired::Desired;
@@ -20,6 +21,7 @@ use super::table::Work;
 use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::identity::UnixTime;
+use crate::telemetry::trace;
 
 /// How often the table is asked for what only time brings.
 const TICK: Duration = Duration::from_secs(1);
@@ -59,7 +61,13 @@ async fn perform(shared: Arc<Shared>, work: Work) {
         Work::Look(batch) => shared.look(batch).await,
         Work::Compare(batch) => shared.compare(batch).await,
         Work::Load { alias, job } => {
-            let result = caught(shared.load(&alias, job), || Err(Ended::failed("the load panicked"))).await;
+            let (traceparent, artifact) = (shared.causes.of(&alias), job.artifact);
+            let span = tracing::debug_span!(target: trace::OPERATIONS, "load adapter", adapter = %alias, %artifact, traceparent);
+            let loading = shared.load(&alias, job).instrument(span);
+            let result = caught(loading, || Err(Ended::failed("the load panicked"))).await;
+            if !matches!(result, Ok(_) | Err(Ended::Superseded(_))) {
+                shared.causes.over(&alias);
+            }
             shared.update(|table, now| match result {
                 Ok(loaded) => table.loaded(&alias, loaded, now),
                 Err(Ended::Superseded(offer)) => table.superseded(&alias, *offer, now),
@@ -111,7 +119,11 @@ impl Shared {
     async fn register(&self, epoch: u64, name: ServedName, directory: &Path) {
         let Ok(_turn) = self.registering.acquire().await else { return };
         let begun = Instant::now();
-        let result = self.ask(self.registry.load(epoch, &name, directory)).await;
+        let traceparent = self.causes.of(name.alias());
+        let span =
+            tracing::debug_span!(target: trace::OPERATIONS, "register adapter", adapter = %name.alias(), traceparent);
+        let result = self.ask(self.registry.load(epoch, &name, directory)).instrument(span).await;
+        self.causes.over(name.alias());
         self.metrics.took(name.alias(), Stage::Register, begun.elapsed());
         self.update(|table, now| table.was_registered(epoch, &name, result, now));
     }

@@ -98,6 +98,7 @@ impl Shared {
             found
         };
         if matches!(found, Found::Loading(_) | Found::Looking) {
+            self.causes.asked(&alias);
             self.stir.notify_one();
         }
         self.answer(alias, found, caller)

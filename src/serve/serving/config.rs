@@ -12,7 +12,7 @@ use crate::proxy;
 use crate::proxy::auth::AuthConfig;
 use crate::proxy::limits::LimitsConfig;
 use crate::serve::adapters::AdaptersConfig;
-use crate::telemetry::{LogConfig, MetricsSection};
+use crate::telemetry::{LogConfig, MetricsSection, TracingConfig};
 
 /// What `warmd serve` can be told beside the engine's own command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,7 @@ pub struct ServeConfig {
     pub auth: AuthConfig,
     pub limits: LimitsConfig,
     pub metrics: MetricsSection,
+    pub tracing: TracingConfig,
     pub log: LogConfig,
 }
 
@@ -64,6 +65,7 @@ impl Default for ServeConfig {
             auth: AuthConfig::default(),
             limits: LimitsConfig::default(),
             metrics: MetricsSection::default(),
+            tracing: TracingConfig::default(),
             log: LogConfig::default(),
         }
     }

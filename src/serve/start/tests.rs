@@ -14,6 +14,7 @@ fn prospect(name: &str) -> Prospect {
 
 fn plan(prospects: Vec<Prospect>) -> Plan {
     Plan {
+        span: tracing::Span::none(),
         site: Site { outlook: Outlook { prospects, ..Outlook::default() }, ..Site::default() },
         warmed: Vec::new(),
         client: None,

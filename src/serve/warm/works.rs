@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::install::{self, Feed, InstallWork};
 use super::{ArtifactReport, Attempt, Brought, Failure};
@@ -15,6 +16,7 @@ use crate::identity::UnixTime;
 use crate::install::{InstallLock, Installed, NegativeClass};
 use crate::protocol::pb::WarmDone;
 use crate::serve::quarantine::{LeftOut, Release};
+use crate::telemetry::trace;
 
 /// The installs of one attempt.
 pub(super) struct Works<'a, 'b> {
@@ -64,7 +66,8 @@ impl Works<'_, '_> {
         };
         let ended = CancellationToken::new();
         let feed = Feed::new(self.attempt.client.clone(), id, ended.clone());
-        self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) });
+        let span = tracing::debug_span!(target: trace::OPERATIONS, "install", artifact = %id);
+        self.running.spawn(async move { Ok((id, install::run(work, feed).await?)) }.instrument(span));
         self.ends.insert(id, ended);
     }
 

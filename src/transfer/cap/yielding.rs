@@ -52,6 +52,15 @@ impl Yielding {
         Self { most: most.map(|most| most as f64), seen: 0.0, rate: None, own_pace: None, heard: None }
     }
 
+    /// Another most; below it the engine says how much, as before.
+    pub(super) fn set_most(&mut self, most: Option<u64>) {
+        self.most = most.map(|most| most as f64);
+        self.rate = match (self.rate, self.most) {
+            (Some(rate), Some(most)) => Some(rate.min(most)),
+            (rate, _) => rate,
+        };
+    }
+
     /// Bytes a second; none: no cap.
     pub(super) fn rate(&self, now: Instant) -> Option<u64> {
         let yielded = self.rate.filter(|_| !self.is_silent(now));

@@ -8,6 +8,8 @@ use futures_util::future::BoxFuture;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Source};
 use crate::artifact::{Family, Manifest};
@@ -15,6 +17,7 @@ use crate::identity::NodeId;
 use crate::lifecycle::Doubling;
 use crate::protocol::peer::Busy;
 use crate::store::Held;
+use crate::telemetry::trace;
 use crate::transfer::metrics::{Direction, Holder, Metrics};
 use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, Plan, RequestId};
 use crate::transfer::request::{Event, Peer, Shared};
@@ -33,6 +36,24 @@ impl Received {
     }
 }
 
+/// What one holder gives of an artifact, as it is traced.
+struct Part {
+    span: Span,
+    bytes: u64,
+}
+
+impl Part {
+    fn new(node: NodeId) -> Self {
+        Self { span: tracing::debug_span!(target: trace::OPERATIONS, "holder", node = %node, bytes = Empty), bytes: 0 }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.span.record("bytes", self.bytes);
+    }
+}
+
 /// The state of one fetch.
 pub(super) struct Driver<'f> {
     fetcher: &'f Fetcher,
@@ -40,6 +61,7 @@ pub(super) struct Driver<'f> {
     shared: Arc<Shared>,
     plan: Plan,
     peers: HashMap<NodeId, Peer>,
+    parts: HashMap<NodeId, Part>,
     requests: JoinSet<()>,
     handles: HashMap<RequestId, (NodeId, AbortHandle)>,
     senders: HashSet<NodeId>,
@@ -78,6 +100,7 @@ impl<'f> Driver<'f> {
             shared,
             plan,
             peers: HashMap::new(),
+            parts: HashMap::new(),
             requests: JoinSet::new(),
             handles: HashMap::new(),
             senders: HashSet::new(),
@@ -106,7 +129,8 @@ impl<'f> Driver<'f> {
             self.complete.insert(source.node);
             self.plan.set_have(source.node, Have::All, now);
         }
-        self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs });
+        let context = self.shared.context;
+        self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs, context });
     }
 
     pub(super) async fn drive(
@@ -175,10 +199,13 @@ impl<'f> Driver<'f> {
     fn request(&mut self, id: RequestId, node: NodeId, indices: Vec<u32>, fresh: bool) {
         let chunks = &self.manifest().chunks;
         let wanted = indices.iter().filter_map(|index| Some((*index, *chunks.get(*index as usize)?))).collect();
-        let Some(peer) = self.peers.get(&node).cloned() else {
+        let Some(peer) = self.peers.get_mut(&node) else {
             self.plan.on_failed(id, Failure::Disconnected, Instant::now());
             return;
         };
+        let part = self.parts.entry(node).or_insert_with(|| Part::new(node));
+        peer.context = trace::of(&part.span).unwrap_or(peer.context);
+        let peer = peer.clone();
         let handle = self.requests.spawn(self.shared.clone().chunks(id, peer, wanted, fresh));
         self.handles.insert(id, (node, handle));
     }
@@ -237,7 +264,8 @@ impl<'f> Driver<'f> {
         }
         for other in busy.others.iter().filter_map(|other| Source::named(other, &addrs)) {
             if self.plan.add_neighbour(other.node, now) {
-                self.peers.entry(other.node).or_insert(Peer { node: other.node, addrs: other.addrs });
+                let context = self.shared.context;
+                self.peers.entry(other.node).or_insert(Peer { node: other.node, addrs: other.addrs, context });
             }
         }
         self.plan.on_failed(id, Failure::Busy { retry_after: busy.retry_after }, now);
@@ -250,6 +278,9 @@ impl<'f> Driver<'f> {
         metrics.received_chunks.inc();
         let sender = self.handles.get(&id).map(|(node, _)| *node);
         self.senders.extend(sender);
+        if let Some(part) = sender.and_then(|node| self.parts.get_mut(&node)) {
+            part.bytes += bytes;
+        }
         match sender.is_some_and(|node| self.complete.contains(&node)) {
             true => self.received.peer.inc_by(bytes),
             false => self.received.partial.inc_by(bytes),

@@ -109,6 +109,11 @@ impl Desk {
         }
     }
 
+    /// As [`Desk::new`], from now on; who has a slot keeps it.
+    pub fn set_slots(&mut self, slots: u32) {
+        self.slots = slots.max(1);
+    }
+
     /// Chunk requests that are served now, and how many can be.
     pub fn load(&self) -> (u32, u32) {
         (self.fresh + self.any, self.slots)
