@@ -29,7 +29,7 @@ impl ReloadMetrics {
         let help = "Times that the configuration was read again, by what became of it";
         registry.register("warmd_config_reloads", help, metrics.0.clone());
         for result in [ReloadResult::Taken, ReloadResult::Refused] {
-            metrics.0.get_or_create(&ResultLabel { result });
+            drop(metrics.0.get_or_create(&ResultLabel { result }));
         }
         metrics
     }

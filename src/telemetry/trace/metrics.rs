@@ -54,7 +54,9 @@ impl TraceMetrics {
         registry.register("warmd_tracing_dropped", help, metrics.dropped.clone());
         for kind in [Kind::Span, Kind::Log] {
             metrics.exported(kind, 0);
-            [Reason::Full, Reason::Collector].map(|reason| metrics.dropped(kind, reason, 0));
+            for reason in [Reason::Full, Reason::Collector] {
+                metrics.dropped(kind, reason, 0);
+            }
         }
     }
 
