@@ -14,7 +14,7 @@ pub struct Malformed {
 }
 
 /// Removes from the table what is not of the form of `T`, and tells of it.
-pub fn take<T: DeserializeOwned>(table: &mut Table) -> Vec<Malformed> {
+pub(super) fn take<T: DeserializeOwned>(table: &mut Table) -> Vec<Malformed> {
     let mut found = Vec::new();
     while let Err(error) = Value::Table(table.clone()).try_into::<T>() {
         let malformed = Malformed::of(&error);

@@ -70,7 +70,7 @@ impl Collector {
     async fn export(
         &self,
         [grpc, http]: [&'static str; 2],
-        request: impl Message + Clone + Send + Sync + 'static,
+        request: impl Message + Clone + 'static,
     ) -> Result<(), String> {
         let sending = async {
             match self.protocol {

@@ -136,12 +136,12 @@ impl Exporter {
         let counts = [(Kind::Span, spans.len() as u64), (Kind::Log, logs.len() as u64)];
         match self.send_all(spans, logs).await {
             Ok(()) => {
-                counts.map(|(kind, number)| metrics.exported(kind, number));
+                counts.iter().for_each(|(kind, number)| metrics.exported(*kind, *number));
                 *warned = false;
                 true
             }
             Err(reason) => {
-                counts.map(|(kind, number)| metrics.dropped(kind, Reason::Collector, number));
+                counts.iter().for_each(|(kind, number)| metrics.dropped(*kind, Reason::Collector, *number));
                 if !std::mem::replace(warned, true) {
                     tracing::warn!(collector = %self.collector, reason, "traces are dropped: is `tracing.endpoint` right, and the collector running?");
                 }
