@@ -46,3 +46,39 @@ impl ResolvesClientCert for Shown {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use crate::identity::{ClusterCa, NodeConfig, PrivateKey, TlsError};
+
+    fn issue(dir: &Path, ca: &ClusterCa, key: &PrivateKey) {
+        std::fs::write(dir.join("node.pem"), ca.issue(key, &[], Duration::from_secs(3600)).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_in_place_and_another_nodes_is_refused() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let ca = ClusterCa::create("test", &PrivateKey::from_seed(1)).unwrap();
+        for (dir, seed) in [(&dir, 2), (&other, 3)] {
+            let key = PrivateKey::from_seed(seed);
+            key.save_new(&dir.path().join("node.key")).unwrap();
+            issue(dir.path(), &ca, &key);
+            std::fs::write(dir.path().join("ca.pem"), ca.certificate_pem()).unwrap();
+        }
+        let (config, chain) = (NodeConfig::default(), |tls: &crate::identity::NodeTls| {
+            tls.membership().chain().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        });
+        let tls = config.tls(dir.path()).unwrap();
+        let before = chain(&tls);
+        tls.check_self().unwrap();
+        issue(dir.path(), &ca, &PrivateKey::from_seed(2));
+        tls.renew(&config, dir.path()).unwrap();
+        let renewed = chain(&tls);
+        assert_ne!(renewed, before);
+        assert!(matches!(tls.renew(&config, other.path()), Err(TlsError::AnotherNode { .. })));
+        assert_eq!(chain(&tls), renewed);
+    }
+}
