@@ -296,13 +296,12 @@ impl Agent {
         directory.set_state(NodeState::Ready);
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
-        let drain_deadline = config.drain_deadline;
         Ok(Self {
             node,
             addr,
             socket,
             metrics,
-            drain_deadline,
+            drain_deadline: config.drain_deadline,
             provider,
             endpoint,
             directory,

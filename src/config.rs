@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use self::agent::{AgentFile, EngineSection, ServedEngine};
-pub use self::form::{Malformed, closest};
+pub use self::form::Malformed;
 pub use self::metadata::{MetadataConfig, ServerSection, ServerTrust};
 pub use self::origin::{Origin, Origins};
 pub use self::overrides::Setting;

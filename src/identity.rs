@@ -14,6 +14,7 @@ mod envelope;
 mod key;
 mod membership;
 mod policy;
+mod shown;
 mod time;
 mod tls;
 pub mod trust;

@@ -28,7 +28,7 @@
 //! | row | what is there |
 //! | --- | --- |
 //! | `cli` | one file a subcommand; results to standard output; `cli::agent` joins agent and serving in a pod that is everything in one |
-//! | `config` | reads a role's file and the environment; every part owns its section |
+//! | `config` | reads and checks a role's file, environment and flags; every part owns its section; what of it a running role takes again |
 //! | `agent`, `serve` | the node daemon; the pod's side, which installs with the pod's uid and policy |
 //! | `proxy` | OpenAI's routes in front of an engine: who may and how much, which adapter, bytes as they come |
 //! | `transfer`, `metadata`, `install`, `local`, `origin` | plan, fetch, provide; the directory and its client, and a directory of weights for clients of another system; stage, commit, markers, locks; the agent's Unix socket; the object store behind all nodes |
@@ -38,7 +38,7 @@
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy and its documents |
-//! | `telemetry` | logs, `/metrics`, the audit log |
+//! | `telemetry` | logs, traces for a collector, `/metrics`, the audit log |
 //! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
 //! # Invariants

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::directory::Directory;
 use super::fetching::{Fetching, FetchingMetrics};
 use super::holdings::Holdings;
 use super::publish::Publisher;
-use super::reload::Effective;
+use super::reload::{self, Effective};
 use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
@@ -262,9 +262,7 @@ impl Agent for Control {
         &self,
         _: Request<pb::ConfigurationRequest>,
     ) -> Result<Response<pb::ConfigurationReply>, Status> {
-        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let toml = toml::to_string(&config).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(pb::ConfigurationReply { toml }))
+        Ok(Response::new(pb::ConfigurationReply { toml: reload::as_toml(&self.0.config)? }))
     }
 
     async fn list(

@@ -18,6 +18,12 @@ pub(super) struct Changeable {
 /// The configuration in force.
 pub(super) type Effective = Arc<RwLock<AgentConfig>>;
 
+/// Every key at its value, for the local API.
+pub(super) fn as_toml(config: &Effective) -> Result<String, tonic::Status> {
+    let config = config.read().unwrap_or_else(PoisonError::into_inner);
+    toml::to_string(&*config).map_err(|error| tonic::Status::internal(error.to_string()))
+}
+
 impl Agent {
     /// Takes limits, and reads certificate and policy again; everything else of `config` must be as it is. On an error the
     /// limits are as before.

@@ -215,7 +215,7 @@ mod tests {
             ("[serve]\nlisten = \"0.0.0.0:80\"\n".to_owned(), "`command` in [engine]"),
             ("[engine]\nbudget = \"1s\"\n".to_owned(), "engine.command: say it"),
             (format!("{ALL_IN_ONE}[serve.log]\nlevel = \"info\"\n"), "in [log]"),
-            (format!("{ALL_IN_ONE}[serve.metrics]\nlissen = \"x\"\n"), ":8: serve.metrics.lissen: unknown key"),
+            (format!("{ALL_IN_ONE}[serve.metrics]\nlissen = \"x\"\n"), ":9: serve.metrics.lissen: unknown key"),
             ("lissen = 1\n".to_owned(), ":1: lissen"),
             ("[engine]\ncommand = [\"v\"]\nlissen = 1\n".to_owned(), ":3: engine.lissen: unknown key"),
         ];

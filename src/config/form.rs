@@ -106,7 +106,7 @@ fn in_words(message: &str) -> String {
 }
 
 /// The one that differs least, if a typing error explains the difference.
-pub fn closest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+fn closest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let most = (name.chars().count() / 3).max(1);
     let near = known.iter().map(|known| (distance(name, known), *known));
     near.filter(|(distance, _)| *distance <= most).min().map(|(_, known)| known)

@@ -102,7 +102,7 @@ fn known_to<T: Serialize + Default>(file: &Table) -> Table {
 
 /// The key that was set. A section that is no table is left as it is, and told of when the whole is read.
 fn put(table: &mut Table, known: &Table, setting: &Setting) -> String {
-    let key = setting.name.trim_start_matches(PREFIX).to_lowercase();
+    let key = setting.name.strip_prefix(PREFIX).unwrap_or(&setting.name).to_lowercase();
     // A key of its own may begin like a section: the longest section name wins.
     let sections = known.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
     let section =

@@ -7,14 +7,14 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, verify_server_name};
+use rustls::client::{Resumption, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
@@ -23,6 +23,7 @@ use super::cert::{CertError, NodeCertificate};
 use super::config::NodeConfig;
 use super::key::{NodeId, PrivateKey};
 use super::membership::{Membership, Stranger};
+use super::shown::Shown;
 use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
@@ -75,37 +76,6 @@ pub struct NodeTls {
     admission: Admission,
 }
 
-/// The certificate that is shown from now on; one that was shown stays good until it expires.
-struct Shown(RwLock<Arc<CertifiedKey>>);
-
-impl Shown {
-    fn get(&self) -> Arc<CertifiedKey> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl fmt::Debug for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shown")
-    }
-}
-
-impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.get())
-    }
-}
-
-impl ResolvesClientCert for Shown {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.get())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
-}
-
 impl fmt::Debug for NodeTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeTls").field("node", &self.node_id()).finish_non_exhaustive()
@@ -120,7 +90,7 @@ impl NodeTls {
             return Err(TlsError::WrongKey { certificate, key: key.node_id() });
         }
         let shown = CertifiedKey::from_der(certificate.chain().to_vec(), der_of(&key)?, &crypto_provider())?;
-        Ok(Self { key, shown: Arc::new(Shown(RwLock::new(Arc::new(shown)))), admission })
+        Ok(Self { key, shown: Arc::new(Shown::new(shown)), admission })
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -139,7 +109,7 @@ impl NodeTls {
         if new.node_id() != self.node_id() {
             return Err(TlsError::AnotherNode { now: new.node_id(), key: self.node_id() });
         }
-        *self.shown.0.write().unwrap_or_else(PoisonError::into_inner) = new.shown.get();
+        self.shown.set(new.shown.get());
         Ok(())
     }
 

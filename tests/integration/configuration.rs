@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use warmd::agent::AgentConfig;
 use warmd::identity::{ClusterCa, PrivateKey};
 
 use super::harness::cluster::{Cluster, DEADLINE};
@@ -166,7 +167,7 @@ async fn a_hangup_takes_limits_and_refuses_the_whole_of_what_is_wrong_or_needs_a
     let mut config = cluster.config("a");
     config.metrics.listen = None;
     let file = cluster.path("a.toml");
-    let write = |config| std::fs::write(&file, warmd::config::render(config)).unwrap();
+    let write = |config: &AgentConfig| std::fs::write(&file, warmd::config::render(config)).unwrap();
     write(&config);
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
     command.args(["agent", "--config", text(&file), "--log-level", "info"]);

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use warmd::caches::{Directories, Environment};
 use warmd::cli::Cli;
