@@ -18,6 +18,7 @@ use crate::identity::NodeConfig;
 use crate::metadata::registry::Config as Limits;
 use crate::metadata::{self, CompatibilityConfig, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection};
+use crate::web::WebSection;
 
 pub use agent::{AgentFile, EngineSection, ServedEngine};
 
@@ -69,6 +70,7 @@ pub struct MetadataConfig {
     pub redis: RedisConfig,
     pub trust: ServerTrust,
     pub compatibility: CompatibilityConfig,
+    pub web: WebSection,
     pub metrics: MetricsSection,
     pub log: LogConfig,
 }
@@ -83,6 +85,7 @@ impl Default for MetadataConfig {
             redis: RedisConfig::default(),
             trust: ServerTrust::default(),
             compatibility: CompatibilityConfig::default(),
+            web: WebSection::default(),
             metrics: MetricsSection::default(),
             log: LogConfig::default(),
         }

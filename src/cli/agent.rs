@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Args;
 
+use super::page;
 use super::pod::{self, Caches};
 use super::serve;
 use crate::agent::Agent as Daemon;
@@ -14,6 +15,7 @@ use crate::identity::TrustConfig;
 use crate::install::Limits;
 use crate::serve::serving::{Backend, ServeConfig};
 use crate::serve::start::Spec;
+use crate::web::LiveBoard;
 use crate::{config, lifecycle, telemetry};
 
 #[derive(Debug, Args)]
@@ -58,6 +60,9 @@ pub(super) struct Options {
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Address of the page for people, over plain HTTP (`web.listen`); beyond loopback `web.token_file` has its token
+    #[arg(long, value_name = "ADDR")]
+    web: Option<String>,
 }
 
 impl Options {
@@ -78,6 +83,7 @@ impl Options {
             ("WARMD_TRUST_ROOT", path(&self.trust_root)),
             ("WARMD_SIGNER", path(&self.signer)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+            ("WARMD_WEB_LISTEN", self.web.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
@@ -91,7 +97,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 impl Agent {
     pub(super) fn run(self, level: Option<String>) -> anyhow::Result<ExitCode> {
-        let AgentFile { agent: mut config, served } = self.options.load()?;
+        let AgentFile { agent: mut config, served, web } = self.options.load()?;
         if let Some(level) = level {
             config.log.level = level;
         }
@@ -100,6 +106,7 @@ impl Agent {
             let trust = config.trust.clone();
             let terminated = lifecycle::termination().context("wait for signals")?;
             // Without an agent there is nothing to start an engine warm with.
+            let page = page::serve(&web, &LiveBoard::default()).await?;
             let agent = Daemon::start(config).await?;
             let ended = match served {
                 Some(served) => run_engine(served, agent.socket(), &trust, terminated).await,
@@ -109,6 +116,7 @@ impl Agent {
                 }
             };
             agent.shutdown().await;
+            drop(page);
             ended.map(|()| ExitCode::SUCCESS)
         })
     }

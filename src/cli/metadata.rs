@@ -10,11 +10,13 @@ use futures_util::future::OptionFuture;
 use prometheus_client::registry::Registry;
 
 use super::agent::quoted;
+use super::page;
 use crate::config::{self, MetadataConfig};
 use crate::identity::trust;
 use crate::lifecycle;
 use crate::metadata::{self, Compatibility, Server};
 use crate::telemetry::{self, MetricsServer};
+use crate::web::LiveBoard;
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -43,6 +45,9 @@ pub(super) struct Metadata {
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Address of the page for people, over plain HTTP (`web.listen`); beyond loopback `web.token_file` has its token
+    #[arg(long, value_name = "ADDR")]
+    web: Option<String>,
 }
 
 impl Metadata {
@@ -56,6 +61,7 @@ impl Metadata {
             ("WARMD_COMPATIBILITY_MODEL_EXPRESS", self.model_express.as_ref().map(|_| true.to_string())),
             ("WARMD_COMPATIBILITY_LISTEN", self.model_express.as_deref().map(quoted)),
             ("WARMD_METRICS_LISTEN", self.metrics.as_deref().map(quoted)),
+            ("WARMD_WEB_LISTEN", self.web.as_deref().map(quoted)),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         Ok(config::load(self.config.as_deref(), config::overridden(std::env::vars(), flags))?)
@@ -87,11 +93,13 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
         ),
         None => None,
     };
+    let page = page::serve(&config.web, &LiveBoard::default()).await?;
     let terminated = lifecycle::termination().context("wait for signals")?;
     tracing::info!(addr = %server.addr(), "metadata server ready");
     terminated.await;
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
+    drop(page);
     if let Some(metrics) = metrics {
         metrics.shutdown(std::time::Duration::from_millis(100)).await;
     }

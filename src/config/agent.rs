@@ -11,6 +11,7 @@ use toml::{Table, Value};
 
 use crate::agent::AgentConfig;
 use crate::serve::serving::ServeConfig;
+use crate::web::WebSection;
 
 /// The configuration file of `warmd agent`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -20,6 +21,8 @@ pub struct AgentFile {
     /// Present in a pod that is everything in one.
     #[serde(flatten)]
     pub served: Option<ServedEngine>,
+    /// The page of this node.
+    pub web: WebSection,
 }
 
 /// An engine that the agent's own process starts and serves.
@@ -73,11 +76,13 @@ impl Default for EngineSection {
 const ENGINE: &str = "engine";
 const SERVE: &str = "serve";
 const LOG: &str = "log";
+const WEB: &str = "web";
 
 impl<'de> Deserialize<'de> for AgentFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut file = Table::deserialize(deserializer)?;
         let (engine, serve) = (file.remove(ENGINE), file.remove(SERVE));
+        let web = file.remove(WEB).map(|web| section(WEB, web)).transpose()?.unwrap_or_default();
         let agent = Value::Table(file).try_into().map_err(|error| D::Error::custom(plain(&error)))?;
         let served = match (engine, serve) {
             (None, None) => None,
@@ -89,7 +94,7 @@ impl<'de> Deserialize<'de> for AgentFile {
                 Some(ServedEngine::new(engine, serve)?)
             }
         };
-        Ok(Self { agent, served })
+        Ok(Self { agent, served, web })
     }
 }
 
@@ -170,6 +175,7 @@ mod tests {
             (format!("{ALL_IN_ONE}[serve.log]\nlevel = \"info\"\n"), "in [log]"),
             (format!("{ALL_IN_ONE}[serve.metrics]\nlissen = \"x\"\n"), "lissen"),
             ("lissen = 1\n".to_owned(), "lissen"),
+            ("[web]\nlissen = 1\n".to_owned(), "[web]: unknown field `lissen`"),
             ("[engine]\ncommand = [\"v\"]\nlissen = 1\n".to_owned(), "[engine]: unknown field `lissen`"),
         ];
         for (text, expected) in table {

@@ -27,3 +27,4 @@ mod serve;
 mod supervision;
 mod transfer;
 mod trust;
+mod web;
