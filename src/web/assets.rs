@@ -122,7 +122,10 @@ mod tests {
         let assets = Assets::new();
         let plain = assets.serve("/app.js", &HeaderMap::new()).unwrap();
         let packed = assets.serve("/app.js", &headers(&[(ACCEPT_ENCODING, "gzip, zstd;q=0.5")])).unwrap();
-        assert_eq!((plain.headers().get(CONTENT_ENCODING), &packed.headers()[CONTENT_ENCODING]), (None, &"zstd".parse().unwrap()));
+        assert_eq!(
+            (plain.headers().get(CONTENT_ENCODING), &packed.headers()[CONTENT_ENCODING]),
+            (None, &"zstd".parse().unwrap())
+        );
         let (tag, packed_tag) = (plain.headers()[ETAG].clone(), packed.headers()[ETAG].clone());
         assert_ne!(tag, packed_tag);
         let bytes = packed.into_body().collect().await.unwrap().to_bytes();
@@ -141,7 +144,10 @@ mod tests {
         assert!(size + LOGIN.len() < 60_000, "{size} bytes");
         for (path, _, bytes) in FILES {
             let text = std::str::from_utf8(bytes).unwrap();
-            assert!(!text.contains("http:") && !text.contains("https:") || path == "/icon.svg", "{path} names another place");
+            assert!(
+                !text.contains("http:") && !text.contains("https:") || path == "/icon.svg",
+                "{path} names another place"
+            );
             assert!(!text.contains("innerHTML") && !text.contains(" style="), "{path}");
             for (_, rest) in text.match_indices("from './").map(|(at, found)| text.split_at(at + found.len())) {
                 let name = rest.split('\'').next().unwrap();

@@ -113,7 +113,8 @@ fn now() -> u128 {
 }
 
 fn event(mark: &str, changes: &Changes, now: u128) -> Vec<u8> {
-    let size: usize = changes.set.iter().map(|(key, document)| key.as_str().len() + document.as_bytes().len() + 8).sum();
+    let size: usize =
+        changes.set.iter().map(|(key, document)| key.as_str().len() + document.as_bytes().len() + 8).sum();
     let mut text = Vec::with_capacity(size + 256);
     let head = format!("id: {mark}\ndata: {{\"now\":{now},\"reset\":{},\"more\":{},", changes.reset, changes.more);
     text.extend_from_slice(head.as_bytes());

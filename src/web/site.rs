@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream;
 use hyper::body::Body as HttpBody;
-use hyper::header::{ALLOW, CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE,
+};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::assets::{self, Assets};
-use super::auth::{self, Door, Entrance, Lock, Refusal};
+use super::auth::{self, Door, Entrance, Refusal};
 use super::events::events;
 use super::live::LiveBoard;
 use super::reply::{self, Reply, TEXT};
@@ -170,10 +172,9 @@ impl Site {
             [Bytes::from(format!("{comma}\n\"{key}\":")), document.as_bytes().clone()]
         });
         let pieces = iter::once(head).chain(members).chain(iter::once(Bytes::from_static(b"}}\n")));
-        reply::streamed(JSON, stream::iter(pieces.map(move |piece| {
-            let _held = &slot;
-            piece
-        })))
+        let held = (pieces, slot);
+        let next = async |(mut pieces, slot): (_, _)| Some((Iterator::next(&mut pieces)?, (pieces, slot)));
+        reply::streamed(JSON, stream::unfold(held, next))
     }
 
     fn slot(&self) -> Option<OwnedSemaphorePermit> {
@@ -203,8 +204,7 @@ impl Site {
 
     fn set_cookie(&self, answer: &mut Reply, value: &str, seconds: u64) {
         let secure = if self.https { "; Secure" } else { "" };
-        let cookie =
-            format!("{}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}", self.cookie());
+        let cookie = format!("{}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}", self.cookie());
         if let Ok(cookie) = HeaderValue::from_str(&cookie) {
             answer.headers_mut().insert(SET_COOKIE, cookie);
         }

@@ -17,6 +17,13 @@ const VIEWS: [(&str, &str); 4] =
     [("#/", "Fleet"), ("#/artifacts", "Artifacts"), ("#/transfers", "Transfers"), ("#/starts", "Starts")];
 const CONTRAST: &str = include_str!("web/contrast.js");
 
+/// A picture for people, where somebody asked for pictures.
+async fn shoot(browser: &Browser, name: &str) {
+    if let Some(directory) = std::env::var_os("WARMD_TEST_SCREENSHOTS") {
+        browser.screenshot(&PathBuf::from(directory).join(format!("{name}.png"))).await;
+    }
+}
+
 struct Page {
     board: LiveBoard,
     section: WebSection,
@@ -34,9 +41,11 @@ impl Page {
         let section = WebSection { token_file: Some(token.path().into()), ..WebSection::default() };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), &section, board.clone()).await.unwrap();
         let page = Self { board, section, server, browser, _token: token };
+        // What the browser looked at by itself.
+        page.browser.network().await;
         page.browser.go(&page.url("")).await;
         assert_eq!(page.browser.value("location.pathname").await, "/login");
-        page.shoot("login").await;
+        shoot(&page.browser, "login").await;
         page.browser.press(&format!("{TOKEN}{ENTER}")).await;
         page.browser.until("document.querySelector('main h1')?.textContent === 'Fleet'").await;
         page.browser.until("performance.getEntriesByName('drawn').length > 0").await;
@@ -61,13 +70,6 @@ impl Page {
             }
         }
         panic!("Tab does not lead to where {expression}");
-    }
-
-    /// A picture for people, where somebody asked for pictures.
-    async fn shoot(&self, name: &str) {
-        if let Some(directory) = std::env::var_os("WARMD_TEST_SCREENSHOTS") {
-            self.browser.screenshot(&PathBuf::from(directory).join(format!("{name}.png"))).await;
-        }
     }
 
     /// Nothing was asked of others, and nothing went wrong.
@@ -117,7 +119,8 @@ async fn every_view_is_reached_by_keyboard_and_what_changes_appears() {
     page.view("#/", "Fleet").await;
     browser.value("window.stays = 1").await;
     let mut node = fixture::node(3, 24);
-    node["problems"] = json!([{"kind": "disk_full", "text": "3 % are free.", "way_out": "Give the store a lower limit."}]);
+    node["problems"] =
+        json!([{"kind": "disk_full", "text": "3 % are free.", "way_out": "Give the store a lower limit."}]);
     fixture::put(&page.board, &fixture::node_key(3), &node);
     browser.until("document.querySelector('.problems').textContent.includes('Give the store a lower limit.')").await;
     page.board.remove(&fixture::node_key(4));
@@ -137,12 +140,14 @@ async fn it_can_be_read_in_both_themes_and_on_a_phone() {
         page.browser.scheme(scheme).await;
         for (hash, title) in &views {
             page.view(hash, title).await;
-            page.browser.value("document.querySelectorAll('details').forEach((details) => { details.open = true })").await;
+            page.browser
+                .value("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+                .await;
             let complaints = page.browser.value(CONTRAST).await;
             assert_eq!(complaints, json!([]), "{title}, {scheme}");
             let overflow = page.browser.value("document.documentElement.scrollWidth - innerWidth").await;
             assert!(overflow.as_i64().unwrap() <= 0, "{title} is {overflow} pixels too wide for {width}");
-            page.shoot(&format!("{}-{width}-{scheme}", title.to_lowercase())).await;
+            shoot(&page.browser, &format!("{}-{width}-{scheme}", title.to_lowercase())).await;
         }
     }
     page.was_quiet().await;
@@ -154,19 +159,24 @@ async fn text_from_nodes_stays_text() {
     let board = fixture::fleet(2, 2);
     fixture::put(&board, &"node/evil".parse().unwrap(), &fixture::hostile_node());
     fixture::put(&board, &"identity/evil".parse().unwrap(), &fixture::hostile_identity());
-    for (n, odd) in [json!(null), json!([]), json!("x"), json!(7), json!({"starts": {}, "problems": [[]]})].iter().enumerate() {
+    for (n, odd) in
+        [json!(null), json!([]), json!("x"), json!(7), json!({"starts": {}, "problems": [[]]})].iter().enumerate()
+    {
         fixture::put(&board, &format!("node/odd-{n}").parse().unwrap(), odd);
         fixture::put(&board, &format!("identity/odd-{n}").parse().unwrap(), odd);
         fixture::put(&board, &format!("unknown/odd-{n}").parse().unwrap(), odd);
     }
     let Some(page) = Page::open(board).await else { return };
     page.browser.resize(360, 800).await;
-    for (hash, title) in VIEWS.into_iter().chain([("#/node/evil", "<img"), ("#/node/odd-0", "odd-0"), ("#/node/%zz", "Node")]) {
+    for (hash, title) in
+        VIEWS.into_iter().chain([("#/node/evil", "<img"), ("#/node/odd-0", "odd-0"), ("#/node/%zz", "Node")])
+    {
         page.view(hash, title).await;
         page.browser.value("document.querySelectorAll('details').forEach((details) => { details.open = true })").await;
         let shown = page.browser.value("document.body.textContent").await;
         let shown = shown.as_str().unwrap();
-        let hidden: Vec<char> = shown.chars().filter(|c| "\u{202e}\u{2066}\u{200f}\u{0}\u{7}\u{1b}".contains(*c)).collect();
+        let hidden: Vec<char> =
+            shown.chars().filter(|c| "\u{202e}\u{2066}\u{200f}\u{0}\u{7}\u{1b}".contains(*c)).collect();
         assert!(hidden.is_empty(), "{title}: {hidden:?}");
         if !title.starts_with("odd") && title != "Node" {
             assert!(shown.contains("<img src=x onerror="), "{title} shows it");
@@ -176,7 +186,7 @@ async fn text_from_nodes_stays_text() {
         let overflow = page.browser.value("document.documentElement.scrollWidth - innerWidth").await;
         assert!(overflow.as_i64().unwrap() <= 0, "{title}: {overflow} pixels too wide");
     }
-    page.shoot("hostile").await;
+    shoot(&page.browser, "hostile").await;
     page.was_quiet().await;
     page.close().await;
 }
@@ -188,11 +198,17 @@ async fn a_lost_stream_is_told_and_taken_up_again() {
     page.server.shutdown(DEADLINE).await;
     page.browser.until("!document.getElementById('lost').hidden").await;
     page.browser.until("document.getElementById('link').textContent.startsWith('Next try in')").await;
-    assert_eq!(page.browser.value("document.querySelectorAll('.map a').length").await, 3, "what was known is still shown");
-    page.shoot("lost").await;
+    assert_eq!(
+        page.browser.value("document.querySelectorAll('.map a').length").await,
+        3,
+        "what was known is still shown"
+    );
+    shoot(&page.browser, "lost").await;
     page.server = Server::bind(addr, &page.section, page.board.clone()).await.unwrap();
     page.board.remove(&fixture::node_key(0));
-    page.browser.until("document.getElementById('lost').hidden && document.querySelectorAll('.map a').length === 2").await;
+    page.browser
+        .until("document.getElementById('lost').hidden && document.querySelectorAll('.map a').length === 2")
+        .await;
     page.close().await;
 }
 

@@ -95,7 +95,10 @@ async fn other_sites_and_other_methods_get_nowhere() {
     let visit = Visit::new(false);
     let foreign = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
     assert_eq!(visit.ask("POST", "/login", &foreign, "token=0123456789abcdef").await.status(), StatusCode::FORBIDDEN);
-    assert_eq!(visit.get("/events", &[("sec-fetch-site", "same-site"), BEARER[0]]).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(
+        visit.get("/events", &[("sec-fetch-site", "same-site"), BEARER[0]]).await.status(),
+        StatusCode::FORBIDDEN
+    );
     for (method, path) in [("POST", "/events"), ("PUT", "/"), ("DELETE", "/api/fleet"), ("OPTIONS", "/app.js")] {
         let refused = visit.ask(method, path, &BEARER, "").await;
         assert_eq!((refused.status(), header(&refused, ALLOW).as_str()), (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD"));
@@ -106,7 +109,9 @@ async fn other_sites_and_other_methods_get_nowhere() {
 #[tokio::test]
 async fn paths_lead_to_the_programs_own_files_only() {
     let visit = Visit::new(false);
-    for path in ["/../Cargo.toml", "/page/app.js", "/app.js/", "//app.js", "/%61pp.js", "/..%2fetc/passwd", "/index.html"] {
+    for path in
+        ["/../Cargo.toml", "/page/app.js", "/app.js/", "//app.js", "/%61pp.js", "/..%2fetc/passwd", "/index.html"]
+    {
         assert_eq!(visit.get(path, &BEARER).await.status(), StatusCode::NOT_FOUND, "{path}");
     }
     assert_eq!(visit.get("/app.js?x=1", &[]).await.status(), StatusCode::OK);
@@ -129,7 +134,10 @@ async fn every_answer_is_guarded_and_only_files_are_kept() {
         let policy = header(&answer, CONTENT_SECURITY_POLICY);
         assert!(policy.starts_with("default-src 'none';") && policy.contains("frame-ancestors 'none'"));
         assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
-        assert_eq!((header(&answer, "x-content-type-options").as_str(), header(&answer, "referrer-policy").as_str()), ("nosniff", "no-referrer"));
+        assert_eq!(
+            (header(&answer, "x-content-type-options").as_str(), header(&answer, "referrer-policy").as_str()),
+            ("nosniff", "no-referrer")
+        );
         assert_eq!(header(&answer, CACHE_CONTROL), kept);
     }
 }
@@ -157,7 +165,10 @@ async fn one_stream_too_many_is_told_to_come_again_and_a_closed_one_makes_room()
         open.push(stream);
     }
     let refused = visit.get("/events", &BEARER).await;
-    assert_eq!((refused.status(), header(&refused, RETRY_AFTER).as_str()), (StatusCode::SERVICE_UNAVAILABLE, COME_AGAIN));
+    assert_eq!(
+        (refused.status(), header(&refused, RETRY_AFTER).as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, COME_AGAIN)
+    );
     assert_eq!(visit.get("/api/fleet", &BEARER).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     open.pop();
     assert_eq!(visit.get("/api/fleet", &BEARER).await.status(), StatusCode::OK);

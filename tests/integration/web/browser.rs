@@ -60,7 +60,8 @@ struct Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) {
-            drop(kill_process_group(pid, Signal::KILL));
+            // An error means that it has ended.
+            let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 }

@@ -100,9 +100,10 @@ fn problems(n: usize) -> Value {
 }
 
 fn identity(n: usize, nodes: usize) -> Value {
+    let family = ["vllm-aot", "triton", "lora"][n % 3];
     let holders: Vec<String> = (0..10.min(nodes)).map(|h| id((n + 7 * h) % nodes)).collect();
     json!({
-        "digest": format!("{n:08x}{}", "9f31c0de".repeat(7)), "family": ["vllm-aot", "triton", "lora"][n % 3],
+        "digest": format!("{n:08x}{}", "9f31c0de".repeat(7)), "family": family,
         "facts": {"vllm": "0.11.2", "torch": "2.9.0", "cuda": "13.0", "gpu": "NVIDIA H100", "model": format!("org/model-{n}")},
         "artifacts": [{"id": format!("{n:08x}a1b2c3d4e5f60718"), "bytes": (n as u64 % 64 + 1) << 26,
                        "signer": "s".repeat(52), "at": now() - 7_200_000, "holders": holders, "partial": [id(n % nodes)]}],
