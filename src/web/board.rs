@@ -252,7 +252,7 @@ impl Board {
         let mut changes = Changes { reset, set: Vec::new(), removed: Vec::new(), cursor, more: false };
         let (mut bytes, mut end) = (0, self.version);
         for (version, (key, document)) in self.changes.range(at + 1..) {
-            if bytes >= max_bytes {
+            if bytes >= max_bytes.max(1) {
                 changes.more = true;
                 break;
             }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use warmd::web::{LiveBoard, Server, WebSection};
+use warmd::web::{Document, LiveBoard, Server, WebSection};
 
 use self::browser::{Browser, ENTER, RIGHT, TAB};
 use crate::harness::cluster::DEADLINE;
@@ -41,8 +41,6 @@ impl Page {
         let section = WebSection { token_file: Some(token.path().into()), ..WebSection::default() };
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), &section, board.clone()).await.unwrap();
         let page = Self { board, section, server, browser, _token: token };
-        // What the browser looked at by itself.
-        page.browser.network().await;
         page.browser.go(&page.url("")).await;
         assert_eq!(page.browser.value("location.pathname").await, "/login");
         shoot(&page.browser, "login").await;
@@ -77,7 +75,9 @@ impl Page {
         let own = self.url("");
         for (name, event) in self.browser.network().await {
             let url = event["request"]["url"].as_str().unwrap_or(&own);
-            assert!(url.starts_with(&own) || url.starts_with("data:"), "{name}: {url}");
+            // The browser's own first page may load late; no page of another origin can ask for those.
+            let is_own = [own.as_str(), "data:", "chrome://"].iter().any(|place| url.starts_with(place));
+            assert!(is_own, "{name}: {url}");
         }
         let console = self.browser.log("browser").await;
         assert!(console.is_empty(), "{console:?}");
@@ -185,8 +185,8 @@ async fn text_from_nodes_stays_text() {
         assert_eq!(page.browser.value("window.hacked ?? null").await, Value::Null);
         let overflow = page.browser.value("document.documentElement.scrollWidth - innerWidth").await;
         assert!(overflow.as_i64().unwrap() <= 0, "{title}: {overflow} pixels too wide");
+        shoot(&page.browser, &format!("hostile-{}", hash.replace(['/', '#'], ""))).await;
     }
-    shoot(&page.browser, "hostile").await;
     page.was_quiet().await;
     page.close().await;
 }
@@ -226,11 +226,11 @@ fn received(events: &[(String, Value)]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures: run it alone, in a release build, with --nocapture"]
+#[ignore = "measures: run it alone, with --nocapture"]
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn what_a_thousand_nodes_cost() {
     const NODES: usize = 1000;
-    const UPDATES: usize = 40;
+    const UPDATES: usize = 20;
     let Some(page) = Page::open(fixture::fleet(NODES, NODES)).await else { return };
     page.browser.devtools("Performance.enable", json!({})).await;
     page.browser.network().await;
@@ -250,11 +250,13 @@ async fn what_a_thousand_nodes_cost() {
             page.browser.network().await;
             for update in 0..UPDATES {
                 page.browser.value("performance.clearMarks()").await;
-                for n in 0..nodes {
-                    let mut node = fixture::node(n, NODES);
-                    node["totals"]["hits"] = json!(1000 * update + n);
-                    fixture::put(&page.board, &fixture::node_key(n), &node);
-                }
+                page.board.update(|board| {
+                    for n in 0..nodes {
+                        let mut node = fixture::node(n, NODES);
+                        node["totals"]["hits"] = json!(1000 * update + n);
+                        board.set(&fixture::node_key(n), Document::new(&node).unwrap()).unwrap();
+                    }
+                });
                 page.browser.until("performance.getEntriesByName('drawn').length > 0").await;
             }
             let bytes = received(&page.browser.network().await) / UPDATES as u64;

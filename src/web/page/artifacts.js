@@ -13,10 +13,10 @@ function holderList(fleet, holders) {
   return h('ul', { class: 'where' }, names, left > 0 ? h('li', null, `and ${count(left)} more`) : null);
 }
 
-function artifactItem(fleet, { id, bytes: size, signer, at, holders, partial }) {
+function artifactItem(fleet, { id, subject, count: all, bytes: size, signer, at, holders, partial }) {
   return h('li', { class: 'artifact' },
-    h('p', null, h('code', null, plain(id, 100)), ' ', h('b', null, bytes(size)), ' signed by ', h('code', { title: plain(signer) }, short(signer) || 'nobody known'), ' ', time(at)),
-    h('p', null, holders.length ? `On ${counted(holders.length, 'node')}:` : 'No node has all of it. An origin may.'),
+    h('p', null, subject ? [plain(subject), ' '] : null, h('code', null, plain(id, 100)), ' ', h('b', null, bytes(size)), ' signed by ', h('code', { title: plain(signer) }, short(signer) || 'nobody known'), ' ', time(at)),
+    h('p', null, holders.length ? `On ${counted(holders.length, 'node')}${all > holders.length + partial.length ? ` and more, ${count(all)} in all` : ''}:` : 'No node has all of it. An origin may.'),
     holders.length ? holderList(fleet, holders) : null,
     partial.length ? [h('p', null, `Partly on ${counted(partial.length, 'node')}:`), holderList(fleet, partial)] : null);
 }

@@ -2,7 +2,7 @@
 
 import { h, List, show, Some, Table, time } from './dom.js';
 import { once, problemsOf } from './model.js';
-import { bytes, count, counted, percent, plain, rate, span } from './text.js';
+import { bytes, count, counted, percent, plain, rate, span, words as phrase } from './text.js';
 
 export const nodeLink = (id, name) => h('a', { href: `#/node/${encodeURIComponent(id)}` }, plain(name, 60));
 
@@ -42,7 +42,7 @@ const NAMED = 200;
 function problemGroup({ problem, found, texts }) {
   const same = texts.size === 1;
   const items = found.slice(0, NAMED).map(({ node, text }) => h('li', null, nodeLink(node.id, node.name), same ? null : `: ${plain(text)}`));
-  const title = h('span', null, h('b', null, plain(problem.kind.replaceAll('_', ' '), 60) || 'problem'),
+  const title = h('span', null, h('b', null, phrase(problem.kind, 60) || 'problem'),
     ` on ${counted(found.length, 'node')}`);
   return h('li', { class: 'problem' },
     h('p', { class: 'mark trouble' }, title),
@@ -185,14 +185,14 @@ const COLUMNS = [
   ['Place', place],
   ['Last start', (node) => (node.starts[0] ? [outcomeMark(node.starts[0].outcome), ' ', time(node.starts[0].at)] : '\u2013')],
   ['From peers', (node) => bytes(node.received), 'number'],
-  ['Store', (node) => (node.disk ? `${bytes(node.disk.used)} of ${bytes(node.disk.limit)}` : '\u2013'), 'number'],
+  ['Store', (node) => (node.disk ? node.disk.limit === null ? bytes(node.disk.used) : `${bytes(node.disk.used)} of ${bytes(node.disk.limit)}` : '\u2013'), 'number'],
 ];
 
 export function fleetView(root, fleet) {
   const problems = h('section', { 'aria-labelledby': 'problems' });
   const tiles = h('dl', { class: 'tiles' });
   const places = new Places();
-  const table = new Table('Nodes, those with problems first', COLUMNS, (node) => node.id);
+  const table = new Table('Those with problems first', COLUMNS, (node) => node.id);
   const search = h('input', { type: 'search', id: 'search', autocomplete: 'off', spellcheck: 'false' });
   const none = h('p', { class: 'hint' });
   const some = new Some(50, () => list());

@@ -9,7 +9,7 @@ const list = (value, read) => (Array.isArray(value) ? value.map((item) => read(o
 const ids = (value) => (Array.isArray(value) ? value.filter((item) => typeof item === 'string') : []);
 const some = (value, read) => (value === null || typeof value !== 'object' ? null : read(object(value)));
 
-const STATES = ['ready', 'draining', 'stale'];
+const STATES = ['initializing', 'ready', 'draining', 'stale'];
 const OUTCOMES = ['warm', 'partly', 'cold'];
 
 function family(doc) {
@@ -22,7 +22,7 @@ function family(doc) {
 function start(doc) {
   return {
     at: number(doc.at), outcome: OUTCOMES.includes(doc.outcome) ? doc.outcome : 'unknown', ready: number(doc.ready_s),
-    saved: number(doc.saved_s), families: list(doc.families, family),
+    saved: number(doc.saved_s), end: text(doc.end), families: list(doc.families, family),
   };
 }
 
@@ -36,17 +36,18 @@ function transfer(doc) {
 }
 
 function node(id, doc) {
-  const totals = object(doc.totals);
+  const [totals, network] = [object(doc.totals), object(doc.network)];
   const misses = Object.entries(object(totals.misses)).map(([reason, count]) => ({ reason, count: amount(count) }));
   return {
-    id, name: text(doc.name) || id, endpoint: text(doc.endpoint),
+    id, name: text(doc.name) || id.slice(0, 12), endpoint: text(doc.endpoint),
     region: text(doc.region), zone: text(doc.zone), rack: text(doc.rack),
     state: STATES.includes(doc.state) ? doc.state : 'unknown',
     seen: number(doc.seen_at), version: text(doc.version), started: number(doc.started_at),
     discovery: text(doc.discovery), carrier: text(doc.carrier),
     engine: some(doc.engine, (engine) => ({ state: text(engine.state), adapters: number(engine.adapters) })),
-    disk: some(doc.disk, (disk) => ({ used: amount(disk.used), limit: amount(disk.limit), free: number(disk.free) })),
+    disk: some(doc.disk, (disk) => ({ used: amount(disk.used), limit: number(disk.limit), free: number(disk.free) })),
     received: amount(totals.received), sent: amount(totals.sent), hits: amount(totals.hits), misses,
+    skew: number(doc.skew_ms), mtu: number(network.mtu),
     policy: some(doc.policy, (policy) => ({ version: number(policy.version), expires: number(policy.expires_at) })),
     starts: list(doc.starts, start).sort((a, b) => (b.at ?? 0) - (a.at ?? 0)),
     transfers: list(doc.transfers, transfer),
@@ -56,12 +57,12 @@ function node(id, doc) {
 
 function identity(digest, doc) {
   const artifacts = list(doc.artifacts, (artifact) => ({
-    id: text(artifact.id), bytes: number(artifact.bytes), signer: text(artifact.signer), at: number(artifact.at),
+    id: text(artifact.id), subject: text(artifact.subject), count: number(artifact.holder_count), bytes: number(artifact.bytes), signer: text(artifact.signer), at: number(artifact.at),
     holders: ids(artifact.holders), partial: ids(artifact.partial),
   }));
   const facts = Object.entries(object(doc.facts)).map(([name, value]) => [name, text(value) || JSON.stringify(value)]);
   const holders = new Set(artifacts.flatMap((artifact) => artifact.holders));
-  const words = [digest, doc.family, ...facts.flat(), ...artifacts.flatMap((a) => [a.id, a.signer])];
+  const words = [digest, doc.family, ...facts.flat(), ...artifacts.flatMap((a) => [a.id, a.signer, a.subject])];
   return {
     digest, family: text(doc.family), facts, artifacts, holders: holders.size,
     bytes: artifacts.reduce((sum, artifact) => sum + (artifact.bytes ?? 0), 0),

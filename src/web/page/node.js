@@ -4,10 +4,16 @@ import { h, List, show, time } from './dom.js';
 import { empty, stateMark } from './fleet.js';
 import { problemsOf } from './model.js';
 import { missesTable, ofOneNode, startsOf, startsTable } from './starts.js';
-import { bytes, count, plain, short, span } from './text.js';
+import { bytes, count, plain, short, span, words } from './text.js';
 import { transferItem, transfersOf } from './transfers.js';
 
 const said = (value) => plain(value) || '\u2013';
+
+function store({ used, limit, free }) {
+  if (limit === null) return `${bytes(used)}, ${bytes(free)} free on disk`;
+  const bar = h('progress', { value: Math.min(used, limit), max: Math.max(limit, 1), 'aria-label': 'Store in use' });
+  return [bar, ` ${bytes(used)} of ${bytes(limit)}, ${bytes(free)} free on disk`];
+}
 
 function facts(node) {
   const { engine, disk, policy } = node;
@@ -17,8 +23,8 @@ function facts(node) {
     ['Engine', engine ? said(engine.state) + adapters : 'none'],
     ['Place', said([node.region, node.zone, node.rack].filter(Boolean).join(' / '))],
     ['Endpoint', said(node.endpoint)], ['Discovery', said(node.discovery)], ['Carrier', said(node.carrier)],
-    ['Store', disk ? [h('progress', { value: Math.min(disk.used, disk.limit), max: Math.max(disk.limit, 1), 'aria-label': 'Store in use' }),
-      ` ${bytes(disk.used)} of ${bytes(disk.limit)}, ${bytes(disk.free)} free on disk`] : '\u2013'],
+    ['Clock', node.skew === null ? '\u2013' : `${span(node.skew / 1000)} ahead`], ['Path MTU', count(node.mtu)],
+    ['Store', disk ? store(disk) : '\u2013'],
     ['Policy', policy ? [`version ${count(policy.version)}, expires `, time(policy.expires)] : 'none'],
     ['From peers', bytes(node.received)], ['Given to peers', bytes(node.sent)], ['Hits', count(node.hits)],
     ['Time saved', span(node.starts.reduce((all, start) => all + (start.saved ?? 0), 0))],
@@ -37,7 +43,7 @@ function held(fleet, id) {
 }
 
 const problemItem = (problem) => h('li', { class: 'problem' },
-  h('p', { class: 'mark trouble' }, h('b', null, plain(problem.kind.replaceAll('_', ' '), 60) || 'problem')),
+  h('p', { class: 'mark trouble' }, h('b', null, words(problem.kind, 60) || 'problem')),
   h('p', null, plain(problem.text)), problem.wayOut ? h('p', { class: 'way' }, plain(problem.wayOut, 600)) : null);
 
 export function nodeView(root, fleet, id = '') {
@@ -47,12 +53,12 @@ export function nodeView(root, fleet, id = '') {
   const items = h('ul', { class: 'transfers' });
   const transfers = new List(items, (item) => item.key, (item) => transferItem(fleet, item));
   const still = h('p', { class: 'hint' }, 'It pulls nothing now.');
-  const starts = startsTable('Starts of its engine, the latest first', ofOneNode);
-  const cold = h('p', { class: 'hint' }, 'It has told of no start.');
+  const starts = startsTable('Starts, the latest first', ofOneNode);
+  const cold = h('p', { class: 'hint' }, 'No start of an engine is known of it.');
   const misses = missesTable();
   const artifacts = h('section', { 'aria-labelledby': 'held' });
   const known = h('div', null, problems, about, h('h2', null, 'Transfers'), still, items,
-    h('h2', null, 'Starts'), cold, starts.element, misses.element, artifacts);
+    cold, starts.element, misses.element, artifacts);
   const gone = empty(h('p', null, 'There is no node of this id: ', h('code', null, plain(id))),
     h('p', null, 'It may be gone. ', h('a', { href: '#/' }, 'All nodes')));
   root.append(title, known, gone);

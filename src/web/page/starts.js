@@ -3,7 +3,7 @@
 import { h, show, Some, Table, time } from './dom.js';
 import { empty, nodeLink, outcomeMark } from './fleet.js';
 import { once } from './model.js';
-import { count, plain, span } from './text.js';
+import { count, counted, plain, span, words } from './text.js';
 
 const startsOf = once((node) => {
   const seen = new Map();
@@ -17,19 +17,20 @@ const startsOf = once((node) => {
 function familyItem(family) {
   const { offered, installed, used, recompiled, saved, reason } = family;
   const facts = [
-    `${count(installed)} of ${count(offered)} installed`,
+    `${counted(offered, 'artifact')} offered`,
+    `${counted(installed, 'entry', 'entries')} installed`,
     used === null ? null : `${count(used)} used`,
-    recompiled ? `${count(recompiled)} compiled again` : null,
+    recompiled ? `${count(recompiled)} made anew` : null,
     saved ? `${span(saved)} saved` : null,
   ];
   return h('li', null, h('b', null, plain(family.family, 60) || 'a family'), ' ', facts.filter(Boolean).join(', '),
-    reason ? h('span', { class: 'reason' }, plain(reason.replaceAll('_', ' '))) : null);
+    reason ? h('span', { class: 'reason' }, words(reason)) : null);
 }
 
 const COLUMNS = [
   ['When', ({ start }) => time(start.at)],
   ['Node', ({ node }) => nodeLink(node.id, node.name)],
-  ['Start', ({ start }) => outcomeMark(start.outcome)],
+  ['Start', ({ start }) => [outcomeMark(start.outcome), start.end === 'crashed' ? ', crashed' : null]],
   ['Ready after', ({ start }) => span(start.ready), 'number'],
   ['Saved', ({ start }) => span(start.saved), 'number'],
   ['Families', ({ start }) => h('ul', { class: 'families' }, start.families.map(familyItem))],
@@ -50,7 +51,7 @@ export function missesOf(nodes) {
 
 export function missesTable() {
   const table = new Table('Why caches were missed, since the agents started', [
-    ['Reason', ({ reason }) => plain(reason.replaceAll('_', ' '), 120) || 'not said'],
+    ['Reason', ({ reason }) => words(reason, 120) || 'not said'],
     ['Times', ({ n }) => count(n), 'number'],
     ['Share', ({ n, most }) => h('progress', { value: n, max: Math.max(most, 1), 'aria-label': 'of the most frequent' })],
   ], (item) => item.reason);

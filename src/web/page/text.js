@@ -19,6 +19,9 @@ export function plain(value, most = MOST) {
 /** The first digits of an id. */
 export const short = (id) => plain(id, 12);
 
+/** A word of a closed list, such as `no-holder`, as words; a sentence as it is. */
+export const words = (value, most) => plain(/^[\w-]+$/.test(value) ? value.replace(/[_-]/g, ' ') : value, most);
+
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
 
 const few = (n) => (n < 10 ? n.toFixed(1).replace(/\.0$/, '') : Math.round(n).toString());
@@ -64,9 +67,10 @@ export function setClock(server) {
 
 export const now = () => Date.now() + skew;
 
-/** Milliseconds since 1970 as the distance from now. */
+/** Milliseconds since 1970 as the distance from now, in one unit. */
 export function ago(at) {
   const seconds = Math.round((now() - at) / 1000);
   if (Math.abs(seconds) < 5) return 'now';
-  return seconds > 0 ? `${span(seconds)} ago` : `in ${span(-seconds)}`;
+  const distance = span(Math.abs(seconds)).split(' ', 2).join(' ');
+  return seconds > 0 ? `${distance} ago` : `in ${distance}`;
 }

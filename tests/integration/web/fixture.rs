@@ -54,7 +54,8 @@ pub fn node(n: usize, nodes: usize) -> Value {
         "engine": {"state": "ready", "adapters": n % 4},
         "disk": {"used": (n as u64 % 90) << 30, "limit": 100_u64 << 30, "free": 400_u64 << 30},
         "totals": {"received": (n as u64 * 977) << 20, "sent": (n as u64 * 640) << 20, "hits": n % 40,
-                   "misses": {"no_holder": n % 3, "budget": n % 2, "facts_differ": usize::from(n % 10 == 0)}},
+                   "misses": {"nobody-has-it": n % 3, "not-installed": n % 2, "not-used": usize::from(n % 10 == 0)}},
+        "skew_ms": n as i64 % 9 - 4, "network": {"mtu": 1452},
         "policy": {"version": 12, "expires_at": now() + 86_400_000 * 20},
         "starts": (0..n % 4 + 1).map(|at| start(n, at)).collect::<Vec<_>>(),
         "transfers": transfers,
@@ -64,18 +65,18 @@ pub fn node(n: usize, nodes: usize) -> Value {
 
 fn start(n: usize, at: usize) -> Value {
     let (outcome, reason) = match (n + at) % 6 {
-        0 => ("cold", Value::from("no_holder")),
-        1 => ("partly", Value::from("budget")),
+        0 => ("cold", Value::from("nobody-has-it")),
+        1 => ("partly", Value::from("not-installed")),
         _ => ("warm", Value::Null),
     };
-    let installed = if outcome == "cold" { 0 } else { 4 };
+    let installed = if outcome == "cold" { 0_u8 } else { 4 };
     json!({
         "at": now() - 600_000 * (n as u64 % 50 + 9 * at as u64), "outcome": outcome, "ready_s": 41.5 + n as f64 / 9.0,
         "saved_s": if outcome == "cold" { 0.0 } else { 31.25 },
         "families": [
-            {"family": "vllm-aot", "offered": 4, "installed": installed, "used": installed, "recompiled": 0, "saved_s": 29.0,
+            {"family": "vllm-aot", "offered": 1, "installed": installed, "used": installed, "recompiled": 0, "saved_s": 7.25 * f64::from(installed),
              "reason": reason},
-            {"family": "triton", "offered": 212, "installed": 212, "used": 208, "recompiled": 4, "saved_s": 2.25, "reason": null},
+            {"family": "triton", "offered": 2, "installed": 212, "used": 208, "recompiled": 4, "saved_s": 2.25, "reason": null},
         ],
     })
 }
@@ -91,7 +92,7 @@ fn transfer(n: usize, nodes: usize) -> Value {
 
 fn problems(n: usize) -> Value {
     match n % 17 {
-        5 => json!([{"kind": "udp_blocked", "text": "QUIC does not get through: transfers go over TCP.",
+        5 => json!([{"kind": "udp-blocked", "text": "QUIC does not get through: transfers go over TCP.",
                      "way_out": "Open UDP port 4780 between the nodes."}]),
         9 => json!([{"kind": "buffers", "text": format!("The kernel grants {} KiB of 7 MiB.", 200 + n),
                      "way_out": "Set net.core.rmem_max to 7340032 on the host."}]),
