@@ -48,6 +48,7 @@ use crate::telemetry::audit::AuditError;
 use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, Registry, TracingConfig};
 use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
+use crate::web::WebSection;
 
 /// The configuration file of `warmd agent`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +77,7 @@ pub struct AgentConfig {
     pub locality: Locality,
     pub origin: OriginConfig,
     pub local: SocketConfig,
+    pub web: WebSection,
     pub metrics: MetricsSection,
     pub tracing: TracingConfig,
     pub log: LogConfig,
@@ -111,6 +113,7 @@ impl Default for AgentConfig {
             locality: Locality::default(),
             origin: OriginConfig::default(),
             local: SocketConfig::default(),
+            web: WebSection::default(),
             metrics: MetricsSection::default(),
             tracing: TracingConfig::default(),
             log: LogConfig::default(),

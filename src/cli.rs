@@ -14,6 +14,7 @@ mod maintain;
 mod metadata;
 mod origin;
 mod output;
+mod page;
 mod pod;
 mod policy;
 mod publish;

@@ -38,6 +38,7 @@
 //! | `protocol` | what goes over wires; generated types stop here |
 //! | `artifact` | digests, content stream, chunks, manifest |
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy and its documents |
+//! | `web` | the page for people: documents that others put on its board, served read-only |
 //! | `telemetry` | logs, traces for a collector, `/metrics`, the audit log |
 //! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
@@ -111,6 +112,8 @@ pub mod durable;
 pub mod lifecycle;
 
 pub mod telemetry;
+
+pub mod web;
 
 pub mod identity;
 

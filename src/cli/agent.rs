@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use clap::Args;
 
+use super::page;
 use super::pod::{self, Caches};
 use super::reload::{self, Load, Reloading};
 use super::serve;
@@ -20,6 +21,7 @@ use crate::lifecycle::Hangups;
 use crate::serve::serving::{Backend, ServeConfig};
 use crate::serve::start::Spec;
 use crate::telemetry::trace::Exporter;
+use crate::web::LiveBoard;
 use crate::{config, lifecycle, telemetry};
 
 #[derive(Debug, Args)]
@@ -64,6 +66,9 @@ pub(super) struct Options {
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Address of the page for people, over plain HTTP (`web.listen`); beyond loopback `web.token_file` has its token
+    #[arg(long, value_name = "ADDR")]
+    web: Option<String>,
 }
 
 impl Options {
@@ -92,6 +97,7 @@ impl Options {
             path("--trust-root", "WARMD_TRUST_ROOT", &self.trust_root),
             path("--signer", "WARMD_SIGNER", &self.signer),
             text("--metrics", "WARMD_METRICS_LISTEN", self.metrics.as_deref()),
+            text("--web", "WARMD_WEB_LISTEN", self.web.as_deref()),
         ];
         flags.into_iter().flatten().collect()
     }
@@ -125,6 +131,7 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
     let hangups = Hangups::listen().context("wait for signals")?;
     let AgentFile { agent: config, served } = file.clone();
     let trust = config.trust.clone();
+    let page = page::serve(&config.web, &LiveBoard::default()).await?;
     // Without an agent there is nothing to start an engine warm with.
     let agent = Daemon::start(config).await?;
     let reloading = Reloading { hangups, load, current: file, reloadable: Reloadable::AGENT };
@@ -146,6 +153,7 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
         () = reloading => Ok(()),
     };
     agent.shutdown().await;
+    drop(page);
     ended
 }
 

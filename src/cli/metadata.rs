@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use futures_util::future::OptionFuture;
 
+use super::page;
 use super::reload::{self, Load, Reloading};
 use crate::config::reload::Reloadable;
 use crate::config::surroundings::Scope;
@@ -17,6 +18,7 @@ use crate::lifecycle::{self, Hangups};
 use crate::metadata::{self, Compatibility, Server};
 use crate::telemetry::trace::Exporter;
 use crate::telemetry::{self, MetricsServer, Registry};
+use crate::web::LiveBoard;
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -45,6 +47,9 @@ pub(super) struct Metadata {
     /// Address of /metrics (`metrics.listen`)
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Address of the page for people, over plain HTTP (`web.listen`); beyond loopback `web.token_file` has its token
+    #[arg(long, value_name = "ADDR")]
+    web: Option<String>,
 }
 
 impl Metadata {
@@ -63,6 +68,7 @@ impl Metadata {
             self.model_express.as_ref().map(|_| Setting::flag("--model-express", serves, true.to_string())),
             text("--model-express", compatible, self.model_express.as_deref()),
             text("--metrics", "WARMD_METRICS_LISTEN", self.metrics.as_deref()),
+            text("--web", "WARMD_WEB_LISTEN", self.web.as_deref()),
         ];
         let settings = config::settings(std::env::vars(), flags.into_iter().flatten(), &[]);
         Ok(config::read(self.config.as_deref(), settings)?)
@@ -106,6 +112,7 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
         ),
         None => None,
     };
+    let page = page::serve(&config.web, &LiveBoard::default()).await?;
     let terminated = lifecycle::termination().context("wait for signals")?;
     let hangups = Hangups::listen().context("wait for signals")?;
     tracing::info!(addr = %server.addr(), "metadata server ready");
@@ -120,6 +127,7 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
     }
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
+    drop(page);
     if let Some(metrics) = metrics {
         metrics.shutdown(std::time::Duration::from_millis(100)).await;
     }

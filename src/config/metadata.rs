@@ -10,6 +10,7 @@ use crate::identity::NodeConfig;
 use crate::metadata::registry::Config as Limits;
 use crate::metadata::{self, CompatibilityConfig, RedisConfig, Store};
 use crate::telemetry::{LogConfig, MetricsSection, TracingConfig};
+use crate::web::WebSection;
 
 /// The configuration file of `warmd metadata`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,7 @@ pub struct MetadataConfig {
     pub redis: RedisConfig,
     pub trust: ServerTrust,
     pub compatibility: CompatibilityConfig,
+    pub web: WebSection,
     pub metrics: MetricsSection,
     pub tracing: TracingConfig,
     pub log: LogConfig,
@@ -40,6 +42,7 @@ impl Default for MetadataConfig {
             redis: RedisConfig::default(),
             trust: ServerTrust::default(),
             compatibility: CompatibilityConfig::default(),
+            web: WebSection::default(),
             metrics: MetricsSection::default(),
             tracing: TracingConfig::default(),
             log: LogConfig::default(),

@@ -26,7 +26,8 @@ fn file(fleet: &Fleet, more: &str) -> AgentFile {
         reserve_bytes: 0,
         ..EngineSection::default()
     };
-    AgentFile { agent: fleet.cluster.config("all"), served: Some(ServedEngine { engine, serve: fleet.config() }) }
+    let served = Some(ServedEngine { engine, serve: fleet.config() });
+    AgentFile { agent: fleet.cluster.config("all"), served }
 }
 
 /// Killed when dropped; what it has started ends with it.

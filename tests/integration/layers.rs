@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top row first. A module uses only rows below its own.
-const ROWS: [&[&str]; 13] = [
+const ROWS: [&[&str]; 14] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
@@ -17,6 +17,7 @@ const ROWS: [&[&str]; 13] = [
     &["protocol"],
     &["artifact"],
     &["identity"],
+    &["web"],
     &["telemetry"],
     &["lifecycle", "digest", "durable"],
 ];

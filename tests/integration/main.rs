@@ -31,3 +31,4 @@ mod supervision;
 mod tracing;
 mod transfer;
 mod trust;
+mod web;

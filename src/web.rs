@@ -1,0 +1,80 @@
+//! The page: what the fleet is doing, live, for people. Read only.
+//!
+//! Whoever knows something puts documents on a [`LiveBoard`]; [`Server`] serves the page and sends each browser what
+//! changes. Nothing here knows what a document means: `page/model.js` does.
+//!
+//! | route | what it is |
+//! | --- | --- |
+//! | `GET /` | the page, and its parts beside it, all from the program itself |
+//! | `GET /events` | server-sent events: all documents, then what changes; `Last-Event-ID` goes on where a stream ended |
+//! | `GET /api/fleet` | all documents at one moment: `{"version": 7, "documents": {"node/ID": {}}}` |
+//! | `GET /login`, `POST /login`, `POST /logout` | opens and ends a session with the token |
+//!
+//! `/`, `/events` and `/api/fleet` are for those who have the token: `Authorization: Bearer`, or a session. A page that
+//! only this machine reaches needs none. It speaks plain HTTP, because browsers take no Ed25519 certificates, and those
+//! are what nodes have: put it behind an ingress or a port-forward, which bring encryption.
+
+mod assets;
+mod auth;
+mod board;
+mod events;
+mod live;
+mod reply;
+mod request;
+mod server;
+mod site;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::board::{Board, BoardError, Changes, Cursor, Document, Key, Limits};
+pub use self::live::LiveBoard;
+pub use self::server::Server;
+
+/// `[web]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebSection {
+    /// Address of the page, over plain HTTP. Absent: none.
+    pub listen: Option<SocketAddr>,
+    /// File with the token that opens it: 16 to 512 printable characters on one line. Read at the start. Absent: the
+    /// page is refused unless it listens on loopback.
+    pub token_file: Option<PathBuf>,
+    /// Names that the page is reached by. Absent: any, and on loopback `localhost` only. Addresses always go.
+    pub hosts: Vec<String>,
+    /// Whether browsers reach it by HTTPS, through an ingress: its cookies are never sent in the clear then.
+    pub https: bool,
+    /// How long a session lasts. 12 h.
+    #[serde(with = "humantime_serde")]
+    pub session: Duration,
+}
+
+impl Default for WebSection {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            token_file: None,
+            hosts: Vec::new(),
+            https: false,
+            session: Duration::from_secs(12 * 3600),
+        }
+    }
+}
+
+/// The page cannot be served. `Display` says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum WebError {
+    #[error("the page on {0} would be open to everyone: give `web.token_file`, or listen on 127.0.0.1")]
+    NoToken(SocketAddr),
+    #[error("read the token of the page, {path}", path = path.display())]
+    TokenFile { path: PathBuf, source: io::Error },
+    #[error("{path} holds no token: expected 16 to 512 printable characters on one line, such as `openssl rand -hex 32` makes",
+        path = path.display())]
+    Token { path: PathBuf },
+    #[error("serve the page on {addr}")]
+    Bind { addr: SocketAddr, source: io::Error },
+}
