@@ -10,6 +10,7 @@ mod fetching;
 mod holdings;
 mod link;
 mod publish;
+mod reporting;
 mod starts;
 mod trust;
 mod uploads;
@@ -30,6 +31,7 @@ use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
 use self::publish::Publisher;
+use self::reporting::{Reporter, Sources};
 use self::starts::StartMetrics;
 use self::trust::Trust;
 use self::uploads::Uploads;
@@ -205,7 +207,7 @@ impl Agent {
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), transfer_metrics.clone(), working.child()));
         let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
-        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, transfer_metrics);
+        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, transfer_metrics.clone());
 
         let directory = directory::open(&config, &tls, endpoint.local_addr(), &mut registry, &working).await?;
         working.spawn("introduction", directory.clone().get_introduced());
@@ -234,6 +236,18 @@ impl Agent {
             &config,
             working.clone(),
         );
+        let sources = Sources {
+            node,
+            endpoint: endpoint.clone(),
+            store: store.clone(),
+            trust: trust.clone(),
+            directory: directory.clone(),
+            fetching: fetching.clone(),
+            provider: provider.clone(),
+            transfers: transfer_metrics,
+        };
+        let reporter = Reporter::new(sources, &config);
+        working.spawn("report", reporter.clone().run());
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -250,6 +264,7 @@ impl Agent {
             origin,
             publisher,
             starts: StartMetrics::register(&mut registry),
+            reporter,
             audit,
             tasks: working.clone(),
         });

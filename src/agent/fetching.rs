@@ -3,13 +3,14 @@
 
 mod cold;
 mod flight;
+mod meter;
 mod nearby;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub(super) use self::cold::Cold;
 pub(super) use self::flight::Flight;
@@ -70,6 +71,8 @@ pub(super) struct Fetching {
     deadline: Duration,
     cold: Option<Cold>,
     flights: Flights,
+    /// A fetch has begun or ended.
+    news: Arc<Notify>,
     tasks: Arc<Tasks>,
 }
 
@@ -97,8 +100,8 @@ impl Fetching {
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
-        let flights = Flights::default();
-        Arc::new(Self { fetcher, store, directory, trust, audit, node, locality, deadline, cold, flights, tasks })
+        let (flights, news) = (Flights::default(), Arc::default());
+        Arc::new(Self { fetcher, store, directory, trust, audit, node, locality, deadline, cold, flights, news, tasks })
     }
 
     /// What the directory and this node's own store have of an identity, by subject; if nothing, what the origin has.

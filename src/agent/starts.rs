@@ -1,5 +1,7 @@
-//! What starts of engines on this node were like, as their pods report it, for `/metrics`. A pod is not trusted: a number
-//! that cannot be is refused with the whole report, and labels come from closed sets.
+//! What starts of engines on this node were like, as their pods report it, for `/metrics` and for the node's own report. A
+//! pod is not trusted: a number that cannot be is refused with the whole report, and labels come from closed sets.
+
+mod history;
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -10,8 +12,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+pub(super) use self::history::History;
 use crate::caches::CacheFamily;
 use crate::protocol::pb;
+use crate::protocol::report::{REASON, Text};
 
 const MAX_FAMILIES: usize = 64;
 const MAX_COUNT: u32 = 1_000_000;
@@ -58,6 +62,7 @@ struct FamilyStart {
     artifacts: [(Artifacts, u32); 2],
     entries: [(Entries, u32); 4],
     saved: Duration,
+    reason: Text<REASON>,
 }
 
 impl TryFrom<pb::StartReport> for Start {
@@ -100,6 +105,7 @@ impl TryFrom<pb::FamilyStart> for FamilyStart {
                 (Entries::Used, count("used", start.used)?),
             ],
             saved: time("saved_seconds", start.saved_seconds)?,
+            reason: Text::cut(&start.reason),
         })
     }
 }
@@ -195,7 +201,7 @@ impl StartMetrics {
         if let Some(ready) = start.ready {
             self.ready.observe(ready.as_secs_f64());
         }
-        for FamilyStart { family, artifacts, entries, saved } in &start.families {
+        for FamilyStart { family, artifacts, entries, saved, .. } in &start.families {
             for (result, count) in *artifacts {
                 self.artifacts.get_or_create(&ArtifactLabels { family, result }).inc_by(count.into());
             }

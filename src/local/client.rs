@@ -14,10 +14,12 @@ use super::chunks::Chunks;
 use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::trust::{Documents, Known};
+use crate::protocol::ProtocolError;
+use crate::protocol::fleet::{Document, Fleet};
 use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, GcReply, GcRequest,
+    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, FleetRequest, GcReply, GcRequest,
     ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest,
     OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest,
     PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply,
@@ -100,6 +102,27 @@ impl Client {
 
     pub async fn status(&self) -> Result<StatusReply, ClientError> {
         Ok(self.agent.clone().status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// What the fleet is and does, or only this node.
+    pub async fn fleet(&self, here: bool) -> Result<Fleet, ClientError> {
+        let mut fleet = Fleet::default();
+        let mut after = String::new();
+        loop {
+            let request = FleetRequest { after: std::mem::take(&mut after), here };
+            let page = self.agent.clone().fleet(request).await?.into_inner();
+            let bad = |error: ProtocolError| tonic::Status::data_loss(error.to_string());
+            for document in page.documents {
+                fleet.add(&Document::new(&document.key, document.json).map_err(bad)?).map_err(bad)?;
+                after = document.key;
+            }
+            if !page.limited.is_empty() {
+                fleet.limited = page.limited;
+            }
+            if !page.more || after.is_empty() {
+                return Ok(fleet);
+            }
+        }
     }
 
     /// Documents of trust that are newer than `known`. Nothing of them is verified.

@@ -21,6 +21,8 @@ pub(super) enum Method {
     List,
     GetTrust,
     PutTrust,
+    Report,
+    Fleet,
 }
 
 /// How a request ended.

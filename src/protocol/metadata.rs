@@ -9,6 +9,7 @@ mod summary;
 mod types;
 
 pub(crate) use codec::{BoundedCodec, Repeated, Shaped};
+pub(in crate::protocol) use convert::{copy, decode, id, limited, node};
 pub use convert::trust::{decode_trust, encode_trust, trust_documents};
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,

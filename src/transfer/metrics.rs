@@ -224,6 +224,12 @@ impl Part<'_> {
 }
 
 impl Metrics {
+    /// Open connections over QUIC and over TCP.
+    pub fn open_connections(&self) -> [u32; 2] {
+        let open = |carrier| self.connections.get_or_create(&CarrierLabel { carrier }).get();
+        [CarrierName::Quic, CarrierName::Tcp].map(|carrier| u32::try_from(open(carrier)).unwrap_or(0))
+    }
+
     /// Counts what `carrier` has carried since `before`.
     pub fn carried(&self, carrier: Carrier, before: Carried, now: Carried) {
         let carrier = carrier.into();

@@ -14,6 +14,7 @@ mod doctor;
 mod engine;
 mod exec;
 mod failures;
+mod fleet;
 mod harness;
 mod herd;
 mod hooks;

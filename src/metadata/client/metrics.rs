@@ -15,6 +15,8 @@ pub(super) enum Call {
     List,
     Trust,
     PutTrust,
+    Report,
+    Fleet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -84,6 +84,7 @@ fn family(warmed: &Warmed, proof: Option<&FamilyProof>) -> FamilyStart {
         made: count(proof.map_or(0, |proof| proof.made)),
         used: if uses_it { count(there) } else { 0 },
         saved_seconds: proof.and_then(|proof| proof.saved_seconds).unwrap_or(0.0),
+        reason: proof.and_then(|proof| proof.reason.clone()).or_else(|| warmed.trouble.clone()).unwrap_or_default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -17,6 +17,9 @@ use crate::store::Held;
 use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, Plan, RequestId};
 use crate::transfer::request::{Event, Peer, Shared};
 
+/// Who has sent how much is for people; all else is told with every step.
+const TELL_SENDERS_EVERY: Duration = Duration::from_millis(200);
+
 /// The state of one fetch.
 pub(super) struct Driver<'f> {
     fetcher: &'f Fetcher,
@@ -26,7 +29,10 @@ pub(super) struct Driver<'f> {
     peers: HashMap<NodeId, Peer>,
     requests: JoinSet<()>,
     handles: HashMap<RequestId, (NodeId, AbortHandle)>,
-    senders: std::collections::HashSet<NodeId>,
+    /// Bytes that each has sent, and what was last told of them.
+    senders: HashMap<NodeId, u64>,
+    told: Arc<[(NodeId, u64)]>,
+    told_at: Instant,
     find: Find,
     finding: Option<BoxFuture<'static, Vec<Source>>>,
     /// When the directory answered last, and how long that answer serves.
@@ -59,7 +65,9 @@ impl<'f> Driver<'f> {
             peers: HashMap::new(),
             requests: JoinSet::new(),
             handles: HashMap::new(),
-            senders: std::collections::HashSet::new(),
+            senders: HashMap::new(),
+            told: Arc::default(),
+            told_at: now,
             find,
             finding: None,
             found_at: now,
@@ -220,7 +228,7 @@ impl<'f> Driver<'f> {
         metrics.received_bytes.inc_by(bytes);
         metrics.received_chunks.inc();
         if let Some((node, _)) = self.handles.get(&id) {
-            self.senders.insert(*node);
+            *self.senders.entry(*node).or_default() += bytes;
         }
         if self.plan.on_chunk(id, index, now) == ChunkOutcome::Duplicate {
             metrics.duplicate_chunks.inc();
@@ -249,12 +257,17 @@ impl<'f> Driver<'f> {
         }
     }
 
-    fn tell(&self) {
-        let progress = self.plan.progress();
+    fn tell(&mut self) {
+        let (progress, now) = (self.plan.progress(), Instant::now());
+        if now >= self.told_at + TELL_SENDERS_EVERY {
+            self.told = self.senders.iter().map(|(node, bytes)| (*node, *bytes)).collect();
+            self.told_at = now;
+        }
         self.progress.send_replace(Progress {
             bytes: progress.bytes_done,
             bytes_total: progress.bytes,
             holders: u32::try_from(progress.holders_active).unwrap_or(u32::MAX),
+            from: self.told.clone(),
         });
     }
 }
