@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use self::problems::{Seen, problems};
+use super::AgentConfig;
 use super::directory::Directory;
 use super::fetching::Fetching;
 use super::starts::{History, Start};
 use super::trust::Trust;
-use super::AgentConfig;
 use crate::discovery::Mode;
 use crate::identity::NodeId;
 use crate::protocol::fleet::{NodeDocument, Standing};
@@ -150,10 +150,9 @@ impl Reporter {
             engine: self.engine(starts.last().map(|start| start.end)),
             disk,
             totals: Totals { received: transfers.received_bytes.get(), sent: transfers.sent_bytes.get(), hits, misses },
-            policy: trust.policy().map(|policy| PolicyInForce {
-                version: policy.version,
-                expires_at: expires(policy.expires.seconds()),
-            }),
+            policy: trust
+                .policy()
+                .map(|policy| PolicyInForce { version: policy.version, expires_at: expires(policy.expires.seconds()) }),
             starts,
             transfers: fetching.transfers(Instant::now()),
             problems: Vec::new(),

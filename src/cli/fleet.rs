@@ -37,7 +37,8 @@ struct Show {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let sensible = seconds.filter(|seconds| (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(seconds));
+    let sensible =
+        seconds.filter(|seconds| (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(seconds));
     sensible.ok_or_else(|| "expected seconds, from 0.1 to a day".to_owned())
 }
 

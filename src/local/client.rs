@@ -19,12 +19,16 @@ use crate::protocol::fleet::{Document, Fleet};
 use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
-    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, FleetRequest, GcReply, GcRequest,
-    ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply, NearbyRequest,
-    OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent, OriginPushRequest,
-    PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport, StartReport, StatusReply,
-    StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest, WarmEvent, WarmRequest,
+    ArchiveBytes, AuditEvent, AuditRequest, EvictRequest, ExportRequest, FindReply, FindRequest, FleetRequest, GcReply,
+    GcRequest, ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest, NearbyReply,
+    NearbyRequest, OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest, OriginPushEvent,
+    OriginPushRequest, PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest, ServingReport,
+    StartReport, StatusReply, StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest, WarmEvent,
+    WarmRequest,
 };
+
+/// Documents that are taken of one fleet: more than a server has nodes, and all that anybody would look at.
+const MAX_FLEET: usize = 50_000;
 
 /// The agent was not reached or said no.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +117,10 @@ impl Client {
             let page = self.agent.clone().fleet(request).await?.into_inner();
             let bad = |error: ProtocolError| tonic::Status::data_loss(error.to_string());
             for document in page.documents {
+                if fleet.nodes.len() + fleet.identities.len() >= MAX_FLEET {
+                    fleet.limited = format!("only the first {MAX_FLEET} documents are shown");
+                    return Ok(fleet);
+                }
                 fleet.add(&Document::new(&document.key, document.json).map_err(bad)?).map_err(bad)?;
                 after = document.key;
             }

@@ -112,9 +112,8 @@ impl Fleet {
             let documents = self.documents().into_iter().map(|Document { key, json }| (key, Some(json)));
             return Changes { version, all: true, documents: documents.collect() };
         };
-        let documents = self.0.read(|registry, now| {
-            keys.into_iter().map(|key| (key, self.render(key, registry, now))).collect()
-        });
+        let documents =
+            self.0.read(|registry, now| keys.into_iter().map(|key| (key, self.render(key, registry, now))).collect());
         Changes { version, all: false, documents }
     }
 

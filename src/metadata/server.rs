@@ -385,7 +385,12 @@ pub(super) mod tests {
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
         let trust = TrustStore::default();
-        let about = About { name: String::new(), cluster: None, backend: crate::protocol::fleet::Backend::Memory, started_at: Default::default() };
+        let about = About {
+            name: String::new(),
+            cluster: None,
+            backend: crate::protocol::fleet::Backend::Memory,
+            started_at: Default::default(),
+        };
         let marked = Marked::of(&Backend::Memory);
         Arc::new(Directory::new(about, registry, marked, None, trust, watchers, Room::new(1), metrics))
     }

@@ -240,7 +240,9 @@ impl Service {
         let begin = Instant::now();
         let handled = async {
             let peer = peer(&request)?;
-            if matches!(method, Method::Lookup | Method::List | Method::Watch | Method::Report | Method::Fleet) && self.0.room.is_crowded() {
+            if matches!(method, Method::Lookup | Method::List | Method::Watch | Method::Report | Method::Fleet)
+                && self.0.room.is_crowded()
+            {
                 return Err(ServiceError::Crowded);
             }
             // The extensions hold the place until there is an answer.

@@ -219,11 +219,7 @@ impl TryFrom<pb::FleetReply> for FleetPage {
 impl FleetPage {
     pub(crate) fn reply(self, server_epoch: u64) -> pb::FleetReply {
         let document = |document: Document| pb::FleetDocument { key: document.key.to_string(), json: document.json };
-        pb::FleetReply {
-            server_epoch,
-            documents: self.documents.into_iter().map(document).collect(),
-            more: self.more,
-        }
+        pb::FleetReply { server_epoch, documents: self.documents.into_iter().map(document).collect(), more: self.more }
     }
 }
 

@@ -29,7 +29,8 @@ pub(super) async fn page(parts: &Parts, request: pb::FleetRequest) -> Result<pb:
             limited: String::new(),
         }),
         Err(error) if after.is_none() => {
-            alone(parts, format!("this node tells of itself alone: no metadata server tells of the fleet: {error}")).await
+            alone(parts, format!("this node tells of itself alone: no metadata server tells of the fleet: {error}"))
+                .await
         }
         Err(error) => Err(Status::unavailable(error.to_string())),
     }

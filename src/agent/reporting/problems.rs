@@ -156,7 +156,9 @@ mod tests {
         (ill.network.black_holes, ill.network.send_buffer) = (1, 3);
         ill.starts[0].end = End::Crashed;
         let seen = Seen { policy: "expired", reaches_directory: false, bad_chunks: 1, ..good() };
-        use ProblemKind::{BadPeers, BlackHole, DiskFull, EngineCrashed, NoDirectory, PolicyExpired, SmallBuffers, UdpBlocked};
+        use ProblemKind::{
+            BadPeers, BlackHole, DiskFull, EngineCrashed, NoDirectory, PolicyExpired, SmallBuffers, UdpBlocked,
+        };
         let expected =
             [PolicyExpired, NoDirectory, DiskFull, EngineCrashed, UdpBlocked, BlackHole, SmallBuffers, BadPeers];
         assert_eq!(kinds(&ill, &seen), expected);

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{FamilyStart, OTHER, Outcome, Start};
 use crate::artifact::Family;
-use crate::protocol::report::{self, End, MAX_START_FAMILIES, MAX_STARTS, MissReason, StartedFamily, UnixMillis, Warmth};
+use crate::protocol::report::{
+    self, End, MAX_START_FAMILIES, MAX_STARTS, MissReason, StartedFamily, UnixMillis, Warmth,
+};
 
 /// Bounded: the last starts, and sums of all.
 #[derive(Debug, Default)]

@@ -29,11 +29,8 @@ struct Examination {
 pub(in crate::cli) async fn run(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let mut fleet = client.fleet(false).await?;
     let missing = add_facts(client, &mut fleet).await;
-    let found = Examination {
-        findings: findings(&fleet, UnixMillis::now()),
-        nodes: fleet.nodes.len(),
-        limited: fleet.limited,
-    };
+    let found =
+        Examination { findings: findings(&fleet, UnixMillis::now()), nodes: fleet.nodes.len(), limited: fleet.limited };
     if json {
         output::json(&found)?;
     } else {

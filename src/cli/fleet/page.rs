@@ -50,11 +50,7 @@ fn ordered(fleet: &Fleet) -> Vec<&NodeDocument> {
     nodes
 }
 
-fn fleet_page(
-    fleet: &Fleet,
-    nodes: &[&NodeDocument],
-    room: Option<(usize, usize)>,
-) -> Vec<String> {
+fn fleet_page(fleet: &Fleet, nodes: &[&NodeDocument], room: Option<(usize, usize)>) -> Vec<String> {
     let mut lines = vec![summary(fleet)];
     if !fleet.limited.is_empty() {
         lines.push(format!("note: {}", fleet.limited));
@@ -113,7 +109,7 @@ fn summary(fleet: &Fleet) -> String {
 fn node_row(node: &NodeDocument) -> String {
     let place = [&node.zone, &node.rack].map(|name| name.as_str()).into_iter().filter(|name| !name.is_empty());
     let place = place.collect::<Vec<_>>().join("/");
-    let state = format!("{:?}", node.state).to_lowercase();
+    let state = word(node.state);
     let Some(report) = &node.report else {
         return row([node.called(), state, place].into_iter().chain((0..5).map(|_| "-".to_owned())));
     };
@@ -141,7 +137,7 @@ fn row(cells: impl IntoIterator<Item = String>) -> String {
 }
 
 fn node_page(node: &NodeDocument, now: UnixMillis, width: usize) -> Vec<String> {
-    let state = format!("{:?}", node.state).to_lowercase();
+    let state = word(node.state);
     let endpoint = node.endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut lines = vec![format!("{} {state} {endpoint} {}", node.called(), node.id)];
     lines.extend(problems(node, width));
@@ -151,7 +147,8 @@ fn node_page(node: &NodeDocument, now: UnixMillis, width: usize) -> Vec<String> 
     };
     let policy = report.policy.map_or_else(|| "none".to_owned(), |policy| format!("version {}", policy.version));
     let up = span(report.started_at.ago(now));
-    lines.push(format!("warmd {}, up {up}, policy {policy}, discovery {:?}", report.version, report.discovery));
+    let discovery = word(report.discovery);
+    lines.push(format!("warmd {}, up {up}, policy {policy}, discovery {discovery}", report.version));
     lines.push(format!(
         "received {}, sent {}; store {}, {} free",
         bytes(report.totals.received),
@@ -197,10 +194,10 @@ fn fetching(transfer: &Transfer) -> String {
 }
 
 fn started(start: &Start, now: UnixMillis) -> Vec<String> {
-    let outcome = format!("{:?}", start.outcome).to_lowercase();
+    let outcome = word(start.outcome);
     let end = match start.ready {
         Some(ready) => format!("ready after {}", span(ready)),
-        None => format!("{:?}", start.end).to_lowercase(),
+        None => word(start.end),
     };
     let saved = if start.saved.is_zero() { String::new() } else { format!(", saved {}", span(start.saved)) };
     let mut lines = vec![format!("started   {outcome}, {} ago: {end}{saved}", span(start.at.ago(now)))];
@@ -209,6 +206,11 @@ fn started(start: &Start, now: UnixMillis) -> Vec<String> {
         lines.push(format!("          {}: {} compiled here{reason}", family.family, family.recompiled));
     }
     lines
+}
+
+/// A variant's name.
+fn word(value: impl std::fmt::Debug) -> String {
+    format!("{value:?}").to_lowercase()
 }
 
 /// In one unit.
@@ -229,7 +231,11 @@ fn size(bytes: u64) -> String {
     let unit = (bytes.max(1).ilog2() / 10) as usize;
     // Only for people: what a float rounds away is not shown.
     let number = bytes as f64 / f64::from(1u32 << 10).powi(unit as i32);
-    if number < 10.0 && unit > 0 { format!("{number:.1} {}", UNITS[unit]) } else { format!("{number:.0} {}", UNITS[unit]) }
+    if number < 10.0 && unit > 0 {
+        format!("{number:.1} {}", UNITS[unit])
+    } else {
+        format!("{number:.0} {}", UNITS[unit])
+    }
 }
 
 /// To so many characters.

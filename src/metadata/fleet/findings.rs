@@ -67,8 +67,7 @@ type Known<'f> = (&'f NodeDocument, &'f NodeReport);
 /// Everything that is wrong, the worst first.
 pub fn findings(fleet: &Fleet, now: UnixMillis) -> Vec<Finding> {
     let live: Vec<&NodeDocument> = fleet.nodes.iter().filter(|node| node.state != Standing::Stale).collect();
-    let known: Vec<Known<'_>> =
-        live.iter().filter_map(|node| Some((*node, node.report.as_ref()?))).collect();
+    let known: Vec<Known<'_>> = live.iter().filter_map(|node| Some((*node, node.report.as_ref()?))).collect();
     let mut found = Vec::new();
     found.extend(clocks(&live));
     found.extend(policies(&known, now));
@@ -189,7 +188,9 @@ fn network(known: &[Known<'_>]) -> Vec<Finding> {
     let largest = known.iter().filter_map(|(_, report)| report.network.mtu).max();
     let small = finding(
         (Severity::Note, FindingKind::Mtu),
-        those(known, |report| report.network.black_holes == 0 && report.network.mtu.is_some() && report.network.mtu < largest),
+        those(known, |report| {
+            report.network.black_holes == 0 && report.network.mtu.is_some() && report.network.mtu < largest
+        }),
         format!("datagrams are smaller than the {} bytes of others", largest.unwrap_or(0)),
         "each gigabyte takes more packets and more of the CPU",
         "use jumbo frames everywhere or nowhere: look at the MTU of their interfaces",
@@ -299,9 +300,8 @@ fn absent(fleet: &Fleet, live: &[&NodeDocument]) -> Vec<Finding> {
 /// What nodes say themselves and nothing above says for all of them.
 fn reported(known: &[Known<'_>]) -> Vec<Finding> {
     let told = known.iter().flat_map(|(node, report)| report.problems.iter().map(|problem| (*node, problem)));
-    let only_there = |kind| {
-        matches!(kind, ProblemKind::NoDirectory | ProblemKind::BadPeers | ProblemKind::EngineCrashed)
-    };
+    let only_there =
+        |kind| matches!(kind, ProblemKind::NoDirectory | ProblemKind::BadPeers | ProblemKind::EngineCrashed);
     let found = told.filter(|(_, problem)| only_there(problem.kind)).filter_map(|(node, problem)| {
         let which = (Severity::Warning, FindingKind::Reported);
         finding(which, vec![node.called()], problem.text.as_str(), "the node says so itself", problem.way_out.as_str())

@@ -81,7 +81,7 @@ async fn only_what_changed_is_told_and_the_last_word_of_a_node_ends_its_offer() 
 /// A fleet of so many nodes, each with one artifact of its own and a report.
 fn crowd(nodes: u16) -> std::sync::Arc<Directory> {
     let directory = bare_directory();
-    for n in 0..nodes {
+    for _ in 0..nodes {
         let node = PrivateKey::generate().unwrap().node_id();
         let mut told = announcement(1, 1, 1, NodeState::Ready);
         told.node = node;

@@ -37,7 +37,7 @@ pub(in crate::protocol) fn copy(id: &[u8; 32]) -> Bytes {
     Bytes::copy_from_slice(id)
 }
 
-pub(in crate::protocol) fn limited<T>(items: &[T], field: &'static str, limit: usize) -> Result<()> {
+fn limited<T>(items: &[T], field: &'static str, limit: usize) -> Result<()> {
     if items.len() > limit { Err(ProtocolError::TooMany { field, limit }) } else { Ok(()) }
 }
 

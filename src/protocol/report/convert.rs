@@ -211,10 +211,8 @@ impl TryFrom<pb::Transfer> for Transfer {
 
 impl From<&Transfer> for pb::Transfer {
     fn from(transfer: &Transfer) -> Self {
-        let holder = |holder: &TransferHolder| pb::TransferHolder {
-            node: copy(holder.node.as_bytes()),
-            bytes: holder.bytes,
-        };
+        let holder =
+            |holder: &TransferHolder| pb::TransferHolder { node: copy(holder.node.as_bytes()), bytes: holder.bytes };
         Self {
             artifact_id: copy(transfer.artifact.as_bytes()),
             family: transfer.family.to_string(),
@@ -239,11 +237,7 @@ impl TryFrom<pb::Problem> for Problem {
 
 impl From<&Problem> for pb::Problem {
     fn from(problem: &Problem) -> Self {
-        Self {
-            kind: problem.kind.number(),
-            text: problem.text.to_string(),
-            way_out: problem.way_out.to_string(),
-        }
+        Self { kind: problem.kind.number(), text: problem.text.to_string(), way_out: problem.way_out.to_string() }
     }
 }
 

@@ -42,8 +42,7 @@ pub(crate) fn report() -> NodeReport {
             },
         ],
     };
-    let mut transfer =
-        Transfer::new(ArtifactId::from_array([7; 32]), "triton".parse().unwrap(), 400, 1_000, Some(100));
+    let mut transfer = Transfer::new(ArtifactId::from_array([7; 32]), "triton".parse().unwrap(), 400, 1_000, Some(100));
     transfer.holders = vec![TransferHolder { node: node(2), bytes: 400 }];
     NodeReport {
         name: Text::cut("gpu-a1"),
@@ -63,7 +62,14 @@ pub(crate) fn report() -> NodeReport {
             text: Text::cut("50 B are free"),
             way_out: Text::cut("raise it"),
         }],
-        network: Network { quic: 1, mtu: Some(1_452), buffer_wanted: 8, receive_buffer: 8, send_buffer: 8, ..Default::default() },
+        network: Network {
+            quic: 1,
+            mtu: Some(1_452),
+            buffer_wanted: 8,
+            receive_buffer: 8,
+            send_buffer: 8,
+            ..Default::default()
+        },
     }
 }
 
@@ -93,7 +99,10 @@ fn the_json_form_is_the_one_that_pages_are_written_against() {
     assert_eq!(json["totals"]["misses"]["nobody-has-it"], 4);
     assert_eq!(json["engine"]["state"], "serving");
     assert_eq!((&json["carrier"], &json["discovery"]), (&"quic".into(), &"hybrid".into()));
-    assert_eq!((&json["problems"][0]["kind"], &json["problems"][0]["way_out"]), (&"disk-full".into(), &"raise it".into()));
+    assert_eq!(
+        (&json["problems"][0]["kind"], &json["problems"][0]["way_out"]),
+        (&"disk-full".into(), &"raise it".into())
+    );
     assert_eq!(serde_json::from_value::<NodeReport>(json).unwrap(), report());
 }
 
@@ -117,7 +126,10 @@ fn hostile_reports_are_refused_whole() {
     assert_eq!(refused(families), too_many("families", MAX_START_FAMILIES));
     assert_eq!(refused(|report| report.discovery = 9), ProtocolError::Invalid("discovery"));
     assert_eq!(refused(|report| report.starts[0].warmth = 0), ProtocolError::Missing("warmth"));
-    assert_eq!(refused(|report| report.network = Some(pb::Network { mtu: 1 << 20, ..Default::default() })), ProtocolError::Invalid("mtu"));
+    assert_eq!(
+        refused(|report| report.network = Some(pb::Network { mtu: 1 << 20, ..Default::default() })),
+        ProtocolError::Invalid("mtu")
+    );
     let twice = |report: &mut pb::NodeReport| {
         let totals = report.totals.as_mut().unwrap();
         totals.misses.push(totals.misses[0]);
@@ -132,7 +144,8 @@ fn times_and_rates_in_json_are_never_nan_and_a_stalled_transfer_has_no_end() {
     let over = Transfer::new(ArtifactId::from_array([1; 32]), "triton".parse().unwrap(), 3, 2, Some(1));
     assert_eq!(over.eta, Some(Duration::ZERO));
     for wrong in ["-1", "1e400", "null", "\"x\""] {
-        let json = serde_json::to_string(&report()).unwrap().replace("\"saved_s\":12.5", &format!("\"saved_s\":{wrong}"));
+        let json =
+            serde_json::to_string(&report()).unwrap().replace("\"saved_s\":12.5", &format!("\"saved_s\":{wrong}"));
         assert!(serde_json::from_str::<NodeReport>(&json).is_err(), "{wrong}");
     }
 }
@@ -146,15 +159,16 @@ fn texts_are_cut_and_made_plain() {
 }
 
 fn any_report() -> impl Strategy<Value = NodeReport> {
-    let started = (".*", any::<[u32; 4]>()).prop_map(|(reason, [offered, installed, used, recompiled])| StartedFamily {
-        offered,
-        installed,
-        used,
-        recompiled,
-        saved: Duration::from_millis(u64::MAX),
-        reason: Some(Text::cut(&reason)),
-        ..family(&"f".repeat(64))
-    });
+    let started =
+        (".*", any::<[u32; 4]>()).prop_map(|(reason, [offered, installed, used, recompiled])| StartedFamily {
+            offered,
+            installed,
+            used,
+            recompiled,
+            saved: Duration::from_millis(u64::MAX),
+            reason: Some(Text::cut(&reason)),
+            ..family(&"f".repeat(64))
+        });
     let start = proptest::collection::vec(started, 0..24).prop_map(|families| Start {
         at: UnixMillis(u64::MAX),
         families,

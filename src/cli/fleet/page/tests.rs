@@ -72,7 +72,7 @@ fn the_fleet_has_problems_first_and_fits_80_columns() {
         "gpu-a1            ready    a/r1      0/1/0      12 s  3.0 GiB  1.2 MiB  900 GiB",
         "gpu-a2            ready    a/r1      0/1/0      12 s  3.0 GiB  1.2 MiB  900 GiB",
         &format!("{silent:<17} stale    a/r1      -             -        -        -        -"),
-        "gpu-a2: triton abababab 40 % of 1,000 B, 100 B/s, 6.0 s left",
+        "gpu-a2: triton abababab 40 % of 1000 B, 100 B/s, 6.0 s left",
     ];
     assert_eq!(shown(View::Fleet, 0, None), expected);
 }
@@ -84,24 +84,28 @@ fn a_node_has_its_problems_transfers_and_starts() {
     let head: String = format!("gpu-a2 ready 10.0.0.1:4433 {id}").chars().take(80).collect();
     let expected = [
         head.as_str(),
-        "warmd 0.1.0, up 3 h, policy version 5, discovery Hybrid",
+        "warmd 0.1.0, up 3 h, policy version 5, discovery hybrid",
         "received 3.00 GiB, sent 1.18 MiB; store 10 B, 900.00 GiB free",
-        "fetching  triton abababab 40 % of 1,000 B, 100 B/s, 6.0 s left",
+        "fetching  triton abababab 40 % of 1000 B, 100 B/s, 6.0 s left",
         &format!("          from {holder} 400 B"),
         "started   partly, 10 min ago: ready after 19 s, saved 12 s",
         "          triton: 3 compiled here: torch 2.14 here, 2.13 there",
     ];
     assert_eq!(shown(View::Node, 2, None), expected);
-    assert_eq!(shown(View::Node, 0, None)[1..3], [
-        "problem: the kernel gave UDP buffers of 212992 bytes, not 8388608: transfers los",
-        "  raise `net.core.rmem_max` and `net.core.wmem_max`",
-    ]);
+    assert_eq!(
+        shown(View::Node, 0, None)[1..3],
+        [
+            "problem: the kernel gave UDP buffers of 212992 bytes, not 8388608: transfers los",
+            "  raise `net.core.rmem_max` and `net.core.wmem_max`",
+        ]
+    );
 }
 
 #[test]
 fn on_a_small_screen_the_chosen_node_is_always_shown() {
     let mut fleet = fleet();
-    fleet.nodes = (0..200).map(|n| NodeDocument { state: Standing::Ready, ..node(1, &format!("gpu-{n:03}")) }).collect();
+    fleet.nodes =
+        (0..200).map(|n| NodeDocument { state: Standing::Ready, ..node(1, &format!("gpu-{n:03}")) }).collect();
     for at in [0, 5, 100, 199, 5_000] {
         let lines = page(&fleet, View::Fleet, at, (80, Some(24)), NOW);
         assert!(lines.len() <= 24 && lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");

@@ -38,10 +38,7 @@ pub(super) fn misses(fleet: &Fleet) -> Vec<Finding> {
 }
 
 /// The fact and both values, if there is just one; what is missing is empty.
-fn only_difference<'f>(
-    one: &'f IdentityDocument,
-    other: &'f IdentityDocument,
-) -> Option<(&'f str, &'f str, &'f str)> {
+fn only_difference<'f>(one: &'f IdentityDocument, other: &'f IdentityDocument) -> Option<(&'f str, &'f str, &'f str)> {
     let (here, there) = (one.facts.as_ref()?, other.facts.as_ref()?);
     let value = |facts: &'f BTreeMap<String, String>, name: &str| facts.get(name).map_or("", String::as_str);
     let names: BTreeSet<&str> = here.keys().chain(there.keys()).map(String::as_str).collect();

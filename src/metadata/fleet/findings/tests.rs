@@ -92,16 +92,24 @@ fn what_hampers_the_network_is_told() {
 
 #[test]
 fn disks_starts_names_versions_and_absences_are_told() {
-    assert_eq!(of_one(|report| report.disk = crate::protocol::report::Disk { used: 1 << 40, limit: None, free: 1 << 30 }),
-        on_n2(Severity::Warning, FindingKind::Disk));
+    assert_eq!(
+        of_one(|report| report.disk = crate::protocol::report::Disk { used: 1 << 40, limit: None, free: 1 << 30 }),
+        on_n2(Severity::Warning, FindingKind::Disk)
+    );
     let problem = |kind| Problem { kind, text: Text::cut("it is so"), way_out: Text::cut("mend it") };
-    assert_eq!(of_one(|report| report.problems = vec![problem(ProblemKind::DiskFull)]), on_n2(Severity::Error, FindingKind::Disk));
+    assert_eq!(
+        of_one(|report| report.problems = vec![problem(ProblemKind::DiskFull)]),
+        on_n2(Severity::Error, FindingKind::Disk)
+    );
     let cold = |report: &mut NodeReport| {
         report.starts[0].outcome = Warmth::Cold;
         report.problems = vec![problem(ProblemKind::ColdStart)];
     };
     assert_eq!(of_one(cold), on_n2(Severity::Warning, FindingKind::ColdStart));
-    assert_eq!(of_one(|report| report.problems = vec![problem(ProblemKind::EngineCrashed)]), on_n2(Severity::Warning, FindingKind::Reported));
+    assert_eq!(
+        of_one(|report| report.problems = vec![problem(ProblemKind::EngineCrashed)]),
+        on_n2(Severity::Warning, FindingKind::Reported)
+    );
     assert_eq!(of_one(|report| report.version = Text::cut("0.0.9")), on_n2(Severity::Note, FindingKind::Versions));
     let twice = of_one(|report| report.name = Text::cut("n1"));
     assert_eq!((twice[0].0, twice[0].1), (Severity::Warning, FindingKind::Names));
