@@ -42,6 +42,7 @@ use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
 use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
+use crate::protocol::fleet::NodeDocument;
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
@@ -179,6 +180,7 @@ pub struct Agent {
     provider: Arc<Provider>,
     endpoint: Arc<Endpoint>,
     directory: Arc<Directory>,
+    reporter: Arc<Reporter>,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
@@ -264,7 +266,7 @@ impl Agent {
             origin,
             publisher,
             starts: StartMetrics::register(&mut registry),
-            reporter,
+            reporter: reporter.clone(),
             audit,
             tasks: working.clone(),
         });
@@ -293,7 +295,20 @@ impl Agent {
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
         let drain_deadline = config.drain_deadline;
-        Ok(Self { node, addr, socket, metrics, drain_deadline, provider, endpoint, directory, local, serving, working })
+        Ok(Self {
+            node,
+            addr,
+            socket,
+            metrics,
+            drain_deadline,
+            provider,
+            endpoint,
+            directory,
+            reporter,
+            local,
+            serving,
+            working,
+        })
     }
 
     pub fn node(&self) -> NodeId {
@@ -302,6 +317,11 @@ impl Agent {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What this node tells of itself, as it is now.
+    pub async fn document(&self) -> NodeDocument {
+        self.reporter.document().await
     }
 
     /// TCP address of this agent's discovery, unless it asks a metadata server alone.

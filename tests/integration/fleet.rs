@@ -51,9 +51,9 @@ async fn cluster() -> Cluster {
 async fn a_slow_transfer_is_seen_with_its_rate_and_what_is_left_and_a_dead_node_is_stale() {
     let cluster = cluster().await;
     let mut slow = cluster.config("a");
-    slow.provide.max_rate = Some(256 * 1024);
+    slow.provide.max_rate = Some(4 << 20);
     let (a, b) = (cluster.agent_with(slow).await, cluster.agent("b").await);
-    let content = [("model".to_owned(), (false, tree::noise(1, 8 << 20)))].into();
+    let content = [("model".to_owned(), (false, tree::noise(1, 64 << 20)))].into();
     tree::write(&cluster.path("source"), &content);
     let what = identity(&[("torch", "2.13.1")]);
     a.publish(&cluster.path("source"), &what, "").await.unwrap();

@@ -126,3 +126,41 @@ fn a_lapsed_lease_is_stale_and_what_is_forgotten_is_gone() {
     assert!(gone.documents.contains(&(Key::Node(node), None)), "{gone:?}");
     assert_eq!(fleet.documents().len(), 1);
 }
+
+#[test]
+fn zz_measure() {
+    use crate::protocol::report::tests::{family, report};
+    let mut busy = report();
+    busy.starts = vec![busy.starts[0].clone(); 8];
+    for start in &mut busy.starts {
+        start.families =
+            ["vllm-aot", "triton", "inductor", "flashinfer-jit", "deep-gemm", "tilelang"].map(family).to_vec();
+    }
+    busy.transfers = vec![busy.transfers[0].clone(); 4];
+    for transfer in &mut busy.transfers {
+        transfer.holders = vec![transfer.holders[0]; 8];
+    }
+    let json = serde_json::to_vec(&busy).unwrap().len();
+    println!("MEASURE busy report {} bytes, json {json}; plain {} bytes", busy.encode().len(), report().encode().len());
+    let directory = crowd(1000);
+    for node in directory.read(|registry, _| registry.node_ids().collect::<Vec<_>>()) {
+        directory.reports.set(node, crate::metadata::fleet::Told::new(&busy, UnixMillis(1)));
+    }
+    let fleet = crate::metadata::fleet::Fleet(directory);
+    for _ in 0..3 {
+        let begin = std::time::Instant::now();
+        let documents = fleet.documents();
+        let bytes: usize = documents.iter().map(|document| document.json.len()).sum();
+        let rendered = begin.elapsed();
+        let mut view = Documents::default();
+        documents.iter().for_each(|document| view.add(document).unwrap());
+        println!(
+            "MEASURE 1000 nodes {} documents {bytes} bytes, rendered {rendered:?}, parsed {:?}",
+            documents.len(),
+            begin.elapsed() - rendered
+        );
+        let begin = std::time::Instant::now();
+        let found = crate::metadata::fleet::findings::findings(&view, UnixMillis::now());
+        println!("MEASURE findings {} in {:?}", found.len(), begin.elapsed());
+    }
+}

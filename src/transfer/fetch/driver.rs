@@ -259,7 +259,7 @@ impl<'f> Driver<'f> {
 
     fn tell(&mut self) {
         let (progress, now) = (self.plan.progress(), Instant::now());
-        if now >= self.told_at + TELL_SENDERS_EVERY {
+        if now >= self.told_at + TELL_SENDERS_EVERY || self.told.len() != self.senders.len() {
             self.told = self.senders.iter().map(|(node, bytes)| (*node, *bytes)).collect();
             self.told_at = now;
         }
