@@ -271,7 +271,7 @@ impl Agent {
             tasks: working.clone(),
         });
         let local = Tasks::new();
-        serve_chunks(&local, &config.local, parts.clone()).await;
+        control::chunks::listen(&local, &config.local, parts.clone()).await;
         let service = Control::new(parts);
         let (incoming, stop) = (listener.incoming(), local.token().clone());
         local.spawn_finishing("local API", async move {
@@ -373,18 +373,6 @@ async fn open_origin(config: &OriginConfig, registry: &mut Registry) -> Result<O
     let (config, metrics) = (config.clone(), crate::origin::Metrics::register(registry));
     let opened = tokio::task::spawn_blocking(move || Origin::open(&config, metrics)).await;
     Ok(opened.map_err(|_| AgentError::Thread)??)
-}
-
-/// Without this socket chunks go by gRPC, which takes longer.
-async fn serve_chunks(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) {
-    let config = SocketConfig { socket: local::chunk_socket(&config.socket), ..config.clone() };
-    match local::Listener::bind(&config).await {
-        Ok(mut listener) => tasks.spawn("chunks", async move {
-            let incoming = std::pin::pin!(listener.incoming());
-            control::chunks::serve(parts, incoming).await;
-        }),
-        Err(error) => tracing::warn!(%error, "installs read chunks by gRPC"),
-    }
 }
 
 /// After a reboot the store hashes every chunk once; until then each is hashed when it is read.

@@ -16,6 +16,7 @@ use super::starts::{History, Start};
 use super::trust::Trust;
 use crate::discovery::Mode;
 use crate::identity::NodeId;
+use crate::metadata::ClientError;
 use crate::protocol::fleet::{NodeDocument, Standing};
 use crate::protocol::metadata::Locality;
 use crate::protocol::report::{
@@ -28,6 +29,9 @@ use crate::transport::{Carriers, Endpoint};
 /// How often it is looked whether there is news: while something is being fetched, and else.
 const BUSY: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(10);
+
+/// A server that does not know the call is asked again after this time: it may have been updated.
+const OLD_SERVER: Duration = Duration::from_secs(600);
 
 /// Between two reports, however much happens.
 const SPACING: Duration = Duration::from_millis(250);
@@ -100,14 +104,20 @@ impl Reporter {
             let report = self.report().await;
             silent += 1;
             let is_news = told.as_ref().is_none_or(|told| !report.adds_nothing_to(told));
-            let is_busy = !report.transfers.is_empty();
+            let mut pause = if report.transfers.is_empty() { QUIET } else { BUSY };
             if (is_news || silent >= AT_LEAST_EVERY) && self.sources.directory.is_connected() {
                 match client.report(&report).await {
                     Ok(()) => (told, silent) = (Some(report), 0),
+                    Err(error @ ClientError::Protocol { .. }) => {
+                        tracing::info!(%error, "the metadata server takes no reports: it is of an older version");
+                        tokio::time::sleep(OLD_SERVER).await;
+                    }
                     Err(error) => tracing::debug!(%error, "this node's report was not taken"),
                 }
             }
-            let pause = if is_busy || told.is_none() { BUSY } else { QUIET };
+            if told.is_none() {
+                pause = BUSY;
+            }
             tokio::time::sleep(SPACING).await;
             // Told sooner, if it is.
             let _ = tokio::time::timeout(pause, self.news.notified()).await;

@@ -133,12 +133,16 @@ impl Top {
     }
 }
 
-/// Until a key or a signal ends it.
+/// Until a key or a signal ends it. Keys do not wait for an agent that is slow to answer.
 async fn live(client: &Client, pause: Duration) -> anyhow::Result<()> {
     let mut fleet = client.fleet(false).await?;
     let mut screen = Screen::open()?;
     let mut ended = std::pin::pin!(lifecycle::termination()?);
-    let mut again = tokio::time::interval(pause);
+    let again = || async {
+        tokio::time::sleep(pause).await;
+        client.fleet(false).await
+    };
+    let mut asking = Box::pin(again());
     let (mut view, mut at) = (View::Fleet, 0usize);
     loop {
         screen.draw(&page(&fleet, view, at, screen.size(), UnixMillis::now()))?;
@@ -152,11 +156,14 @@ async fn live(client: &Client, pause: Duration) -> anyhow::Result<()> {
                 Some(Key::Fleet) => view = View::Fleet,
                 Some(Key::Resized) => {}
             },
-            _ = again.tick() => match client.fleet(false).await {
-                Ok(now) => fleet = now,
-                // What was seen last stays, with the reason why it does not move.
-                Err(error) => fleet.limited = error.to_string(),
-            },
+            answer = &mut asking => {
+                match answer {
+                    Ok(now) => fleet = now,
+                    // What was seen last stays, with the reason why it does not move.
+                    Err(error) => fleet.limited = error.to_string(),
+                }
+                asking = Box::pin(again());
+            }
         }
     }
 }

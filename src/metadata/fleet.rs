@@ -15,18 +15,28 @@ use tokio::sync::watch;
 
 pub(super) use self::feed::Feed;
 pub(super) use self::reports::{Reports, Told};
-use super::registry::Registry;
+use super::registry::{Lease, Registry};
 use super::server::Store;
 use super::service::Directory;
 use crate::digest::KeyId;
-use crate::identity::NodeTls;
+use crate::identity::{NodeId, NodeTls};
 use crate::protocol::fleet::{
-    Backend, Document, FleetPage, Key, MAX_DOCUMENT, MAX_DOCUMENTS, NodeDocument, ServerDocument,
+    Backend, Document, FleetPage, IdentityDocument, Key, MAX_DOCUMENT, MAX_DOCUMENTS, NodeDocument, ServerDocument,
 };
 use crate::protocol::report::{Text, UnixMillis};
 
 /// Bytes of documents in a page, roughly: the last one may be over it.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Documents that are drawn at once: the directory is read meanwhile.
+const BATCH: usize = 64;
+
+/// What a document is made of, as the registry has it.
+enum Drawn {
+    Server(ServerDocument),
+    Node(NodeId, Lease),
+    Identity(IdentityDocument),
+}
 
 /// What a server is, whatever it knows.
 #[derive(Debug, Clone)]
@@ -80,28 +90,26 @@ impl Fleet {
 
     /// Documents behind a key, as many as fit a message.
     pub fn page(&self, after: Option<Key>) -> FleetPage {
-        self.0.read(|registry, now| {
-            let mut keys = keys(registry, after);
-            // Only the first of them, in order; all of them could be a million.
-            let more = keys.len() > MAX_DOCUMENTS;
-            if more {
-                keys.select_nth_unstable(MAX_DOCUMENTS);
-                keys.truncate(MAX_DOCUMENTS);
+        let mut keys = self.0.read(|registry, _| keys(registry, after));
+        // Only the first of them, in order; all of them could be a million.
+        let more = keys.len() > MAX_DOCUMENTS;
+        if more {
+            keys.select_nth_unstable(MAX_DOCUMENTS);
+            keys.truncate(MAX_DOCUMENTS);
+        }
+        keys.sort_unstable();
+        let mut page = FleetPage { documents: Vec::with_capacity(keys.len()), more };
+        let mut bytes = 0;
+        for batch in keys.chunks(BATCH) {
+            if bytes > PAGE_BYTES {
+                page.more = true;
+                break;
             }
-            keys.sort_unstable();
-            let mut page = FleetPage { documents: Vec::with_capacity(keys.len()), more };
-            let mut bytes = 0;
-            for key in keys {
-                if bytes > PAGE_BYTES {
-                    page.more = true;
-                    break;
-                }
-                let Some(json) = self.render(key, registry, now) else { continue };
-                bytes += json.len();
-                page.documents.push(Document { key, json });
-            }
-            page
-        })
+            let documents =
+                self.render(batch).into_iter().filter_map(|(key, json)| Some(Document { key, json: json? }));
+            page.documents.extend(documents.inspect(|document| bytes += document.json.len()));
+        }
+        page
     }
 
     /// What changed since a version; 0 asks for everything. Each document is there once, as it is now: whoever asks late
@@ -112,8 +120,7 @@ impl Fleet {
             let documents = self.documents().into_iter().map(|Document { key, json }| (key, Some(json)));
             return Changes { version, all: true, documents: documents.collect() };
         };
-        let documents =
-            self.0.read(|registry, now| keys.into_iter().map(|key| (key, self.render(key, registry, now))).collect());
+        let documents = keys.chunks(BATCH).flat_map(|batch| self.render(batch)).collect();
         Changes { version, all: false, documents }
     }
 
@@ -122,29 +129,44 @@ impl Fleet {
         self.0.feed.subscribe()
     }
 
-    fn render(&self, key: Key, registry: &Registry, now: Duration) -> Option<Bytes> {
-        let json = match key {
-            Key::Server => serde_json::to_vec(&self.server(registry, now)),
-            Key::Node(node) => {
-                let lease = registry.lease(node, now)?;
-                let told = self.0.reports.get(node);
-                let document = NodeDocument {
-                    id: node,
-                    state: lease.standing,
-                    seen_at: UnixMillis::now().before(lease.renewed),
-                    endpoint: lease.endpoints.first().map(|endpoint| Text::cut(&endpoint.to_string())),
-                    region: Text::cut(&lease.locality.region),
-                    zone: Text::cut(&lease.locality.zone),
-                    rack: Text::cut(&lease.locality.rack),
-                    skew_ms: told.as_ref().map(|told| told.skew_ms),
-                    report: told.and_then(|told| told.report()),
-                };
-                serde_json::to_vec(&document)
-            }
-            Key::Identity(digest) => serde_json::to_vec(&registry.identity(digest, now)?),
+    /// Those that are gone have no document. Nodes are not kept waiting while JSON is written.
+    fn render(&self, keys: &[Key]) -> Vec<(Key, Option<Bytes>)> {
+        let drawn: Vec<_> =
+            self.0.read(|registry, now| keys.iter().map(|key| (*key, self.draw(*key, registry, now))).collect());
+        drawn.into_iter().map(|(key, drawn)| (key, drawn.and_then(|drawn| self.write(drawn)))).collect()
+    }
+
+    fn draw(&self, key: Key, registry: &Registry, now: Duration) -> Option<Drawn> {
+        Some(match key {
+            Key::Server => Drawn::Server(self.server(registry, now)),
+            Key::Node(node) => Drawn::Node(node, registry.lease(node, now)?),
+            Key::Identity(digest) => Drawn::Identity(registry.identity(digest, now)?),
+        })
+    }
+
+    fn write(&self, drawn: Drawn) -> Option<Bytes> {
+        let json = match drawn {
+            Drawn::Server(server) => serde_json::to_vec(&server),
+            Drawn::Node(node, lease) => serde_json::to_vec(&self.node(node, &lease)),
+            Drawn::Identity(identity) => serde_json::to_vec(&identity),
         };
         // What these types are made of cannot fail to be written.
         json.ok().filter(|json| json.len() <= MAX_DOCUMENT).map(Bytes::from)
+    }
+
+    fn node(&self, id: NodeId, lease: &Lease) -> NodeDocument {
+        let told = self.0.reports.get(id);
+        NodeDocument {
+            id,
+            state: lease.standing,
+            seen_at: UnixMillis::now().before(lease.renewed),
+            endpoint: lease.endpoints.first().map(|endpoint| Text::cut(&endpoint.to_string())),
+            region: Text::cut(&lease.locality.region),
+            zone: Text::cut(&lease.locality.zone),
+            rack: Text::cut(&lease.locality.rack),
+            skew_ms: told.as_ref().map(|told| told.skew_ms),
+            report: told.and_then(|told| told.report()),
+        }
     }
 
     fn server(&self, registry: &Registry, now: Duration) -> ServerDocument {

@@ -141,7 +141,11 @@ fn zz_measure() {
         transfer.holders = vec![transfer.holders[0]; 8];
     }
     let json = serde_json::to_vec(&busy).unwrap().len();
-    println!("MEASURE busy report {} bytes, json {json}; plain {} bytes", busy.encode().len(), report().encode().len());
+    say(format!(
+        "MEASURE busy report {} bytes, json {json}; plain {} bytes",
+        busy.encode().len(),
+        report().encode().len()
+    ));
     let directory = crowd(1000);
     for node in directory.read(|registry, _| registry.node_ids().collect::<Vec<_>>()) {
         directory.reports.set(node, crate::metadata::fleet::Told::new(&busy, UnixMillis(1)));
@@ -154,13 +158,19 @@ fn zz_measure() {
         let rendered = begin.elapsed();
         let mut view = Documents::default();
         documents.iter().for_each(|document| view.add(document).unwrap());
-        println!(
+        say(format!(
             "MEASURE 1000 nodes {} documents {bytes} bytes, rendered {rendered:?}, parsed {:?}",
             documents.len(),
             begin.elapsed() - rendered
-        );
+        ));
         let begin = std::time::Instant::now();
         let found = crate::metadata::fleet::findings::findings(&view, UnixMillis::now());
-        println!("MEASURE findings {} in {:?}", found.len(), begin.elapsed());
+        say(format!("MEASURE findings {} in {:?}", found.len(), begin.elapsed()));
     }
+}
+
+fn say(text: String) {
+    use std::io::Write;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open("/tmp/f6-measure.txt");
+    file.unwrap().write_all((text + "\n").as_bytes()).unwrap();
 }
