@@ -12,6 +12,7 @@ mod link;
 mod metrics;
 mod publish;
 mod reload;
+mod reporting;
 mod starts;
 mod trust;
 mod uploads;
@@ -33,6 +34,7 @@ pub use self::holdings::TELL_AGAIN;
 pub use self::metrics::Metrics;
 use self::publish::Publisher;
 use self::reload::{Changeable, Effective};
+use self::reporting::{Reporter, Sources};
 use self::trust::Trust;
 use self::uploads::Uploads;
 use crate::discovery::{DiscoveryConfig, DiscoveryError};
@@ -42,6 +44,7 @@ use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
 use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
+use crate::protocol::fleet::NodeDocument;
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
@@ -185,6 +188,7 @@ pub struct Agent {
     endpoint: Arc<Endpoint>,
     directory: Arc<Directory>,
     changeable: Changeable,
+    reporter: Arc<Reporter>,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
@@ -250,6 +254,18 @@ impl Agent {
             &config,
             working.clone(),
         );
+        let sources = Sources {
+            node,
+            endpoint: endpoint.clone(),
+            store: store.clone(),
+            trust: trust.clone(),
+            directory: directory.clone(),
+            fetching: fetching.clone(),
+            provider: provider.clone(),
+            transfers: metrics.transfer.clone(),
+        };
+        let reporter = Reporter::new(sources, &config);
+        working.spawn("report", reporter.clone().run());
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
@@ -272,11 +288,12 @@ impl Agent {
             starts: metrics.starts,
             wanted: metrics.fetching,
             transfer: metrics.transfer,
+            reporter: reporter.clone(),
             audit,
             tasks: working.clone(),
         });
         let local = Tasks::new();
-        serve_chunks(&local, &config.local, parts.clone()).await;
+        control::chunks::listen(&local, &config.local, parts.clone()).await;
         let service = Control::new(parts);
         let (incoming, stop) = (listener.incoming(), local.token().clone());
         local.spawn_finishing("local API", async move {
@@ -309,6 +326,7 @@ impl Agent {
             endpoint,
             directory,
             changeable,
+            reporter,
             local,
             serving,
             working,
@@ -321,6 +339,11 @@ impl Agent {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What this node tells of itself, as it is now.
+    pub async fn document(&self) -> NodeDocument {
+        self.reporter.document().await
     }
 
     /// TCP address of this agent's discovery, unless it asks a metadata server alone.
@@ -372,18 +395,6 @@ async fn open_origin(config: &OriginConfig, metrics: &Metrics) -> Result<Option<
     let (config, metrics) = (config.clone(), metrics.origin.clone());
     let opened = tokio::task::spawn_blocking(move || Origin::open(&config, metrics)).await;
     Ok(opened.map_err(|_| AgentError::Thread)??)
-}
-
-/// Without this socket chunks go by gRPC, which takes longer.
-async fn serve_chunks(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) {
-    let config = SocketConfig { socket: local::chunk_socket(&config.socket), ..config.clone() };
-    match local::Listener::bind(&config).await {
-        Ok(mut listener) => tasks.spawn("chunks", async move {
-            let incoming = std::pin::pin!(listener.incoming());
-            control::chunks::serve(parts, incoming).await;
-        }),
-        Err(error) => tracing::warn!(%error, "installs read chunks by gRPC"),
-    }
 }
 
 /// After a reboot the store hashes every chunk once; until then each is hashed when it is read.

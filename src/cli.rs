@@ -9,6 +9,7 @@ mod config;
 mod doctor;
 mod exec;
 mod facts;
+mod fleet;
 mod keys;
 mod maintain;
 mod metadata;
@@ -57,7 +58,8 @@ enum Command {
     Exec(exec::Exec),
     /// Keep an engine warm and running behind an OpenAI-compatible proxy that brings adapters on demand
     Serve(serve::Serve),
-    /// Before a start: what would hit, and of what nearly fits exactly what differs. After one: what came of it
+    /// Before a start: what would hit, and of what nearly fits exactly what differs. After one: what came of it. Or what is
+    /// wrong with the whole fleet
     Doctor(doctor::Doctor),
     /// The node daemon; with an engine section in its file, the engine and its proxy too
     Agent(agent::Agent),
@@ -70,8 +72,10 @@ enum Command {
     Adapter(adapter::Adapter),
     /// Bring the artifacts of an identity into a cache root
     Warm(warm::Warm),
-    /// This node's agent: state, store, transfers
-    Status(artifacts::Status),
+    /// This node: what is wrong, what it fetches, how its starts were; or all nodes
+    Status(fleet::Status),
+    /// The fleet, live: nodes, transfers, problems
+    Top(fleet::Top),
     /// Artifacts of this node
     Ls(artifacts::Ls),
     /// One artifact's manifest
@@ -189,6 +193,7 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Adapter(command) => command.run().await,
         Command::Warm(command) => command.run().await,
         Command::Status(command) => command.run().await,
+        Command::Top(command) => command.run().await,
         Command::Ls(command) => command.run().await,
         Command::Inspect(command) => command.run().await,
         Command::Verify(command) => command.run().await,

@@ -15,6 +15,7 @@ mod announcer;
 mod backend;
 mod client;
 mod compat;
+pub mod fleet;
 mod metrics;
 pub mod registry;
 mod room;

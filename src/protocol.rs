@@ -1,11 +1,13 @@
 //! What goes over wires, and the only place where generated types become domain types and back.
 //!
 //! `peer` is the QUIC protocol, `metadata`, `model_express` and `agent` are gRPC. Above this module only the rpc handlers
-//! and clients name generated types.
+//! and clients name generated types. [`report`] is what a node tells of itself, and [`fleet`] what becomes of all reports.
 
+pub mod fleet;
 pub mod metadata;
 pub mod model_express;
 pub mod peer;
+pub mod report;
 
 /// Generated from `proto/{peer,metadata,agent}.proto`.
 #[expect(unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated code")]

@@ -165,6 +165,11 @@ impl Store {
         &self.shared.config
     }
 
+    /// Bytes that stay free on the file system.
+    pub fn reserve(&self) -> u64 {
+        self.limits().reserve
+    }
+
     pub fn get(&self, id: &ArtifactId) -> Option<Arc<Artifact>> {
         self.artifacts().get(id).cloned()
     }

@@ -19,6 +19,7 @@ use super::fetching::{Fetching, FetchingMetrics};
 use super::holdings::Holdings;
 use super::publish::Publisher;
 use super::reload::{self, Effective};
+use super::reporting::Reporter;
 use super::starts::{Start, StartMetrics};
 use super::trust::Trust;
 use crate::artifact::SignedManifest;
@@ -36,6 +37,7 @@ use crate::transfer::{self, Provider};
 mod archive;
 mod callers;
 pub(super) mod chunks;
+mod fleet;
 mod origin;
 mod push;
 mod status;
@@ -88,6 +90,7 @@ pub(super) struct Parts {
     pub(super) starts: StartMetrics,
     pub(super) wanted: FetchingMetrics,
     pub(super) transfer: transfer::Metrics,
+    pub(super) reporter: Arc<Reporter>,
     pub(super) audit: Audit,
     pub(super) tasks: Arc<Tasks>,
 }
@@ -228,34 +231,11 @@ impl Agent for Control {
     }
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
-        let parts = &self.0;
-        let store = parts.store.clone();
-        let space = tokio::task::spawn_blocking(move || (store.list().len(), store.usage(), store.free_space())).await;
-        let (artifacts, store_bytes, free) = space.map_err(|_| Status::internal("the store's thread panicked"))?;
-        let policy = parts.trust.policy();
-        let transfers = parts.fetching.flights().into_iter().map(|(id, progress)| pb::TransferStatus {
-            artifact_id: Bytes::copy_from_slice(id.as_bytes()),
-            bytes: progress.bytes,
-            bytes_total: progress.bytes_total,
-            holders: progress.holders,
-        });
-        Ok(Response::new(pb::StatusReply {
-            node: parts.node.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: if parts.provider.is_draining() { "draining" } else { "ready" }.to_owned(),
-            endpoints: vec![parts.addr.to_string()],
-            metadata_server: parts.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            metadata_connected: parts.directory.is_connected(),
-            discovery: parts.directory.mode().to_string(),
-            connected_agents: u32::try_from(parts.directory.connected_agents()).unwrap_or(u32::MAX),
-            artifacts: u32::try_from(artifacts).unwrap_or(u32::MAX),
-            store_bytes,
-            disk_free_bytes: free.map_err(|error| store_status(&error))?,
-            policy_version: policy.as_ref().map_or(0, |policy| policy.version),
-            policy_state: parts.trust.state().to_owned(),
-            signers: policy.iter().flat_map(|policy| &policy.signers).map(|signer| signer.name.clone()).collect(),
-            transfers: transfers.collect(),
-        }))
+        status::of(&self.0).await.map(Response::new)
+    }
+
+    async fn fleet(&self, request: Request<pb::FleetRequest>) -> Result<Response<pb::FleetReply>, Status> {
+        fleet::page(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn configuration(
@@ -338,6 +318,7 @@ impl Agent for Control {
         let start =
             Start::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.0.starts.count(&start);
+        self.0.reporter.started(&start);
         Ok(Response::new(pb::StartReported {}))
     }
 
@@ -350,6 +331,7 @@ impl Agent for Control {
             return Err(Status::invalid_argument("`between_tokens_us` is 1 to 60,000,000"));
         }
         self.0.provider.engine_serves(Duration::from_micros(between));
+        self.0.reporter.engine_serves();
         Ok(Response::new(pb::ServingReported {}))
     }
 

@@ -140,6 +140,11 @@ impl Directory {
         }
     }
 
+    /// Where the fleet can be asked about, and told of this node.
+    pub(super) fn server(&self) -> Option<Client> {
+        self.server.as_ref().map(|server| server.client.clone())
+    }
+
     /// Where documents of trust are to be had, and the news that there are others; only a server has them.
     pub(super) fn documents_of_trust(&self) -> Option<(Client, watch::Receiver<u64>)> {
         self.server.as_ref().map(|server| (server.client.clone(), server.announcer.trust()))

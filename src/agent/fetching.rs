@@ -3,6 +3,7 @@
 
 mod cold;
 mod flight;
+mod meter;
 mod metrics;
 mod nearby;
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
 pub(super) use self::cold::Cold;
@@ -77,6 +78,8 @@ pub(super) struct Fetching {
     deadline: Duration,
     cold: Option<Cold>,
     flights: Flights,
+    /// A fetch has begun or ended.
+    news: Arc<Notify>,
     tasks: Arc<Tasks>,
 }
 
@@ -105,7 +108,7 @@ impl Fetching {
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let (locality, deadline) = (config.locality.clone(), config.fetch_deadline);
-        let flights = Flights::default();
+        let (flights, news) = (Flights::default(), Arc::default());
         Arc::new(Self {
             fetcher,
             store,
@@ -118,6 +121,7 @@ impl Fetching {
             deadline,
             cold,
             flights,
+            news,
             tasks,
         })
     }

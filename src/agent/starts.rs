@@ -1,6 +1,7 @@
-//! What starts of engines on this node were like, as their pods report it, for `/metrics`. A pod is not trusted: a number
-//! that cannot be is refused with the whole report, and labels come from closed sets.
+//! What starts of engines on this node were like, as their pods report it, for `/metrics` and for the node's own report. A
+//! pod is not trusted: a number that cannot be is refused with the whole report, and labels come from closed sets.
 
+mod history;
 mod report;
 
 use std::sync::atomic::AtomicU64;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+pub(super) use self::history::History;
 use self::report::FamilyStart;
 pub(super) use self::report::Start;
 use crate::caches::FamilyName;
@@ -200,7 +202,7 @@ impl StartMetrics {
         if let Some(ready) = start.ready {
             self.ready.observe(ready.as_secs_f64());
         }
-        for FamilyStart { family, artifacts, entries, saved, verdict, remembered } in &start.families {
+        for FamilyStart { family, artifacts, entries, saved, verdict, remembered, .. } in &start.families {
             let family = *family;
             if let Some(reason) = *verdict {
                 self.looked(family, reason, *remembered);

@@ -1,4 +1,4 @@
-//! `warmd status | ls | inspect`: what a node has and does.
+//! `warmd ls | inspect`, and the node's part of `warmd status`: what a node has.
 
 use std::process::ExitCode;
 
@@ -14,17 +14,9 @@ use crate::identity::UnixTime;
 use crate::local::Client;
 use crate::protocol::pb::{self, ListArtifactsRequest};
 
-#[derive(Debug, Args)]
-pub(super) struct Status {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    socket: Socket,
-}
-
+/// What `warmd status` tells beside what the node tells others of itself.
 #[derive(Serialize)]
-struct StatusReport {
+pub(super) struct StatusReport {
     node: String,
     version: String,
     state: String,
@@ -50,15 +42,15 @@ struct Transfer {
     holders: u32,
 }
 
-impl Status {
-    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let status = self.socket.connect().await?.status().await?;
+impl TryFrom<pb::StatusReply> for StatusReport {
+    type Error = anyhow::Error;
+    fn try_from(status: pb::StatusReply) -> anyhow::Result<Self> {
         let transfer = |transfer: &pb::TransferStatus| {
             let artifact = ArtifactId::try_from(&transfer.artifact_id[..])?;
             let pb::TransferStatus { bytes, bytes_total, holders, .. } = *transfer;
             anyhow::Ok(Transfer { artifact, bytes, bytes_total, holders })
         };
-        let report = StatusReport {
+        Ok(Self {
             transfers: status.transfers.iter().map(transfer).collect::<Result<_, _>>()?,
             node: status.node,
             version: status.version,
@@ -74,18 +66,12 @@ impl Status {
             policy: status.policy_state,
             policy_version: status.policy_version,
             signers: status.signers,
-        };
-        if self.json {
-            output::json(&report)?
-        } else {
-            report.show()?
-        }
-        Ok(ExitCode::SUCCESS)
+        })
     }
 }
 
 impl StatusReport {
-    fn show(&self) -> anyhow::Result<()> {
+    pub(super) fn show(&self) -> anyhow::Result<()> {
         let metadata = match (self.metadata_server.as_str(), self.metadata_connected) {
             ("", _) => "none configured".to_owned(),
             (server, true) => format!("{server}, connected"),
@@ -114,13 +100,7 @@ impl StatusReport {
             ("policy", policy),
             ("store", store),
         ];
-        let mut rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-        for transfer in &self.transfers {
-            let done = format!("{} of {}", output::bytes(transfer.bytes), output::bytes(transfer.bytes_total));
-            let text = format!("{}: {done} from {} holders", transfer.artifact.short(), transfer.holders);
-            rows.push(vec!["fetching".to_owned(), text]);
-        }
-        output::table(&rows)
+        output::table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
     }
 }
 

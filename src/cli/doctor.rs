@@ -1,13 +1,14 @@
-//! `warmd doctor`.
+//! `warmd doctor`, of one start; [`fleet::doctor`] is that of all nodes.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::output;
 use super::pod::Pod;
+use super::{fleet, output};
 use crate::identity::UnixTime;
+use crate::local::Client;
 use crate::serve::difference::in_words;
 use crate::serve::doctor::{self, Diagnosis, Examination, Finding, Near};
 use crate::serve::last_start::LastStart;
@@ -25,13 +26,19 @@ pub(super) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Look at all nodes instead of one start: clocks, policies, network, disks, caches that nearly fit
+    #[arg(long, conflicts_with = "command")]
+    fleet: bool,
     /// The engine's command, such as `-- vllm serve MODEL`
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "fleet", value_name = "COMMAND")]
     command: Vec<String>,
 }
 
 impl Doctor {
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
+        if self.fleet {
+            return fleet::doctor::run(&Client::connect(self.pod.socket()).await?, self.json).await;
+        }
         self.pod.caches.take_aliases();
         let json = self.json;
         let found = self.job().examine().await;

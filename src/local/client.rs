@@ -15,17 +15,22 @@ use super::chunks::Chunks;
 use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::trust::{Documents, Known};
+use crate::protocol::ProtocolError;
+use crate::protocol::fleet::{Document, Fleet};
 use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
     ArchiveBytes, AuditEvent, AuditRequest, ConfigurationRequest, EvictRequest, ExportRequest, FindReply, FindRequest,
-    GcReply, GcRequest, ImportReply, InspectReply, InspectRequest, ListArtifactsReply, ListArtifactsRequest,
-    NearbyReply, NearbyRequest, OriginHasRequest, OriginListReply, OriginListRequest, OriginPullRequest,
-    OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply, PushRequest, ReadChunksRequest,
-    ServingReport, StartReport, StatusReply, StatusRequest, TrustDocuments, TrustKnown, VerifyEvent, VerifyRequest,
-    WarmEvent, WarmRequest,
+    FleetRequest, GcReply, GcRequest, ImportReply, InspectReply, InspectRequest, ListArtifactsReply,
+    ListArtifactsRequest, NearbyReply, NearbyRequest, OriginHasRequest, OriginListReply, OriginListRequest,
+    OriginPullRequest, OriginPushEvent, OriginPushRequest, PublishEvent, PublishRequest, PushReply, PushRequest,
+    ReadChunksRequest, ServingReport, StartReport, StatusReply, StatusRequest, TrustDocuments, TrustKnown, VerifyEvent,
+    VerifyRequest, WarmEvent, WarmRequest,
 };
 use crate::telemetry::trace::Propagate;
+
+/// Documents that are taken of one fleet: more than a server has nodes, and all that anybody would look at.
+const MAX_FLEET: usize = 50_000;
 
 /// The agent was not reached or said no.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +113,31 @@ impl Client {
     /// The configuration in force, as TOML. It names files of secrets, and holds none.
     pub async fn configuration(&self) -> Result<String, ClientError> {
         Ok(self.agent.clone().configuration(ConfigurationRequest {}).await?.into_inner().toml)
+    }
+
+    /// What the fleet is and does, or only this node.
+    pub async fn fleet(&self, here: bool) -> Result<Fleet, ClientError> {
+        let mut fleet = Fleet::default();
+        let mut after = String::new();
+        loop {
+            let request = FleetRequest { after: std::mem::take(&mut after), here };
+            let page = self.agent.clone().fleet(request).await?.into_inner();
+            let bad = |error: ProtocolError| tonic::Status::data_loss(error.to_string());
+            for document in page.documents {
+                if fleet.nodes.len() + fleet.identities.len() >= MAX_FLEET {
+                    fleet.limited = format!("only the first {MAX_FLEET} documents are shown");
+                    return Ok(fleet);
+                }
+                fleet.add(&Document::new(&document.key, document.json).map_err(bad)?).map_err(bad)?;
+                after = document.key;
+            }
+            if !page.limited.is_empty() {
+                fleet.limited = page.limited;
+            }
+            if !page.more || after.is_empty() {
+                return Ok(fleet);
+            }
+        }
     }
 
     /// Documents of trust that are newer than `known`. Nothing of them is verified.

@@ -26,10 +26,12 @@ use tonic::{Response, Status};
 use crate::digest::IdentityId;
 use crate::identity::{NodeTls, RPC_ALPN};
 use crate::protocol::ProtocolError;
+use crate::protocol::fleet::{FleetPage, Key};
 use crate::protocol::metadata::{
     AnnounceReply, Announcement, Found, Lookup, MAX_MESSAGE, Offer, Page, PageRequest, ServerEpoch, WatchEvent,
     Withdrawal, pb,
 };
+use crate::protocol::report::NodeReport;
 use crate::telemetry::trace::Propagate;
 pub use address::{InvalidServerAddr, ServerAddr};
 use connect::{Link, MAX_ADDRESSES};
@@ -220,6 +222,26 @@ impl Client {
             Ok(page)
         };
         self.call(Call::List, rpc, convert).await
+    }
+
+    /// Tells what a node says of itself.
+    pub async fn report(&self, report: &NodeReport) -> Result<(), ClientError> {
+        let request = pb::NodeReport::from(report);
+        let rpc = |mut rpc: Rpc| {
+            let request = request.clone();
+            async move { rpc.report(request).await }
+        };
+        self.call(Call::Report, rpc, |_, pb::ReportReply {}| Ok(())).await
+    }
+
+    /// Documents of what the server knows of the fleet, behind a key.
+    pub async fn fleet(&self, after: Option<Key>) -> Result<FleetPage, ClientError> {
+        let request = pb::FleetRequest { after: after.map(|key| key.to_string()).unwrap_or_default() };
+        let rpc = |mut rpc: Rpc| {
+            let request = request.clone();
+            async move { rpc.fleet(request).await }
+        };
+        self.call(Call::Fleet, rpc, |_, reply| reply.try_into()).await
     }
 
     /// Asks again as long as servers have too much to do and there is time.

@@ -20,6 +20,8 @@ label! {
         List,
         GetTrust,
         PutTrust,
+        Report,
+        Fleet,
     }
 }
 

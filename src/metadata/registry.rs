@@ -19,6 +19,7 @@ mod query;
 mod sample;
 mod slab;
 mod table;
+mod view;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use nodes::Node;
 pub use order::{Change, Decision, Version};
 use slab::Slab;
 use table::Table;
+pub use view::Lease;
 
 /// Times and bounds of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +94,11 @@ pub struct Changes {
     /// Nodes and holdings that are new, worth remembering afresh, or gone.
     pub nodes: Vec<NodeId>,
     pub holdings: Vec<(NodeId, ArtifactId)>,
-    /// Leases that ran out.
-    pub lapsed: u64,
+    /// Nodes whose lease ran out, and those that came back.
+    pub lapsed: Vec<NodeId>,
+    pub returned: Vec<NodeId>,
+    /// Of artifacts whose holders are others than before.
+    pub identities: Vec<IdentityId>,
 }
 
 /// Sizes of the tables.

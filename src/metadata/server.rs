@@ -21,6 +21,7 @@ use tonic::service::interceptor::InterceptedService;
 
 use super::backend::shared::{Drifted, Follower, JoinError, RedisConfig, Shared, StoreError, StoreUrl, follow};
 use super::backend::{self, Backend, BackendError, Marked};
+use super::fleet::{About, Fleet};
 use super::metrics::{self, Metrics, Reject};
 use super::registry::{self, Registry};
 use super::room::Room;
@@ -169,7 +170,9 @@ impl Server {
         let marked = Marked::of(&backend);
         let shared = follower.as_ref().map(|_| Shared::new());
         let room = Room::new(config.max_requests);
-        let directory = Arc::new(Directory::new(registry, marked, shared.clone(), trust, watchers, room, metrics));
+        let about = About::of(&config.store, tls);
+        let directory = Directory::new(about, registry, marked, shared.clone(), trust, watchers, room, metrics);
+        let directory = Arc::new(directory);
 
         let server = Self {
             addr,
@@ -206,6 +209,11 @@ impl Server {
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What it knows, for people.
+    pub fn fleet(&self) -> Fleet {
+        Fleet(self.directory.clone())
     }
 
     #[cfg(test)]
@@ -381,6 +389,13 @@ pub(super) mod tests {
         let caps = Caps { per_caller: 1, total: 1, backlog: 1 };
         let watchers = Arc::new(Watchers::new(caps, ServerEpoch(1), metrics.watchers.clone()));
         let trust = TrustStore::default();
-        Arc::new(Directory::new(registry, Marked::of(&Backend::Memory), None, trust, watchers, Room::new(1), metrics))
+        let about = About {
+            name: String::new(),
+            cluster: None,
+            backend: crate::protocol::fleet::Backend::Memory,
+            started_at: Default::default(),
+        };
+        let marked = Marked::of(&Backend::Memory);
+        Arc::new(Directory::new(about, registry, marked, None, trust, watchers, Room::new(1), metrics))
     }
 }

@@ -3,6 +3,9 @@
 //! A caller is the node of its TLS certificate, put there by the connection; no handler runs without one. Every error
 //! becomes a gRPC status here and nowhere else.
 
+mod error;
+
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -10,111 +13,27 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::{Request, Response, Status};
 
 use super::backend::Marked;
-use super::backend::shared::{ChangeError, Shared, StoreError};
+use super::backend::shared::{Shared, StoreError};
+use super::fleet::{About, Feed, Fleet, Reports, Told};
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
-use super::registry::{Change, Registry, RegistryError};
-use super::room::{RETRY_AFTER, RETRY_AFTER_MS, Room};
+use super::registry::{Change, Changes, Registry};
+use super::room::Room;
 use super::server::Peer;
-use super::trust::{PutError, TrustStore};
-use super::watch::{Subscription, WatchError, Watchers};
+use super::trust::TrustStore;
+use super::watch::{Subscription, Watchers};
 use crate::digest::IdentityId;
 use crate::identity::trust::{Documents, Known};
 use crate::identity::{NodeId, UnixTime};
 use crate::protocol::ProtocolError;
+use crate::protocol::fleet::{FleetPage, Key};
 use crate::protocol::metadata::pb::metadata_server::Metadata;
 use crate::protocol::metadata::{AnnounceReply, Announcement, Lookup, PageRequest, ServerEpoch, Withdrawal, pb};
-
-/// Why a request was not answered.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ServiceError {
-    #[error("no client certificate")]
-    NoCaller,
-    #[error("{caller} must not speak for {node}")]
-    NotYours { caller: NodeId, node: NodeId },
-    #[error("a loopback endpoint from a caller on another machine")]
-    Loopback,
-    #[error("too many requests at once: come again later")]
-    Crowded,
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    #[error(transparent)]
-    Watch(#[from] WatchError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Trust(PutError),
-}
-
-impl From<PutError> for ServiceError {
-    fn from(error: PutError) -> Self {
-        match error {
-            PutError::Store(error) => Self::Store(error),
-            other => Self::Trust(other),
-        }
-    }
-}
-
-impl From<ChangeError> for ServiceError {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::Registry(error) => Self::Registry(error),
-            ChangeError::Store(error) => Self::Store(error),
-        }
-    }
-}
-
-impl From<ServiceError> for Status {
-    fn from(error: ServiceError) -> Self {
-        let text = error.to_string();
-        match error {
-            ServiceError::NoCaller => Self::unauthenticated(text),
-            ServiceError::Crowded => {
-                let mut status = Self::unavailable(text);
-                status.metadata_mut().insert(RETRY_AFTER_MS, MetadataValue::from(RETRY_AFTER.as_millis() as u64));
-                status
-            }
-            ServiceError::NotYours { .. } => Self::permission_denied(text),
-            ServiceError::Loopback | ServiceError::Protocol(_) => Self::invalid_argument(text),
-            ServiceError::Registry(error) => match error {
-                RegistryError::OldEpoch { .. } | RegistryError::Ended | RegistryError::Transition { .. } => {
-                    Self::failed_precondition(text)
-                }
-                RegistryError::Overtaken { .. } => Self::aborted(text),
-                RegistryError::Full { .. } => Self::resource_exhausted(text),
-            },
-            ServiceError::Watch(error) => match error {
-                WatchError::PerCaller(_) | WatchError::Total(_) => Self::resource_exhausted(text),
-                WatchError::Closed => Self::unavailable(text),
-            },
-            ServiceError::Store(_) | ServiceError::Trust(PutError::Keep(_) | PutError::Store(_)) => {
-                Self::unavailable(text)
-            }
-            ServiceError::Trust(PutError::NoRoot | PutError::Refused(_)) => Self::failed_precondition(text),
-        }
-    }
-}
-
-impl ServiceError {
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::NoCaller | Self::NotYours { .. } => Outcome::Refused,
-            Self::Loopback | Self::Protocol(_) => Outcome::Invalid,
-            Self::Crowded => Outcome::Crowded,
-            Self::Registry(RegistryError::Full { .. }) => Outcome::Full,
-            Self::Registry(_) => Outcome::Refused,
-            Self::Watch(WatchError::PerCaller(_) | WatchError::Total(_)) => Outcome::Full,
-            Self::Trust(PutError::NoRoot | PutError::Refused(_)) => Outcome::Refused,
-            Self::Watch(WatchError::Closed) | Self::Store(_) | Self::Trust(_) => Outcome::Unavailable,
-        }
-    }
-}
+use crate::protocol::report::{NodeReport, UnixMillis};
+pub(super) use error::ServiceError;
 
 /// What handlers and the server's tasks share.
 #[derive(Debug)]
@@ -130,10 +49,15 @@ pub(super) struct Directory {
     pub(super) watchers: Arc<Watchers>,
     pub(super) room: Room,
     pub(super) metrics: Metrics,
+    pub(super) about: About,
+    pub(super) reports: Reports,
+    pub(super) feed: Feed,
 }
 
 impl Directory {
+    #[expect(clippy::too_many_arguments, reason = "the wiring of the server, called once")]
     pub(super) fn new(
+        about: About,
         registry: Registry,
         marked: Marked,
         shared: Option<Arc<Shared>>,
@@ -152,6 +76,9 @@ impl Directory {
             watchers,
             room,
             metrics,
+            about,
+            reports: Reports::default(),
+            feed: Feed::default(),
         };
         directory.change(|_, _| ());
         directory
@@ -183,11 +110,33 @@ impl Directory {
         let result = change(&mut registry, now);
         let changes = registry.take_changes();
         if self.counts.load(Ordering::Relaxed) {
-            self.metrics.lapses.inc_by(changes.lapsed);
+            self.metrics.lapses.inc_by(changes.lapsed.len() as u64);
         }
         self.watchers.tell(&changes.events);
         self.marked().mark(&changes);
+        self.show(&changes, &registry);
         result
+    }
+
+    /// Which documents are others now.
+    fn show(&self, changes: &Changes, registry: &Registry) {
+        let Changes { nodes, lapsed, returned, identities, .. } = changes;
+        if nodes.is_empty() && lapsed.is_empty() && returned.is_empty() && identities.is_empty() {
+            return;
+        }
+        self.reports.forget(nodes.iter().copied().filter(|node| !registry.knows(*node)));
+        let identities: HashSet<IdentityId> = identities.iter().copied().collect();
+        let nodes = nodes.iter().chain(lapsed).chain(returned).copied().map(Key::Node);
+        self.feed.mark(nodes.chain(identities.into_iter().map(Key::Identity)).chain([Key::Server]));
+    }
+
+    fn report(&self, node: NodeId, report: &NodeReport) -> Result<(), ServiceError> {
+        if !self.read(|registry, now| registry.has_lease(node, now)) {
+            return Err(ServiceError::NoLease(node));
+        }
+        self.reports.set(node, Told::new(report, UnixMillis::now()));
+        self.feed.mark([Key::Node(node)]);
+        Ok(())
     }
 
     /// Another registry takes the place of this one; watchers look up again.
@@ -197,6 +146,8 @@ impl Directory {
         *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
         self.set_clock(now, Instant::now());
         self.watchers.begin_anew(server_epoch);
+        self.read(|registry, _| self.reports.retain(|node| registry.knows(node)));
+        self.feed.begin_anew();
     }
 
     pub(super) fn read<T>(&self, read: impl FnOnce(&Registry, Duration) -> T) -> T {
@@ -289,7 +240,9 @@ impl Service {
         let begin = Instant::now();
         let handled = async {
             let peer = peer(&request)?;
-            if matches!(method, Method::Lookup | Method::List | Method::Watch) && self.0.room.is_crowded() {
+            if matches!(method, Method::Lookup | Method::List | Method::Watch | Method::Report | Method::Fleet)
+                && self.0.room.is_crowded()
+            {
                 return Err(ServiceError::Crowded);
             }
             // The extensions hold the place until there is an answer.
@@ -369,6 +322,25 @@ impl Metadata for Service {
     async fn put_trust(&self, request: Request<pb::TrustDocuments>) -> Result<Response<pb::TrustKnown>, Status> {
         let handle = async |directory: &Directory, _, documents| Ok(directory.put_trust(documents).await?.into());
         self.answer(Method::PutTrust, request, handle).await
+    }
+
+    async fn report(&self, request: Request<pb::NodeReport>) -> Result<Response<pb::ReportReply>, Status> {
+        let handle = async |directory: &Directory, peer: Peer, report: NodeReport| {
+            directory.report(peer.node, &report)?;
+            Ok(pb::ReportReply {})
+        };
+        self.answer(Method::Report, request, handle).await
+    }
+
+    async fn fleet(&self, request: Request<pb::FleetRequest>) -> Result<Response<pb::FleetReply>, Status> {
+        let fleet = Fleet(self.0.clone());
+        let handle = async |directory: &Directory, _, after: Option<Key>| {
+            let server_epoch = directory.known()?.read(|registry, _| registry.server_epoch());
+            let rendering = tokio::task::spawn_blocking(move || fleet.page(after)).await;
+            let page: FleetPage = rendering.map_err(|_| ServiceError::Store(StoreError::Silent))?;
+            Ok(page.reply(server_epoch.0))
+        };
+        self.answer(Method::Fleet, request, handle).await
     }
 }
 

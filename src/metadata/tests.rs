@@ -2,6 +2,7 @@
 
 mod contract;
 mod failover;
+mod fleet;
 mod flood;
 mod hostile;
 mod shared;

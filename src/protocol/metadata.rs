@@ -10,6 +10,7 @@ mod types;
 
 pub(crate) use codec::{BoundedCodec, Repeated, Shaped};
 pub use convert::trust::{decode_trust, encode_trust, trust_documents};
+pub(in crate::protocol) use convert::{copy, decode, id, node};
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,
     Locality, Lookup, NodeState, Offer, Page, PageRequest, PageToken, Question, ServerEpoch, Summary, WatchEvent,

@@ -34,7 +34,7 @@ impl Store {
         Ok(free)
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -71,13 +71,15 @@ impl Source {
 pub type Find = Arc<dyn Fn() -> BoxFuture<'static, Vec<Source>> + Send + Sync>;
 
 /// How far a fetch is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Encoded bytes there, and in all.
     pub bytes: u64,
     pub bytes_total: u64,
     /// Holders that are sending now.
     pub holders: u32,
+    /// Encoded bytes that each holder has sent, as of a moment ago.
+    pub from: Arc<[(NodeId, u64)]>,
 }
 
 /// What a fetch cost.

@@ -2,7 +2,8 @@
 
 mod udp;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,7 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use crate::artifact;
 use crate::caches::FamilyName;
-use crate::telemetry::{Registry, label, labels};
+use crate::telemetry::{Label, Registry, label, labels};
 use crate::transport::{Buffers, Carried, Carrier, PathStats};
 
 label! {
@@ -168,6 +169,8 @@ pub struct PathMetrics {
     pub sends: Counter,
     pub black_holes: Counter,
     socket_buffers: Family<DirectionLabel, Gauge>,
+    /// Of the connection that was looked at last, in bytes.
+    last_mtu: Arc<AtomicU16>,
 }
 
 /// Buckets double from `first` seconds on.
@@ -235,6 +238,19 @@ impl Metrics {
         self.chunk_bytes.get_or_create_owned(&ChunkLabels { family, direction, holder })
     }
 
+    /// Bytes of chunks that other nodes have sent, or were sent.
+    pub fn with_peers(&self, direction: Direction) -> u64 {
+        let labels = |family| [Holder::Peer, Holder::Partial].map(|holder| ChunkLabels { family, direction, holder });
+        let series = FamilyName::all().into_iter().flat_map(labels);
+        series.filter_map(|labels| self.chunk_bytes.get(&labels).map(|bytes| bytes.get())).sum()
+    }
+
+    /// Open connections over QUIC and over TCP.
+    pub fn open_connections(&self) -> [u32; 2] {
+        let open = |carrier| self.connections.get_or_create(&CarrierLabel { carrier }).get();
+        [CarrierName::Quic, CarrierName::Tcp].map(|carrier| u32::try_from(open(carrier)).unwrap_or(0))
+    }
+
     /// Counts what `carrier` has carried since `before`.
     pub fn carried(&self, carrier: Carrier, before: Carried, now: Carried) {
         let carrier = carrier.into();
@@ -276,7 +292,13 @@ impl PathMetrics {
                 "warmd_quic_socket_buffer_bytes",
                 "What the kernel gave the accepting UDP socket, by direction; 0 without QUIC",
             ),
+            last_mtu: Arc::default(),
         }
+    }
+
+    /// UDP payload in bytes that the connection looked at last sends; `None` before there was one.
+    pub fn mtu(&self) -> Option<u16> {
+        Some(self.last_mtu.load(Ordering::Relaxed)).filter(|mtu| *mtu > 0)
     }
 
     pub fn has_buffers(&self, buffers: Buffers) {
@@ -292,6 +314,7 @@ impl PathMetrics {
     pub fn observe(&self, before: &PathStats, now: &PathStats) {
         self.rtt_seconds.observe(now.rtt.as_secs_f64());
         self.mtu_bytes.observe(f64::from(now.mtu));
+        self.last_mtu.store(now.mtu, Ordering::Relaxed);
         self.lost_packets.inc_by(now.lost_packets - before.lost_packets);
         self.sent_packets.inc_by(now.sent_packets - before.sent_packets);
         self.sends.inc_by(now.sends - before.sends);

@@ -16,6 +16,7 @@ mod doctor;
 mod engine;
 mod exec;
 mod failures;
+mod fleet;
 mod harness;
 mod herd;
 mod hooks;

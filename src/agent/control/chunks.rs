@@ -14,7 +14,9 @@ use tonic::Status;
 use super::super::convert;
 use super::Parts;
 use super::status::{no_artifact, store_status};
+use crate::lifecycle::Tasks;
 use crate::local::chunks::{receive_request, refuse, send_chunk};
+use crate::local::{self, SocketConfig};
 use crate::protocol::pb;
 use crate::store::{Held, Store};
 use crate::transfer::{Direction, Holder};
@@ -33,11 +35,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 type Sender = mpsc::Sender<Result<pb::ChunkData, Status>>;
 
+/// Without this socket chunks go by gRPC, which takes longer.
+pub(in crate::agent) async fn listen(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) {
+    let config = SocketConfig { socket: local::chunk_socket(&config.socket), ..config.clone() };
+    match local::Listener::bind(&config).await {
+        Ok(mut listener) => tasks.spawn("chunks", async move {
+            let incoming = std::pin::pin!(listener.incoming());
+            serve(parts, incoming).await;
+        }),
+        Err(error) => tracing::warn!(%error, "installs read chunks by gRPC"),
+    }
+}
+
 /// Answers the callers that come until there are no more.
-pub(in crate::agent) async fn serve(
-    parts: Arc<Parts>,
-    mut incoming: impl Stream<Item = io::Result<UnixStream>> + Unpin,
-) {
+async fn serve(parts: Arc<Parts>, mut incoming: impl Stream<Item = io::Result<UnixStream>> + Unpin) {
     let callers = Arc::new(Semaphore::new(MAX_CALLERS));
     while let Ok(place) = callers.clone().acquire_owned().await {
         match incoming.next().await {

@@ -81,7 +81,7 @@ impl Cold {
         tell: &(dyn Fn(Progress) + Sync),
     ) -> Result<Fetched, Failed> {
         let tell = |now: crate::origin::Progress| {
-            tell(Progress { bytes: now.bytes, bytes_total: now.bytes_total, holders: 0 });
+            tell(Progress { bytes: now.bytes, bytes_total: now.bytes_total, ..Progress::default() });
         };
         let family = admitted.manifest().identity.family().clone();
         match timeout_at(deadline.into(), self.origin.pull(store, admitted, &tell)).await {

@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::super::audit::of_agent;
+use super::meter::Meter;
 use super::{Failed, Fetching, WANT, source};
-use crate::artifact::Admitted;
+use crate::artifact::{Admitted, Family};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::local::chain;
 use crate::protocol::metadata::Lookup;
+use crate::protocol::report::{Transfer, TransferHolder};
 use crate::telemetry::audit::{Action, Event};
 use crate::telemetry::trace::{self, TraceParent};
 use crate::transfer::{FetchError, Fetched, Find, Progress, Source};
@@ -27,17 +29,38 @@ pub(in crate::agent) enum Flight {
     Failed(Failed),
 }
 
-pub(super) type Flights = Arc<Mutex<HashMap<ArtifactId, watch::Receiver<Flight>>>>;
+pub(super) type Flights = Arc<Mutex<HashMap<ArtifactId, Aloft>>>;
+
+/// A fetch in progress.
+pub(super) struct Aloft {
+    family: Family,
+    flight: watch::Receiver<Flight>,
+    meter: Meter,
+}
+
+impl Aloft {
+    /// `None` once it has ended.
+    fn transfer(&mut self, id: ArtifactId, now: Instant) -> Option<Transfer> {
+        let Flight::Running(Progress { bytes, bytes_total, from, .. }) = &*self.flight.borrow() else { return None };
+        let rate = self.meter.rate(*bytes, now);
+        let holders = from.iter().map(|(node, bytes)| TransferHolder { node: *node, bytes: *bytes }).collect();
+        Some(Transfer { holders, ..Transfer::new(id, self.family.clone(), *bytes, *bytes_total, rate) })
+    }
+}
 
 impl Fetching {
-    /// Fetches in progress: what, and how far.
-    pub(in crate::agent) fn flights(&self) -> Vec<(ArtifactId, Progress)> {
-        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = flights.iter().filter_map(|(id, flight)| match &*flight.borrow() {
-            Flight::Running(progress) => Some((*id, *progress)),
-            Flight::Landed(_) | Flight::Failed(_) => None,
-        });
-        running.collect()
+    /// Fetches in progress, in the order of their ids: what, how far, and how fast.
+    pub(in crate::agent) fn transfers(&self, now: Instant) -> Vec<Transfer> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut transfers: Vec<Transfer> =
+            flights.iter_mut().filter_map(|(id, aloft)| aloft.transfer(*id, now)).collect();
+        transfers.sort_unstable_by_key(|transfer| transfer.artifact);
+        transfers
+    }
+
+    /// Told when a fetch begins or ends; for one who waits.
+    pub(in crate::agent) fn news(&self) -> Arc<Notify> {
+        self.news.clone()
     }
 
     /// Waits until the store knows the artifact, so that its chunks can be asked for, or until its fetch has failed.
@@ -51,12 +74,14 @@ impl Fetching {
     pub(super) fn fly(self: &Arc<Self>, admitted: &Admitted, sources: Vec<Source>) -> watch::Receiver<Flight> {
         let id = admitted.id();
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&id) {
-            return flight.clone();
+        if let Some(aloft) = flights.get(&id) {
+            return aloft.flight.clone();
         }
         let (tell, flight) = watch::channel(Flight::Running(Progress::default()));
-        flights.insert(id, flight.clone());
+        let family = admitted.manifest().identity.family().clone();
+        flights.insert(id, Aloft { family, flight: flight.clone(), meter: Meter::new(Instant::now()) });
         drop(flights);
+        self.news.notify_one();
         let (fetching, admitted) = (self.clone(), admitted.clone());
         let family = admitted.manifest().identity.family().to_string();
         let span = tracing::info_span!("fetch", artifact = %id.short(), family, trace = Empty);
@@ -64,7 +89,7 @@ impl Fetching {
         let context = trace::of(&span).unwrap_or_else(TraceParent::unrecorded);
         span.record("trace", context.trace_id());
         let work = async move {
-            let _landed = Landing { flights: fetching.flights.clone(), id };
+            let _landed = Landing { flights: fetching.flights.clone(), news: fetching.news.clone(), id };
             let told = fetching.told(&admitted, &sources);
             let result = fetching.fetch(admitted, sources, context, &tell).await;
             fetching.audit.tell(landed(told, &result));
@@ -142,7 +167,7 @@ impl Fetching {
             tokio::select! {
                 result = &mut fetch => return result,
                 _ = changes.changed() => {
-                    let now = *changes.borrow_and_update();
+                    let now = changes.borrow_and_update().clone();
                     tell.send_replace(Flight::Running(now));
                 }
             }
@@ -179,12 +204,14 @@ fn landed(told: Event, result: &Result<Fetched, Failed>) -> Event {
 /// Takes a fetch off the list however it ends.
 struct Landing {
     flights: Flights,
+    news: Arc<Notify>,
     id: ArtifactId,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.news.notify_one();
     }
 }
 

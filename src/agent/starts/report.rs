@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Artifacts, Entries, Outcome, Verdict};
 use crate::caches::FamilyName;
 use crate::protocol::pb;
+use crate::protocol::report::{REASON, Text};
 
 const MAX_FAMILIES: usize = 64;
 pub(super) const MAX_COUNT: u32 = 1_000_000;
@@ -46,6 +47,8 @@ pub(super) struct FamilyStart {
     pub(super) verdict: Option<Verdict>,
     /// By a negative marker of an attempt before.
     pub(super) remembered: bool,
+    /// For people.
+    pub(super) reason: Text<REASON>,
 }
 
 impl TryFrom<pb::StartReport> for Start {
@@ -90,6 +93,7 @@ impl TryFrom<pb::FamilyStart> for FamilyStart {
             saved: time("saved_seconds", start.saved_seconds)?,
             verdict: verdict(start.verdict)?,
             remembered: start.remembered,
+            reason: Text::cut(&start.reason),
         })
     }
 }

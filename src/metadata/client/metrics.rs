@@ -16,6 +16,8 @@ label! {
         List,
         Trust,
         PutTrust,
+        Report,
+        Fleet,
     }
 }
 

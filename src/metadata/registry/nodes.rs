@@ -136,7 +136,7 @@ impl Registry {
             let Some(node) = self.nodes.get_mut(slot) else { continue };
             if node.state != NodeState::Stale && !node.lapsed {
                 node.lapsed = true;
-                self.changes.lapsed += 1;
+                self.changes.lapsed.push(node.id);
                 self.hide(slot);
                 self.set_deadline(slot, deadline.saturating_add(self.config.forget));
             } else if !self.shared {
@@ -247,7 +247,9 @@ impl Registry {
         node.locality = told.locality.clone();
         let believes_us = told.server_epoch == Some(self.server_epoch);
         node.complete = told.full || (node.complete && believes_us && !replaced);
-        node.lapsed = false;
+        if std::mem::take(&mut node.lapsed) {
+            self.changes.returned.push(told.node);
+        }
         node.lease_ends = now + self.config.lease;
         let deadline = if told.state == NodeState::Stale { now + self.config.forget } else { node.lease_ends };
         self.set_deadline(slot, deadline);
@@ -276,6 +278,7 @@ impl Registry {
         }
         if !same || was_full != held.is_full() {
             self.changes.holdings.push((node.id, id));
+            self.changes.identities.push(held.artifact.identity);
         }
         if !same && node.shown {
             let event = Event { identity: held.artifact.identity, artifact: id, node: node.id, added: true };
@@ -286,8 +289,11 @@ impl Registry {
     fn release(&mut self, slot: u32, artifact: ArtifactId) {
         let Some(node) = self.nodes.get_mut(slot) else { return };
         let Some(entry) = node.holds.remove(&artifact) else { return };
-        if let Some(identity) = self.table.entry(entry).map(|entry| entry.summary.identity).filter(|_| node.shown) {
-            self.changes.events.push(Event { identity, artifact, node: node.id, added: false });
+        if let Some(identity) = self.table.entry(entry).map(|entry| entry.summary.identity) {
+            self.changes.identities.push(identity);
+            if node.shown {
+                self.changes.events.push(Event { identity, artifact, node: node.id, added: false });
+            }
         }
         self.changes.holdings.push((node.id, artifact));
         self.table.release(entry, slot);
@@ -314,6 +320,7 @@ impl Registry {
         for (artifact, entry) in &node.holds {
             if let Some(entry) = self.table.entry(*entry) {
                 let identity = entry.summary.identity;
+                self.changes.identities.push(identity);
                 self.changes.events.push(Event { identity, artifact: *artifact, node: node.id, added });
             }
         }

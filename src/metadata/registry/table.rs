@@ -60,6 +60,10 @@ impl Table {
         self.identities.contains_key(&identity)
     }
 
+    pub(super) fn identity_ids(&self) -> impl Iterator<Item = IdentityId> {
+        self.identities.keys().copied()
+    }
+
     pub(super) fn entry(&self, slot: u32) -> Option<&Entry> {
         self.entries.get(slot)
     }

@@ -12,6 +12,10 @@ use tonic_prost::{ProstCodec, ProstEncoder};
 use super::{MAX_ENDPOINTS, MAX_EXCLUDE, MAX_HELD, MAX_HOLDERS, MAX_HOLDINGS, MAX_IDENTITIES, MAX_OFFERS, pb};
 use crate::identity::trust::MAX_ROOTS;
 use crate::protocol::ProtocolError;
+use crate::protocol::fleet::MAX_DOCUMENTS;
+use crate::protocol::report::{
+    MAX_PROBLEMS, MAX_START_FAMILIES, MAX_STARTS, MAX_TRANSFER_HOLDERS, MAX_TRANSFERS, MissReason,
+};
 
 /// A repeated field, how often it may occur, and the repeated fields in each occurrence.
 pub(crate) struct Repeated {
@@ -62,6 +66,19 @@ impl Shaped for pb::HoldingsReply {
 impl Shaped for pb::TrustDocuments {
     const SHAPE: &'static [Repeated] = &[Repeated::new(1, "roots", MAX_ROOTS, &[])];
 }
+impl Shaped for pb::NodeReport {
+    const SHAPE: &'static [Repeated] = &[
+        Repeated::new(6, "starts", MAX_STARTS, &[Repeated::new(5, "families", MAX_START_FAMILIES, &[])]),
+        Repeated::new(7, "transfers", MAX_TRANSFERS, &[Repeated::new(6, "holders", MAX_TRANSFER_HOLDERS, &[])]),
+        Repeated::new(8, "problems", MAX_PROBLEMS, &[]),
+        Repeated::new(9, "totals", 1, &[Repeated::new(4, "misses", MissReason::ALL.len(), &[])]),
+    ];
+}
+impl Shaped for pb::FleetReply {
+    const SHAPE: &'static [Repeated] = &[Repeated::new(2, "documents", MAX_DOCUMENTS, &[])];
+}
+impl Shaped for pb::FleetRequest {}
+impl Shaped for pb::ReportReply {}
 impl Shaped for pb::TrustKnown {}
 impl Shaped for pb::AnnounceReply {}
 impl Shaped for pb::WithdrawRequest {}

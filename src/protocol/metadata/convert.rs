@@ -19,21 +19,21 @@ use crate::protocol::ProtocolError;
 
 type Result<T> = std::result::Result<T, ProtocolError>;
 
-fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a Bytes, field: &'static str) -> Result<T> {
+pub(in crate::protocol) fn id<'a, T: TryFrom<&'a [u8]>>(bytes: &'a Bytes, field: &'static str) -> Result<T> {
     if bytes.is_empty() {
         return Err(ProtocolError::Missing(field));
     }
     T::try_from(bytes.as_ref()).map_err(|_| ProtocolError::Invalid(field))
 }
 
-fn node(bytes: &Bytes, field: &'static str) -> Result<NodeId> {
+pub(in crate::protocol) fn node(bytes: &Bytes, field: &'static str) -> Result<NodeId> {
     if bytes.is_empty() {
         return Err(ProtocolError::Missing(field));
     }
     NodeId::from_bytes(bytes).map_err(|_| ProtocolError::Invalid(field))
 }
 
-fn copy(id: &[u8; 32]) -> Bytes {
+pub(in crate::protocol) fn copy(id: &[u8; 32]) -> Bytes {
     Bytes::copy_from_slice(id)
 }
 
@@ -205,7 +205,7 @@ impl Held {
     }
 }
 
-fn decode<T: Shaped>(bytes: &[u8]) -> Result<T> {
+pub(in crate::protocol) fn decode<T: Shaped>(bytes: &[u8]) -> Result<T> {
     check(bytes, T::SHAPE)?;
     T::decode(bytes).map_err(|_| ProtocolError::Frame)
 }

@@ -88,6 +88,7 @@ fn family(warmed: &Warmed, proof: Option<&FamilyProof>) -> FamilyStart {
         saved_seconds: proof.and_then(|proof| proof.saved_seconds).unwrap_or(0.0),
         verdict: verdict(report.map(|report| &report.verdict), warmed.offered, installed, there).into(),
         remembered: report.is_some_and(|report| report.remembered),
+        reason: proof.and_then(|proof| proof.reason.clone()).or_else(|| warmed.trouble.clone()).unwrap_or_default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use prometheus_client::metrics::counter::Counter;
@@ -53,6 +53,8 @@ impl Drop for Part {
         self.span.record("bytes", self.bytes);
     }
 }
+/// Who has sent how much is for people; all else is told with every step.
+const TELL_SENDERS_EVERY: Duration = Duration::from_millis(200);
 
 /// The state of one fetch.
 pub(super) struct Driver<'f> {
@@ -64,10 +66,13 @@ pub(super) struct Driver<'f> {
     parts: HashMap<NodeId, Part>,
     requests: JoinSet<()>,
     handles: HashMap<RequestId, (NodeId, AbortHandle)>,
-    senders: HashSet<NodeId>,
     /// Holders of all chunks.
     complete: HashSet<NodeId>,
     received: Received,
+    /// Bytes that each has sent, and what was last told of them.
+    senders: HashMap<NodeId, u64>,
+    told: Arc<[(NodeId, u64)]>,
+    told_at: Instant,
     find: Find,
     finding: Option<BoxFuture<'static, Vec<Source>>>,
     /// When the directory answered last, and how long that answer serves.
@@ -103,9 +108,11 @@ impl<'f> Driver<'f> {
             parts: HashMap::new(),
             requests: JoinSet::new(),
             handles: HashMap::new(),
-            senders: HashSet::new(),
             complete: HashSet::new(),
             received,
+            senders: HashMap::new(),
+            told: Arc::default(),
+            told_at: now,
             find,
             finding: None,
             found_at: now,
@@ -277,9 +284,11 @@ impl<'f> Driver<'f> {
         let metrics = &self.fetcher.metrics;
         metrics.received_chunks.inc();
         let sender = self.handles.get(&id).map(|(node, _)| *node);
-        self.senders.extend(sender);
-        if let Some(part) = sender.and_then(|node| self.parts.get_mut(&node)) {
-            part.bytes += bytes;
+        if let Some(node) = sender {
+            *self.senders.entry(node).or_default() += bytes;
+            if let Some(part) = self.parts.get_mut(&node) {
+                part.bytes += bytes;
+            }
         }
         match sender.is_some_and(|node| self.complete.contains(&node)) {
             true => self.received.peer.inc_by(bytes),
@@ -312,12 +321,17 @@ impl<'f> Driver<'f> {
         }
     }
 
-    fn tell(&self) {
-        let progress = self.plan.progress();
+    fn tell(&mut self) {
+        let (progress, now) = (self.plan.progress(), Instant::now());
+        if now >= self.told_at + TELL_SENDERS_EVERY || self.told.len() != self.senders.len() {
+            self.told = self.senders.iter().map(|(node, bytes)| (*node, *bytes)).collect();
+            self.told_at = now;
+        }
         self.progress.send_replace(Progress {
             bytes: progress.bytes_done,
             bytes_total: progress.bytes,
             holders: u32::try_from(progress.holders_active).unwrap_or(u32::MAX),
+            from: self.told.clone(),
         });
     }
 }

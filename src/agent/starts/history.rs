@@ -1,0 +1,186 @@
+//! The last starts, and what became of each family in all of them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{FamilyStart, Outcome, Start};
+use crate::artifact::Family;
+use crate::protocol::report::{
+    self, End, MAX_START_FAMILIES, MAX_STARTS, MissReason, StartedFamily, UnixMillis, Warmth,
+};
+use crate::telemetry::Label;
+
+/// Bounded: the last starts, and sums of all.
+#[derive(Debug, Default)]
+pub(in crate::agent) struct History {
+    starts: VecDeque<report::Start>,
+    hits: u64,
+    misses: BTreeMap<MissReason, u64>,
+}
+
+impl History {
+    pub(in crate::agent) fn add(&mut self, start: &Start, at: UnixMillis) {
+        for family in &start.families {
+            match family.miss() {
+                None => self.hits += 1,
+                Some(reason) => *self.misses.entry(reason).or_default() += 1,
+            }
+        }
+        if self.starts.len() == MAX_STARTS {
+            self.starts.pop_front();
+        }
+        self.starts.push_back(start.told(at));
+    }
+
+    /// Newest last.
+    pub(in crate::agent) fn starts(&self) -> Vec<report::Start> {
+        self.starts.iter().cloned().collect()
+    }
+
+    pub(in crate::agent) fn hits(&self) -> u64 {
+        self.hits
+    }
+
+    pub(in crate::agent) fn misses(&self) -> BTreeMap<MissReason, u64> {
+        self.misses.clone()
+    }
+}
+
+impl Start {
+    fn told(&self, at: UnixMillis) -> report::Start {
+        let families: Vec<StartedFamily> =
+            self.families.iter().take(MAX_START_FAMILIES).filter_map(FamilyStart::told).collect();
+        report::Start {
+            at,
+            outcome: self.warmth(),
+            end: match self.outcome {
+                Outcome::Ready => End::Ready,
+                Outcome::Crashed => End::Crashed,
+                Outcome::Clean => End::Clean,
+                Outcome::Unknown => End::Unknown,
+            },
+            ready: self.ready,
+            saved: families.iter().map(|family| family.saved).sum(),
+            families,
+        }
+    }
+
+    fn warmth(&self) -> Warmth {
+        let hits = self.families.iter().filter(|family| family.miss().is_none()).count();
+        let made = self.families.iter().any(|family| family.made() > 0);
+        match hits {
+            0 => Warmth::Cold,
+            hits if hits == self.families.len() && !made => Warmth::Warm,
+            _ => Warmth::Partly,
+        }
+    }
+}
+
+impl FamilyStart {
+    fn offered(&self) -> u32 {
+        self.artifacts[0].1
+    }
+
+    fn quarantined(&self) -> u32 {
+        self.artifacts[1].1
+    }
+
+    /// Entries that came, and those that were there before.
+    fn there(&self) -> u32 {
+        self.entries[0].1.saturating_add(self.entries[1].1)
+    }
+
+    fn made(&self) -> u32 {
+        self.entries[2].1
+    }
+
+    fn used(&self) -> u32 {
+        self.entries[3].1
+    }
+
+    /// Where neither log nor files tell what was used, what was there and not made again counts as used.
+    fn miss(&self) -> Option<MissReason> {
+        if self.used() > 0 || (self.there() > 0 && self.made() == 0) {
+            None
+        } else if self.there() > 0 {
+            Some(MissReason::NotUsed)
+        } else if self.quarantined() > 0 {
+            Some(MissReason::Quarantined)
+        } else if self.offered() > 0 {
+            Some(MissReason::NotInstalled)
+        } else {
+            Some(MissReason::NobodyHasIt)
+        }
+    }
+
+    fn told(&self) -> Option<StartedFamily> {
+        Some(StartedFamily {
+            family: self.family.text().parse::<Family>().ok()?,
+            offered: self.offered(),
+            installed: self.there(),
+            used: self.used(),
+            recompiled: self.made(),
+            saved: self.saved,
+            reason: Some(self.reason.clone()).filter(|reason| !reason.is_empty()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::pb;
+
+    /// Offered, quarantined, installed, existing, made, used.
+    fn start(families: &[[u32; 6]]) -> Start {
+        let family = |[offered, quarantined, installed, existing, made, used]: &[u32; 6]| pb::FamilyStart {
+            family: "triton".to_owned(),
+            offered: *offered,
+            quarantined: *quarantined,
+            installed: *installed,
+            existing: *existing,
+            made: *made,
+            used: *used,
+            saved_seconds: 2.5,
+            verdict: pb::StartVerdict::Unspecified.into(),
+            remembered: false,
+            reason: "because\u{1b}".to_owned(),
+        };
+        let report = pb::StartReport {
+            outcome: pb::StartOutcome::Ready.into(),
+            ready_seconds: 9.0,
+            hook_seconds: 1.0,
+            budget_seconds: 2.0,
+            families: families.iter().map(family).collect(),
+        };
+        Start::try_from(report).unwrap()
+    }
+
+    #[test]
+    fn every_miss_has_one_reason_and_the_start_a_warmth() {
+        let miss = |family| start(&[family]).families[0].miss();
+        assert_eq!(miss([1, 0, 9, 0, 0, 9]), None);
+        assert_eq!(miss([1, 0, 9, 0, 0, 0]), None, "nothing tells, and nothing was made again");
+        assert_eq!(miss([0, 0, 0, 9, 2, 0]), Some(MissReason::NotUsed));
+        assert_eq!(miss([2, 2, 0, 0, 9, 0]), Some(MissReason::Quarantined));
+        assert_eq!(miss([1, 0, 0, 0, 9, 0]), Some(MissReason::NotInstalled));
+        assert_eq!(miss([0, 0, 0, 0, 9, 0]), Some(MissReason::NobodyHasIt));
+        let warmth = |families: &[[u32; 6]]| start(families).warmth();
+        assert_eq!(warmth(&[[1, 0, 9, 0, 0, 9]]), Warmth::Warm);
+        assert_eq!(warmth(&[[1, 0, 9, 0, 1, 9]]), Warmth::Partly);
+        assert_eq!(warmth(&[[1, 0, 9, 0, 0, 9], [0, 0, 0, 0, 9, 0]]), Warmth::Partly);
+        assert_eq!((warmth(&[[0, 0, 0, 0, 9, 0]]), warmth(&[])), (Warmth::Cold, Warmth::Cold));
+    }
+
+    #[test]
+    fn the_last_starts_are_kept_and_all_are_counted() {
+        let mut history = History::default();
+        for at in 0..20 {
+            history.add(&start(&[[1, 0, 9, 0, 0, 9], [0, 0, 0, 0, 9, 0]]), UnixMillis(at));
+        }
+        let starts = history.starts();
+        assert_eq!(starts.iter().map(|start| start.at.0).collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());
+        assert_eq!(starts[0].saved.as_secs(), 5);
+        assert_eq!(starts[0].families[0].reason.as_ref().unwrap().as_str(), "because?");
+        assert_eq!((history.hits(), history.misses()), (20, [(MissReason::NobodyHasIt, 20)].into()));
+    }
+}

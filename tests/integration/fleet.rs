@@ -1,0 +1,126 @@
+//! What a fleet is doing, as whole agents and the command line tell it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use warmd::metadata::Config as ServerConfig;
+
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity};
+use crate::harness::tree;
+
+async fn warmd(socket: &Path, words: &[&str]) -> std::process::Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+    command.args(words).arg("--socket").arg(socket);
+    tokio::time::timeout(DEADLINE, command.output()).await.unwrap().unwrap()
+}
+
+async fn json(node: &Node, words: &[&str]) -> Value {
+    let output = warmd(node.agent.socket(), words).await;
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Asks again until it is so.
+async fn until(node: &Node, words: &[&str], reached: impl Fn(&Value) -> bool) -> Value {
+    let give_up = Instant::now() + DEADLINE;
+    loop {
+        let told = json(node, words).await;
+        if reached(&told) {
+            return told;
+        }
+        assert!(Instant::now() < give_up, "{told:#}");
+    }
+}
+
+fn of<'v>(fleet: &'v Value, node: &Node) -> &'v Value {
+    let id = node.agent.node().to_string();
+    fleet["nodes"].as_array().unwrap().iter().find(|one| one["id"] == *id).unwrap_or(&Value::Null)
+}
+
+/// Leases that run out soon.
+async fn cluster() -> Cluster {
+    let mut config = ServerConfig::new("127.0.0.1:0".parse().unwrap());
+    config.registry.heartbeat = Duration::from_millis(100);
+    config.registry.lease = Duration::from_millis(500);
+    let mut cluster = Cluster::without_server();
+    cluster.start_server_with(config).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_transfer_is_seen_with_its_rate_and_what_is_left_and_a_dead_node_is_stale() {
+    let cluster = cluster().await;
+    let mut slow = cluster.config("a");
+    slow.provide.max_rate = Some(4 << 20);
+    let (a, b) = (cluster.agent_with(slow).await, cluster.agent("b").await);
+    let content = [("model".to_owned(), (false, tree::noise(1, 64 << 20)))].into();
+    tree::write(&cluster.path("source"), &content);
+    let what = identity(&[("torch", "2.13.1")]);
+    a.publish(&cluster.path("source"), &what, "").await.unwrap();
+    let job = cluster.job(what, "into");
+    let client = b.client.clone();
+    let warming = async { warmd::serve::warm::warm(&client, job, &|_| ()).await.map(drop) };
+    let watching = async {
+        let moving = |fleet: &Value| of(fleet, &b)["transfers"][0]["holders"][0]["bytes"].as_u64() > Some(0);
+        let fleet = until(&a, &["top", "--json"], moving).await;
+        let transfer = &of(&fleet, &b)["transfers"][0];
+        assert_eq!(transfer["family"], "directory");
+        assert_eq!(transfer["holders"][0]["node"], *a.agent.node().to_string());
+        assert!(transfer["rate"].as_u64() > Some(0) && transfer["eta_s"].as_f64() > Some(0.0), "{transfer}");
+        assert!(transfer["done"].as_u64() < transfer["total"].as_u64(), "{transfer}");
+        let text = warmd(b.agent.socket(), &["status"]).await;
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains("fetching  directory") && text.contains(" left"), "{text}");
+        fleet
+    };
+    let fleet = tokio::select! {
+        fleet = watching => fleet,
+        warmed = warming => panic!("it was to take longer: {warmed:?}"),
+    };
+    assert_eq!(fleet["server"]["ready"], 2);
+    assert_eq!(fleet["identities"][0]["artifacts"][0]["holders"][0], *a.agent.node().to_string());
+    assert_eq!(of(&fleet, &a)["state"], "ready");
+
+    let dead = b.agent.node().to_string();
+    drop(b);
+    let stale = |fleet: &Value| {
+        fleet["nodes"].as_array().unwrap().iter().any(|node| node["id"] == *dead && node["state"] == "stale")
+    };
+    until(&a, &["status", "--fleet", "--json"], stale).await;
+    let page = String::from_utf8(warmd(a.agent.socket(), &["top"]).await.stdout).unwrap();
+    assert!(page.lines().all(|line| line.chars().count() <= 80) && page.contains("stale"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_of_the_fleet_names_the_one_fact_that_keeps_caches_apart() {
+    let cluster = cluster().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    tree::write(&cluster.path("source"), &tree::sample());
+    a.publish(&cluster.path("source"), &identity(&[("torch", "2.13.1"), ("model", "m")]), "").await.unwrap();
+    b.publish(&cluster.path("source"), &identity(&[("torch", "2.14.0"), ("model", "m")]), "").await.unwrap();
+    let reported = |fleet: &Value| [&a, &b].iter().all(|node| of(fleet, node)["clock"].is_u64());
+    until(&a, &["status", "--fleet", "--json"], reported).await;
+    let output = warmd(a.agent.socket(), &["doctor", "--fleet", "--json"]).await;
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let near = found["findings"].as_array().unwrap().iter().find(|one| one["kind"] == "near-miss").unwrap();
+    let what = near["what"].as_str().unwrap();
+    assert!(what.starts_with("directory fits but for `torch`: 2.13.1 on "), "{what}");
+    assert_eq!(output.status.code(), Some(1));
+    // Both agents are on this host.
+    assert!(found["findings"].as_array().unwrap().iter().any(|one| one["kind"] == "names"), "{found:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_server_a_node_tells_of_itself_and_says_that_it_is_alone() {
+    let mut cluster = cluster().await;
+    let a = cluster.agent("a").await;
+    cluster.stop_server().await;
+    let fleet = json(&a, &["status", "--fleet", "--json"]).await;
+    assert!(fleet["limited"].as_str().unwrap().contains("itself alone"), "{fleet:#}");
+    assert_eq!((fleet["nodes"].as_array().unwrap().len(), of(&fleet, &a)["state"].as_str()), (1, Some("ready")));
+    let lost = until(&a, &["status", "--json"], |status| status["here"]["problems"][0]["kind"] == "no-directory").await;
+    assert_eq!(lost["metadata_connected"], false);
+    let page = warmd(a.agent.socket(), &["status"]).await;
+    let page = String::from_utf8(page.stdout).unwrap();
+    assert!(page.starts_with("problem: no metadata server"), "what is wrong comes first: {page}");
+}
