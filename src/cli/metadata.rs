@@ -88,8 +88,11 @@ async fn serve(config: MetadataConfig) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let terminated = lifecycle::termination().context("wait for signals")?;
+    let tell = |ready| metrics.iter().for_each(|metrics| metrics.set_ready(ready));
+    tell(true);
     tracing::info!(addr = %server.addr(), "metadata server ready");
     terminated.await;
+    tell(false);
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     if let Some(metrics) = metrics {

@@ -173,6 +173,7 @@ impl Serving {
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
         let admin = Admin::serve(admin, Control::new(access, catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
+        metrics.iter().for_each(|metrics| metrics.set_ready(true));
         Ok(Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline })
     }
 
@@ -195,6 +196,7 @@ impl Serving {
     pub async fn shutdown(self) {
         let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline } = self;
         let until = Instant::now() + drain_deadline;
+        metrics.iter().for_each(|metrics| metrics.set_ready(false));
         server.announce_end();
         // Answers under way may take what the engine's own end leaves of the time.
         let for_requests = drain_deadline.mul_f64(0.7);
