@@ -118,7 +118,9 @@ fn answer(request: &Request<Incoming>, registry: &Registry, ready: bool) -> Resp
         }
         (&Method::GET, "/healthz" | "/livez") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         (&Method::GET, "/readyz") if ready => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
-        (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting or draining\n".to_owned()),
+        (&Method::GET, "/readyz") => {
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting or draining\n".to_owned())
+        }
         _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics, /livez or /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));

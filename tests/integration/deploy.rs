@@ -127,7 +127,8 @@ fn the_commands_of_the_documents_are_ones_that_there_are() {
         word => word.replace("$ID", &"ab".repeat(32)).replace("=KEY", &format!("={key}")),
     };
     let mut found = 0;
-    for document in [deploy().with_file_name("README.md"), deploy().join("README.md")] {
+    let documents = [deploy().with_file_name("README.md"), deploy().join("README.md"), deploy().join("guide.md")];
+    for document in documents {
         let text = std::fs::read_to_string(&document).unwrap();
         for line in shell::typed(&text) {
             let commands = shell::commands(&line, &|_| key.clone());

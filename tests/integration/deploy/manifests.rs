@@ -152,7 +152,8 @@ fn ports_and_times_of_pods_are_those_of_their_configuration() {
             "agent" => of_agent(&config::load(Some(&file), environment).unwrap()),
             other => panic!("{other}"),
         };
-        let ports: BTreeMap<String, u64> = ports.into_iter().map(|(name, port)| (name.to_owned(), port.into())).collect();
+        let ports: BTreeMap<String, u64> =
+            ports.into_iter().map(|(name, port)| (name.to_owned(), port.into())).collect();
         assert_eq!(container.ports(), ports, "{}", container.name());
         assert!(container.grace() > drain.as_secs(), "{}", container.name());
         checked.insert(file.file_name().unwrap().to_owned());
@@ -190,7 +191,8 @@ fn what_overlays_add_to_the_environment_is_configuration() {
         environment(&container.spec)
     };
     let base = deploy().join("kustomize/base");
-    let agent: AgentFile = config::load(Some(&base.join("agent/agent.toml")), patched("serverless", "serverless.yaml")).unwrap();
+    let agent: AgentFile =
+        config::load(Some(&base.join("agent/agent.toml")), patched("serverless", "serverless.yaml")).unwrap();
     assert!(agent.agent.metadata.servers.is_empty() && !agent.agent.discovery.bootstrap.is_empty());
     let redis = patched("redis", "metadata.yaml");
     let metadata: MetadataConfig = config::load(Some(&base.join("metadata/metadata.toml")), redis).unwrap();
