@@ -1,6 +1,6 @@
 """Writes an image in OCI layout, without a daemon: the layers and the configuration of deploy/docker/Dockerfile.
 
-Usage: image.py VERSION PROGRAM OUT. Loaded by `skopeo copy oci-archive:OUT ...`, `ctr image import OUT`, `docker load -i OUT`.
+Usage: image.py VERSION PROGRAM OUT. `skopeo copy oci-archive:OUT docker://...` brings it to a registry.
 """
 
 import gzip
@@ -75,7 +75,7 @@ def main():
         "layers": [blob(gzip.compress(layer, 9, mtime=0), f"{oci}.layer.v1.tar+gzip") for layer in layers],
     }
     entry = blob(json.dumps(manifest).encode(), f"{oci}.manifest.v1+json")
-    names = {"org.opencontainers.image.ref.name": version, "io.containerd.image.name": f"docker.io/library/warmd:{version}"}
+    names = {"org.opencontainers.image.ref.name": version}
     index = {"schemaVersion": 2, "mediaType": f"{oci}.index.v1+json", "manifests": [entry | {"annotations": names}]}
     files = [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", json.dumps(index).encode())]
     with open(out, "wb") as file:
