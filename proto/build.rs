@@ -31,7 +31,7 @@ fn name_version() -> Result<(), BoxError> {
     println!("cargo:rerun-if-env-changed=BUILD_COMMIT");
     let told = std::env::var("BUILD_COMMIT").ok().filter(|commit| !commit.is_empty());
     let is_release = std::env::var("PROFILE")? == "release";
-    let commit = told.or_else(|| commit(Path::new(".git")).filter(|_| is_release));
+    let commit = told.or_else(|| is_release.then(|| commit(Path::new(".git"))).flatten());
     let commit = commit.map(|commit| commit.chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>());
     let version = std::env::var("CARGO_PKG_VERSION")?;
     let version = commit.as_ref().map_or_else(|| version.clone(), |commit| format!("{version} ({commit})"));
