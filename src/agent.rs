@@ -314,6 +314,7 @@ impl Agent {
             None => None,
         };
         directory.set_state(NodeState::Ready);
+        metrics.iter().for_each(|metrics| metrics.set_ready(true));
         let addr = endpoint.local_addr();
         tracing::info!(node = %node, %addr, socket = %socket.display(), "agent ready");
         Ok(Self {
@@ -364,6 +365,7 @@ impl Agent {
     pub async fn shutdown(mut self) {
         let deadline = tokio::time::Instant::now() + self.drain_deadline;
         let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.metrics.iter().for_each(|metrics| metrics.set_ready(false));
         self.directory.set_state(NodeState::Draining);
         self.provider.drain();
         if !self.local.shutdown(left() / 2).await {

@@ -5,13 +5,16 @@ mod agent;
 mod aliases;
 mod artifacts;
 mod audit;
+mod completions;
 mod config;
+mod copy;
 mod doctor;
 mod exec;
 mod facts;
 mod fleet;
 mod keys;
 mod maintain;
+mod man;
 mod metadata;
 mod origin;
 mod output;
@@ -41,7 +44,7 @@ use crate::telemetry::{LogConfig, LogFormat, TracingConfig};
 
 /// Keeps vLLM nodes warm: signed compiled caches and adapters, from peer to peer.
 #[derive(Debug, Parser)]
-#[command(name = "warmd", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "warmd", version = env!("BUILD_VERSION"), propagate_version = true, max_term_width = 110)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -109,6 +112,12 @@ enum Command {
     /// Configuration files
     #[command(subcommand)]
     Config(config::Config),
+    /// Copy this program into a directory, for containers of other images
+    Copy(copy::Copy),
+    /// Print completions for a shell
+    Completions(completions::Completions),
+    /// Write the manual pages
+    Man(man::Man),
 }
 
 /// Where the agent listens.
@@ -207,6 +216,9 @@ async fn short(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(command) => command.run(),
         Command::Keys(command) => command.run(),
         Command::Policy(command) => command.run().await,
+        Command::Copy(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
         Command::Config(command) => command.run().await,
         Command::Agent(_) | Command::Metadata(_) | Command::Serve(_) => Ok(ExitCode::SUCCESS),
     }

@@ -115,6 +115,8 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
     let page = page::serve(&config.web, &LiveBoard::default()).await?;
     let terminated = lifecycle::termination().context("wait for signals")?;
     let hangups = Hangups::listen().context("wait for signals")?;
+    let tell = |ready| metrics.iter().for_each(|metrics| metrics.set_ready(ready));
+    tell(true);
     tracing::info!(addr = %server.addr(), "metadata server ready");
     let reloading = Reloading { hangups, load, current: config.clone(), reloadable: Reloadable::METADATA };
     let reloading = reloading.follow(async |config: &MetadataConfig| {
@@ -125,6 +127,7 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
         () = terminated => {}
         () = reloading => {}
     }
+    tell(false);
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
     drop(page);

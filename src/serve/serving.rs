@@ -190,6 +190,7 @@ impl Serving {
         let admin = Admin::serve(admin, Control::new(access.clone(), catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
         let metrics = metrics_server;
+        metrics.iter().for_each(|metrics| metrics.set_ready(true));
         Ok(Self { server, proxy, supervisor, catalogue, access, admin, metrics, tasks, drain_deadline })
     }
 
@@ -224,6 +225,7 @@ impl Serving {
     pub async fn shutdown(self) {
         let Self { server, proxy, supervisor, catalogue, admin, metrics, tasks, drain_deadline, .. } = self;
         let until = Instant::now() + drain_deadline;
+        metrics.iter().for_each(|metrics| metrics.set_ready(false));
         server.announce_end();
         // Answers under way may take what the engine's own end leaves of the time.
         let for_requests = drain_deadline.mul_f64(0.7);

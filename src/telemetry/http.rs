@@ -1,9 +1,11 @@
-//! `/metrics` as text, and `/healthz`. Header and idle timeouts hold: hyper applies none without a timer.
+//! `/metrics` as text, and what supervisors ask: `/livez` (and `/healthz`) whether the process answers,
+//! `/readyz` whether it takes work. Header and idle timeouts hold: hyper applies none without a timer.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,17 +37,25 @@ pub struct MetricsSection {
 #[derive(Debug)]
 pub struct MetricsServer {
     addr: SocketAddr,
+    ready: Arc<AtomicBool>,
     tasks: Tasks,
 }
 
 impl MetricsServer {
+    /// Not ready until [`Self::set_ready`] says so.
     pub async fn bind(addr: SocketAddr, registry: Arc<Registry>) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let tasks = Tasks::new();
         let connections = tasks.child();
-        tasks.spawn("metrics server", accept(listener, registry, connections));
-        Ok(Self { addr, tasks })
+        let ready = Arc::new(AtomicBool::new(false));
+        tasks.spawn("metrics server", accept(listener, registry, ready.clone(), connections));
+        Ok(Self { addr, ready, tasks })
+    }
+
+    /// What `/readyz` answers: false before a role is reachable, and once it drains.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -57,16 +67,16 @@ impl MetricsServer {
     }
 }
 
-async fn accept(listener: TcpListener, registry: Arc<Registry>, connections: Tasks) {
+async fn accept(listener: TcpListener, registry: Arc<Registry>, ready: Arc<AtomicBool>, connections: Tasks) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let registry = registry.clone();
+                let (registry, ready) = (registry.clone(), ready.clone());
                 connections.spawn("metrics connection", async move {
                     let _slot = slot;
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve(stream, registry)).await;
+                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve(stream, registry, ready)).await;
                 });
             }
             Err(error) => {
@@ -78,9 +88,9 @@ async fn accept(listener: TcpListener, registry: Arc<Registry>, connections: Tas
     }
 }
 
-async fn serve(stream: TcpStream, registry: Arc<Registry>) {
+async fn serve(stream: TcpStream, registry: Arc<Registry>, ready: Arc<AtomicBool>) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &registry);
+        let response = answer(&request, &registry, ready.load(Ordering::Relaxed));
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -93,14 +103,18 @@ async fn serve(stream: TcpStream, registry: Arc<Registry>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, registry: &Registry, ready: bool) -> Response<Full<Bytes>> {
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             let format = Format::accepted(request.headers());
             (StatusCode::OK, format.content_type(), format.encode(registry))
         }
-        (&Method::GET, "/healthz") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics or /healthz\n".to_owned()),
+        (&Method::GET, "/healthz" | "/livez") => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        (&Method::GET, "/readyz") if ready => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+        (&Method::GET, "/readyz") => {
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting or draining\n".to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, "text/plain", "try /metrics, /livez or /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
@@ -132,8 +146,22 @@ mod tests {
         let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::new(registry)).await.unwrap();
         let metrics = get(server.addr(), "/metrics").await;
         assert!(metrics.contains("warmd_tests_total 1"), "{metrics}");
-        assert!(get(server.addr(), "/healthz").await.ends_with("ok\n"));
+        for alive in ["/healthz", "/livez"] {
+            assert!(get(server.addr(), alive).await.ends_with("ok\n"));
+        }
         assert!(get(server.addr(), "/").await.starts_with("HTTP/1.1 404"));
+        server.shutdown(Duration::from_secs(5)).await;
+    }
+
+    #[tokio::test]
+    async fn a_role_is_alive_before_it_is_ready_and_while_it_drains() {
+        let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::default()).await.unwrap();
+        for (ready, expected) in [(None, "503"), (Some(true), "200"), (Some(false), "503")] {
+            ready.into_iter().for_each(|ready| server.set_ready(ready));
+            let told = get(server.addr(), "/readyz").await;
+            assert!(told.starts_with(&format!("HTTP/1.1 {expected}")), "{told}");
+            assert!(get(server.addr(), "/livez").await.starts_with("HTTP/1.1 200"));
+        }
         server.shutdown(Duration::from_secs(5)).await;
     }
 }
