@@ -82,11 +82,7 @@ impl Collector {
         tokio::time::timeout(self.timeout, sending).await.map_err(late)?
     }
 
-    async fn by_grpc<R: Message + Clone + Send + Sync + 'static>(
-        &self,
-        path: &'static str,
-        request: R,
-    ) -> Result<(), String> {
+    async fn by_grpc<R: Message + Clone + 'static>(&self, path: &'static str, request: R) -> Result<(), String> {
         let endpoint = Endpoint::from_shared(self.url.to_string()).map_err(|error| error.to_string())?;
         let channel = self.channel.get_or_init(|| endpoint.connect_lazy()).clone();
         let mut request = tonic::Request::new(request);
