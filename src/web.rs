@@ -11,8 +11,8 @@
 //! | `GET /login`, `POST /login`, `POST /logout` | opens and ends a session with the token |
 //!
 //! `/`, `/events` and `/api/fleet` are for those who have the token: `Authorization: Bearer`, or a session. A page that
-//! only this machine reaches needs none. It speaks plain HTTP, because browsers take no Ed25519 certificates, and those
-//! are what nodes have: put it behind an ingress or a port-forward, which bring encryption.
+//! only this machine reaches needs none. It speaks plain HTTP, because nodes have Ed25519 certificates of the cluster's own
+//! authority, which browsers refuse: an ingress or a port-forward in front of it brings encryption.
 
 mod assets;
 mod auth;

@@ -113,7 +113,6 @@ let counting = 0;
 
 function state({ kind, until, why, session }) {
   clearInterval(counting);
-  // It was lost until it is live again.
   const link = byId('link');
   link.dataset.kind = kind;
   show(link, h('span', null, KINDS[kind]));
