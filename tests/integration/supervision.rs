@@ -106,7 +106,7 @@ async fn what_cannot_be_started_is_told_and_ended_as_well() {
     let (epoch, end) = supervised.end().await;
     assert_eq!((epoch, end.asked, end.stopped), (1, false, None));
     assert!(end.reason.unwrap().contains("`warmd-no-such-program` was not found in PATH"));
-    assert!(supervised.shutdown().await.contains("outcome=\"Failed\""));
+    assert!(supervised.shutdown().await.contains("outcome=\"failed\""));
 }
 
 #[tokio::test]
