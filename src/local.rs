@@ -9,7 +9,7 @@ mod publication;
 mod socket;
 
 pub use chunks::chunk_socket;
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, FleetPart};
 pub use publication::{Content, Publication, PublicationError, builder};
 pub use socket::{Listener, SocketConfig, SocketError};
 

@@ -15,7 +15,7 @@ use self::page::{View, page};
 use self::screen::{Key, Screen};
 use super::{Socket, artifacts, output};
 use crate::lifecycle;
-use crate::local::Client;
+use crate::local::{Client, FleetPart};
 use crate::protocol::fleet::{Fleet, NodeDocument};
 use crate::protocol::report::UnixMillis;
 
@@ -57,6 +57,11 @@ impl Show {
     }
 }
 
+/// Identities are only in JSON.
+fn part(json: bool) -> FleetPart {
+    if json { FleetPart::All } else { FleetPart::Nodes }
+}
+
 /// In one line where there is to be more than one.
 fn json(value: &impl Serialize, watch: bool) -> anyhow::Result<()> {
     if watch { output::line(serde_json::to_string(value)?) } else { output::json(value) }
@@ -83,7 +88,7 @@ impl Status {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Show { watch, json: as_json, .. } = self.show;
         if self.fleet {
-            let show = async |client: &Client| once(&client.fleet(false).await?, as_json, watch.is_some());
+            let show = async |client: &Client| once(&client.fleet(part(as_json)).await?, as_json, watch.is_some());
             return self.show.each(show).await;
         }
         let show = async |client: &Client| {
@@ -102,7 +107,7 @@ impl Status {
 }
 
 async fn own(client: &Client) -> anyhow::Result<NodeDocument> {
-    let here = client.fleet(true).await?.nodes.pop();
+    let here = client.fleet(FleetPart::Here).await?.nodes.pop();
     here.ok_or_else(|| anyhow::anyhow!("the agent told nothing of itself"))
 }
 
@@ -124,7 +129,7 @@ impl Top {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Show { watch, json, .. } = self.show;
         if json || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
-            let show = async |client: &Client| once(&client.fleet(false).await?, json, watch.is_some());
+            let show = async |client: &Client| once(&client.fleet(part(json)).await?, json, watch.is_some());
             return self.show.each(show).await;
         }
         let client = self.show.socket.connect().await?;
@@ -135,12 +140,12 @@ impl Top {
 
 /// Until a key or a signal ends it. Keys do not wait for an agent that is slow to answer.
 async fn live(client: &Client, pause: Duration) -> anyhow::Result<()> {
-    let mut fleet = client.fleet(false).await?;
+    let mut fleet = client.fleet(FleetPart::Nodes).await?;
     let mut screen = Screen::open()?;
     let mut ended = std::pin::pin!(lifecycle::termination()?);
     let again = || async {
         tokio::time::sleep(pause).await;
-        client.fleet(false).await
+        client.fleet(FleetPart::Nodes).await
     };
     let mut asking = Box::pin(again());
     let (mut view, mut at) = (View::Fleet, 0usize);

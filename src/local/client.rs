@@ -16,7 +16,7 @@ use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::trust::{Documents, Known};
 use crate::protocol::ProtocolError;
-use crate::protocol::fleet::{Document, Fleet};
+use crate::protocol::fleet::{Document, Fleet, Key};
 use crate::protocol::metadata::trust_documents;
 use crate::protocol::pb::agent_client::AgentClient;
 use crate::protocol::pb::{
@@ -29,8 +29,18 @@ use crate::protocol::pb::{
 };
 use crate::telemetry::trace::Propagate;
 
-/// Documents that are taken of one fleet: more than a server has nodes, and all that anybody would look at.
+/// Nodes, and identities, that are taken of one fleet: more than a server has nodes, and all that anybody would look at.
 const MAX_FLEET: usize = 50_000;
+
+/// Which documents of a fleet are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FleetPart {
+    /// Only this node, as it is now.
+    Here,
+    /// Nodes, and the server that knows them.
+    Nodes,
+    All,
+}
 
 /// The agent was not reached or said no.
 #[derive(Debug, thiserror::Error)]
@@ -115,27 +125,28 @@ impl Client {
         Ok(self.agent.clone().configuration(ConfigurationRequest {}).await?.into_inner().toml)
     }
 
-    /// What the fleet is and does, or only this node.
-    pub async fn fleet(&self, here: bool) -> Result<Fleet, ClientError> {
+    /// What the fleet is and does.
+    pub async fn fleet(&self, part: FleetPart) -> Result<Fleet, ClientError> {
+        let bad = |error: ProtocolError| tonic::Status::data_loss(error.to_string());
         let mut fleet = Fleet::default();
-        let mut after = String::new();
+        let mut after = if part == FleetPart::Nodes { Key::LAST_IDENTITY.to_string() } else { String::new() };
         loop {
-            let request = FleetRequest { after: std::mem::take(&mut after), here };
+            let request = FleetRequest { after: after.clone(), here: part == FleetPart::Here };
             let page = self.agent.clone().fleet(request).await?.into_inner();
-            let bad = |error: ProtocolError| tonic::Status::data_loss(error.to_string());
+            let is_last = !page.more || page.documents.is_empty() || fleet.nodes.len() >= MAX_FLEET;
             for document in page.documents {
-                if fleet.nodes.len() + fleet.identities.len() >= MAX_FLEET {
-                    fleet.limited = format!("only the first {MAX_FLEET} documents are shown");
-                    return Ok(fleet);
-                }
                 fleet.add(&Document::new(&document.key, document.json).map_err(bad)?).map_err(bad)?;
                 after = document.key;
             }
             if !page.limited.is_empty() {
                 fleet.limited = page.limited;
             }
-            if !page.more || after.is_empty() {
+            if is_last {
                 return Ok(fleet);
+            }
+            if fleet.nodes.is_empty() && fleet.identities.len() >= MAX_FLEET {
+                fleet.limited = format!("only the first {} identities are shown", fleet.identities.len());
+                after = Key::LAST_IDENTITY.to_string();
             }
         }
     }

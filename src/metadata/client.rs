@@ -241,7 +241,17 @@ impl Client {
             let request = request.clone();
             async move { rpc.fleet(request).await }
         };
-        self.call(Call::Fleet, rpc, |_, reply| reply.try_into()).await
+        let convert = |_: &Server, reply| {
+            let page = FleetPage::try_from(reply)?;
+            // Else asking for the rest would not end.
+            match page.documents.first() {
+                Some(first) if after.is_some_and(|after| first.key <= after) => {
+                    Err(ProtocolError::Invalid("documents"))
+                }
+                _ => Ok(page),
+            }
+        };
+        self.call(Call::Fleet, rpc, convert).await
     }
 
     /// Asks again as long as servers have too much to do and there is time.

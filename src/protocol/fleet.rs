@@ -34,6 +34,11 @@ pub enum Key {
     Server,
 }
 
+impl Key {
+    /// Behind all identities, before all nodes.
+    pub const LAST_IDENTITY: Self = Self::Identity(IdentityId::from_array([0xff; 32]));
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

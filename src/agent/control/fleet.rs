@@ -28,7 +28,7 @@ pub(super) async fn page(parts: &Parts, request: pb::FleetRequest) -> Result<pb:
             more: page.more,
             limited: String::new(),
         }),
-        Err(error) if after.is_none() => {
+        Err(error) if after.is_none_or(|after| after == Key::LAST_IDENTITY) => {
             alone(parts, format!("this node tells of itself alone: no metadata server tells of the fleet: {error}"))
                 .await
         }

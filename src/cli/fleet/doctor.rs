@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::output;
 use crate::digest::IdentityId;
-use crate::local::Client;
+use crate::local::{Client, FleetPart};
 use crate::metadata::fleet::findings::{Finding, Severity, findings};
 use crate::metadata::fleet::listed;
 use crate::protocol::fleet::Fleet;
@@ -27,7 +27,7 @@ struct Examination {
 }
 
 pub(in crate::cli) async fn run(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
-    let mut fleet = client.fleet(false).await?;
+    let mut fleet = client.fleet(FleetPart::All).await?;
     let missing = add_facts(client, &mut fleet).await;
     let found =
         Examination { findings: findings(&fleet, UnixMillis::now()), nodes: fleet.nodes.len(), limited: fleet.limited };
