@@ -44,7 +44,7 @@ use crate::lifecycle::Tasks;
 use crate::local::{self, SocketConfig, SocketError};
 use crate::metadata::{ClientConfig, ClientError};
 use crate::origin::{Origin, OriginConfig, OriginError};
-use crate::protocol::fleet::NodeDocument;
+use crate::protocol::fleet::{Document, NodeDocument};
 use crate::protocol::metadata::{Locality, NodeState};
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
@@ -192,6 +192,17 @@ pub struct Agent {
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
+}
+
+/// What a node tells of itself. Cheap to clone, and of no use once its agent has ended.
+#[derive(Clone)]
+pub struct View(Arc<Reporter>);
+
+impl View {
+    /// The node and what it holds, as documents of a fleet of one.
+    pub async fn documents(&self) -> Vec<Document> {
+        self.0.documents().await
+    }
 }
 
 impl Agent {
@@ -345,6 +356,11 @@ impl Agent {
     /// What this node tells of itself, as it is now.
     pub async fn document(&self) -> NodeDocument {
         self.reporter.document().await
+    }
+
+    /// The same, for as long as somebody looks.
+    pub fn view(&self) -> View {
+        View(self.reporter.clone())
     }
 
     /// TCP address of this agent's discovery, unless it asks a metadata server alone.

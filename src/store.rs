@@ -165,6 +165,11 @@ impl Store {
         &self.shared.config
     }
 
+    /// Most bytes of chunks; `None`: only the disk bounds it.
+    pub fn max_bytes(&self) -> Option<u64> {
+        self.limits().max_bytes
+    }
+
     /// Bytes that stay free on the file system.
     pub fn reserve(&self) -> u64 {
         self.limits().reserve

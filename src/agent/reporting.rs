@@ -1,6 +1,7 @@
 //! What this node tells of itself: gathered from its parts now and then, told to the metadata server with the heartbeats if
 //! it is news, and to whoever asks on this machine.
 
+mod documents;
 mod problems;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -130,7 +131,7 @@ impl Reporter {
         // Asks the file system.
         let disk = tokio::task::spawn_blocking(move || Disk {
             used: store.usage(),
-            limit: store.config().max_bytes,
+            limit: store.max_bytes(),
             free: store.free_space().unwrap_or(0),
         });
         let disk = disk.await.unwrap_or_default();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use clap::Args;
 
-use super::page;
+use super::page::Page;
 use super::pod::{self, Caches};
 use super::reload::{self, Load, Reloading};
 use super::serve;
@@ -21,7 +21,6 @@ use crate::lifecycle::Hangups;
 use crate::serve::serving::{Backend, ServeConfig};
 use crate::serve::start::Spec;
 use crate::telemetry::trace::Exporter;
-use crate::web::LiveBoard;
 use crate::{config, lifecycle, telemetry};
 
 #[derive(Debug, Args)]
@@ -131,9 +130,9 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
     let hangups = Hangups::listen().context("wait for signals")?;
     let AgentFile { agent: config, served } = file.clone();
     let trust = config.trust.clone();
-    let page = page::serve(&config.web, &LiveBoard::default()).await?;
     // Without an agent there is nothing to start an engine warm with.
     let agent = Daemon::start(config).await?;
+    let page = Page::of_node(&file.agent.web, agent.view()).await?;
     let reloading = Reloading { hangups, load, current: file, reloadable: Reloadable::AGENT };
     let reloading = reloading.follow(async |file: &AgentFile| {
         agent.reload(&file.agent).await?;
@@ -152,8 +151,10 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
         ended = running => ended,
         () = reloading => Ok(()),
     };
+    if let Some(page) = page {
+        page.shutdown().await;
+    }
     agent.shutdown().await;
-    drop(page);
     ended
 }
 

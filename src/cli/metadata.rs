@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use futures_util::future::OptionFuture;
 
-use super::page;
+use super::page::Page;
 use super::reload::{self, Load, Reloading};
 use crate::config::reload::Reloadable;
 use crate::config::surroundings::Scope;
@@ -18,7 +18,6 @@ use crate::lifecycle::{self, Hangups};
 use crate::metadata::{self, Compatibility, Server};
 use crate::telemetry::trace::Exporter;
 use crate::telemetry::{self, MetricsServer, Registry};
-use crate::web::LiveBoard;
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -112,7 +111,7 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
         ),
         None => None,
     };
-    let page = page::serve(&config.web, &LiveBoard::default()).await?;
+    let page = Page::of_fleet(&config.web, server.fleet()).await?;
     let terminated = lifecycle::termination().context("wait for signals")?;
     let hangups = Hangups::listen().context("wait for signals")?;
     let tell = |ready| metrics.iter().for_each(|metrics| metrics.set_ready(ready));
@@ -130,7 +129,9 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
     tell(false);
     let ended = compatibility.map(|compatibility| compatibility.shutdown(config.drain_deadline));
     tokio::join!(server.shutdown(config.drain_deadline), OptionFuture::from(ended));
-    drop(page);
+    if let Some(page) = page {
+        page.shutdown().await;
+    }
     if let Some(metrics) = metrics {
         metrics.shutdown(std::time::Duration::from_millis(100)).await;
     }

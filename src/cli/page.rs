@@ -1,18 +1,157 @@
-//! The page that a role serves beside its work.
+//! The page that a role serves beside its work, and what is put on its board.
 
-use std::time::SystemTime;
+use std::collections::HashSet;
+use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::json;
 
-use crate::web::{Document, LiveBoard, Server, WebSection};
+use crate::agent::View;
+use crate::lifecycle::Tasks;
+use crate::metadata::fleet::{Changes, Fleet};
+use crate::protocol::report::UnixMillis;
+use crate::web::{Board, BoardError, Document, Key, LiveBoard, Server, WebSection};
 
-/// Serves what is on `board` until it is dropped. None if no address is configured.
-pub(super) async fn serve(section: &WebSection, board: &LiveBoard) -> anyhow::Result<Option<Server>> {
-    let Some(addr) = section.listen else { return Ok(None) };
-    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    let about = json!({"version": env!("CARGO_PKG_VERSION"), "started_at": started});
-    board.set(&"server".parse()?, Document::new(&about)?)?;
-    let server = Server::bind(addr, section, board.clone()).await?;
-    tracing::info!(addr = %server.addr(), "page ready");
-    Ok(Some(server))
+/// Between two looks at what has changed: a large fleet changes all the time, and no eye follows faster.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// Between two looks at one node.
+const OF_A_NODE: Duration = Duration::from_secs(1);
+
+/// What is told of the process itself.
+const SERVER: &str = "server";
+
+const SHUTDOWN: Duration = Duration::from_millis(500);
+
+/// Ends when it is shut down or dropped.
+pub(super) struct Page {
+    server: Server,
+    tasks: Tasks,
+}
+
+impl Page {
+    /// What a metadata server knows. `None` if no address is configured.
+    pub(super) async fn of_fleet(section: &WebSection, fleet: Fleet) -> anyhow::Result<Option<Self>> {
+        let board = LiveBoard::default();
+        let feeding = feed_fleet(fleet, board.clone());
+        Self::serve(section, board, feeding).await
+    }
+
+    /// One node, as it tells of itself. `None` if no address is configured.
+    pub(super) async fn of_node(section: &WebSection, node: View) -> anyhow::Result<Option<Self>> {
+        let board = LiveBoard::default();
+        let about = json!({"version": env!("CARGO_PKG_VERSION"), "started_at": UnixMillis::now()});
+        board.set(&SERVER.parse()?, Document::new(&about)?)?;
+        let feeding = feed_node(node, board.clone());
+        Self::serve(section, board, feeding).await
+    }
+
+    async fn serve(
+        section: &WebSection,
+        board: LiveBoard,
+        feeding: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(addr) = section.listen else { return Ok(None) };
+        let server = Server::bind(addr, section, board).await?;
+        tracing::info!(addr = %server.addr(), "page ready");
+        let tasks = Tasks::new();
+        tasks.spawn("page", feeding);
+        Ok(Some(Self { server, tasks }))
+    }
+
+    pub(super) async fn shutdown(self) {
+        tokio::join!(self.server.shutdown(SHUTDOWN), self.tasks.shutdown(SHUTDOWN));
+    }
+}
+
+async fn feed_fleet(fleet: Fleet, board: LiveBoard) {
+    let (mut versions, mut since) = (fleet.subscribe(), 0);
+    loop {
+        versions.borrow_and_update();
+        let (fleet, board) = (fleet.clone(), board.clone());
+        // Thousands of documents are written here at times.
+        let put = tokio::task::spawn_blocking(move || {
+            let changes = fleet.changes(since);
+            put(&board, &changes);
+            changes.version
+        });
+        let Ok(version) = put.await else { return };
+        since = version;
+        tokio::time::sleep(EVERY).await;
+        if versions.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn feed_node(node: View, board: LiveBoard) {
+    loop {
+        let documents = node.documents().await;
+        let documents = documents.into_iter().map(|document| (document.key, Some(document.json)));
+        put(&board, &Changes { version: 0, all: true, documents: documents.collect() });
+        tokio::time::sleep(OF_A_NODE).await;
+    }
+}
+
+/// What does not fit is left out, and told once a look.
+fn put(board: &LiveBoard, changes: &Changes) {
+    let put = board.update(|board| {
+        if changes.all {
+            let there: HashSet<String> = changes.documents.iter().map(|(key, _)| key.to_string()).collect();
+            let is_gone = |key: &&Key| !there.contains(key.as_str()) && key.as_str() != SERVER;
+            let gone: Vec<Key> = board.documents().map(|(key, _)| key).filter(is_gone).cloned().collect();
+            for key in gone {
+                board.remove(&key);
+            }
+        }
+        changes.documents.iter().map(|(key, json)| one(board, &key.to_string(), json.clone())).fold(Ok(()), Result::and)
+    });
+    if let Err(error) = put {
+        tracing::warn!(%error, "not everything is on the page");
+    }
+}
+
+fn one(board: &mut Board, key: &str, json: Option<Bytes>) -> Result<(), BoardError> {
+    let key = key.parse()?;
+    match json {
+        Some(json) => board.set(&key, Document::from_json(json)?).map(drop),
+        None => {
+            board.remove(&key);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::IdentityId;
+    use crate::protocol::fleet;
+
+    fn told(all: bool, documents: &[(u8, Option<&'static str>)]) -> Changes {
+        let key = |n| fleet::Key::Identity(IdentityId::from_array([n; 32]));
+        let documents = documents.iter().map(|(n, json)| (key(*n), json.map(Bytes::from))).collect();
+        Changes { version: 1, all, documents }
+    }
+
+    fn shown(board: &LiveBoard) -> Vec<Vec<u8>> {
+        board.update(|board| board.documents().map(|(_, document)| document.as_bytes().to_vec()).collect())
+    }
+
+    #[test]
+    fn a_change_touches_what_it_names_and_a_whole_view_takes_away_what_it_does_not() {
+        let board = LiveBoard::default();
+        put(&board, &told(true, &[(1, Some("1")), (2, Some("2"))]));
+        put(&board, &told(false, &[(3, Some("3")), (1, None)]));
+        assert_eq!(shown(&board), [b"2", b"3"]);
+        put(&board, &told(true, &[(3, Some("3"))]));
+        assert_eq!(shown(&board), [b"3"]);
+    }
+
+    #[test]
+    fn what_is_no_json_is_left_out_and_the_rest_is_shown() {
+        let board = LiveBoard::default();
+        put(&board, &told(false, &[(1, Some("{")), (2, Some("2"))]));
+        assert_eq!(shown(&board), [b"2"]);
+    }
 }
