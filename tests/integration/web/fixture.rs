@@ -54,7 +54,7 @@ pub fn node(n: usize, nodes: usize) -> Value {
         "engine": {"state": "ready", "adapters": n % 4},
         "disk": {"used": (n as u64 % 90) << 30, "limit": 100_u64 << 30, "free": 400_u64 << 30},
         "totals": {"received": (n as u64 * 977) << 20, "sent": (n as u64 * 640) << 20, "hits": n % 40,
-                   "misses": {"nobody-has-it": n % 3, "not-installed": n % 2, "not-used": usize::from(n % 10 == 0)}},
+                   "misses": {"nobody-has-it": n % 3, "not-installed": n % 2, "not-used": usize::from(n.is_multiple_of(10))}},
         "skew_ms": n as i64 % 9 - 4, "network": {"mtu": 1452},
         "policy": {"version": 12, "expires_at": now() + 86_400_000 * 20},
         "starts": (0..n % 4 + 1).map(|at| start(n, at)).collect::<Vec<_>>(),
