@@ -19,7 +19,7 @@ const CONTRAST: &str = include_str!("web/contrast.js");
 
 /// A picture for people, where somebody asked for pictures.
 async fn shoot(browser: &Browser, name: &str) {
-    if let Some(directory) = std::env::var_os("WARMD_TEST_SCREENSHOTS") {
+    if let Some(directory) = std::env::var_os("SCREENSHOTS") {
         browser.screenshot(&PathBuf::from(directory).join(format!("{name}.png"))).await;
     }
 }

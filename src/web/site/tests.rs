@@ -35,7 +35,7 @@ impl Visit {
     }
 
     async fn try_login(&self, token: &str) -> Reply {
-        self.ask("POST", "/login", &[], &format!("token={token}")).await
+        self.ask("POST", "/login", &[], &format!("username=warmd&token={token}")).await
     }
 }
 
