@@ -70,7 +70,7 @@ async fn no_rpc_answers_a_caller_without_an_admitted_certificate() {
     let cluster = Cluster::new(1);
     let server = cluster.server(None).await;
     let self_signed = NodeCertificate::self_signed(&PrivateKey::from_seed(66)).unwrap();
-    assert_eq!(methods().len(), 7);
+    assert_eq!(methods().len(), 9);
     for method in methods() {
         for certificate in [None, Some((&self_signed, 66))] {
             let status = call_raw(careless(server.addr(), certificate), method).await;
