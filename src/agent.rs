@@ -2,6 +2,7 @@
 //! order of the end is in [`Agent::shutdown`].
 
 mod audit;
+mod config;
 mod control;
 mod convert;
 mod directory;
@@ -23,9 +24,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use self::audit::Audit;
+pub use self::config::{AgentConfig, StoreSection};
 use self::control::{Control, Parts};
 use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
@@ -37,103 +37,20 @@ use self::reload::{Changeable, Effective};
 use self::reporting::{Reporter, Sources};
 use self::trust::Trust;
 use self::uploads::Uploads;
-use crate::discovery::{DiscoveryConfig, DiscoveryError};
+use crate::discovery::DiscoveryError;
 use crate::identity::trust::TrustError;
-use crate::identity::{KeyError, NodeConfig, NodeId, PolicyError, PrivateKey, TlsError, TrustConfig};
+use crate::identity::{KeyError, NodeId, PolicyError, PrivateKey, TlsError};
 use crate::lifecycle::Tasks;
-use crate::local::{self, SocketConfig, SocketError};
-use crate::metadata::{ClientConfig, ClientError};
+use crate::local::{self, SocketError};
+use crate::metadata::ClientError;
 use crate::origin::{Origin, OriginConfig, OriginError};
 use crate::protocol::fleet::{Document, NodeDocument};
-use crate::protocol::metadata::{Locality, NodeState};
+use crate::protocol::metadata::NodeState;
 use crate::store::{Store, StoreError};
 use crate::telemetry::audit::AuditError;
-use crate::telemetry::{LogConfig, MetricsSection, MetricsServer, Registry, TracingConfig};
-use crate::transfer::{Connections, Fetcher, PlanConfig, ProvideConfig, Provider};
-use crate::transport::{Endpoint, StreamCode, TransportConfig, TransportError};
-use crate::web::WebSection;
-
-/// The configuration file of `warmd agent`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AgentConfig {
-    /// Keys, the store and what the node remembers live here unless told otherwise.
-    pub state_dir: PathBuf,
-    /// Key that signs what this node publishes. Absent: the node publishes nothing.
-    pub signer: Option<PathBuf>,
-    /// Addresses under which peers reach this node. Absent: the address of the route to the metadata server,
-    /// or to a bootstrap agent.
-    pub advertise: Vec<SocketAddr>,
-    /// Time from SIGTERM to the end, whatever is still going on.
-    #[serde(with = "humantime_serde")]
-    pub drain_deadline: Duration,
-    /// A fetch that takes longer is given up; what arrived is kept.
-    #[serde(with = "humantime_serde")]
-    pub fetch_deadline: Duration,
-    pub node: NodeConfig,
-    pub trust: TrustConfig,
-    pub store: StoreSection,
-    pub transport: TransportConfig,
-    pub provide: ProvideConfig,
-    pub metadata: ClientConfig,
-    pub discovery: DiscoveryConfig,
-    pub locality: Locality,
-    pub origin: OriginConfig,
-    pub local: SocketConfig,
-    pub web: WebSection,
-    pub metrics: MetricsSection,
-    pub tracing: TracingConfig,
-    pub log: LogConfig,
-}
-
-/// `[store]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StoreSection {
-    /// Absent: `store` in the state directory.
-    pub directory: Option<PathBuf>,
-    /// Most bytes of chunks. Absent: only the disk bounds it.
-    pub max_bytes: Option<u64>,
-    /// Bytes that stay free on the file system. Absent: 5 GiB or 5 % of it, whichever is smaller.
-    pub reserve_bytes: Option<u64>,
-}
-
-impl Default for AgentConfig {
-    fn default() -> Self {
-        Self {
-            state_dir: PathBuf::from("/var/lib/warmd"),
-            signer: None,
-            advertise: Vec::new(),
-            drain_deadline: Duration::from_secs(20),
-            fetch_deadline: Duration::from_secs(600),
-            node: NodeConfig::default(),
-            trust: TrustConfig::default(),
-            store: StoreSection::default(),
-            transport: TransportConfig::default(),
-            provide: ProvideConfig::default(),
-            metadata: ClientConfig::default(),
-            discovery: DiscoveryConfig::default(),
-            locality: Locality::default(),
-            origin: OriginConfig::default(),
-            local: SocketConfig::default(),
-            web: WebSection::default(),
-            metrics: MetricsSection::default(),
-            tracing: TracingConfig::default(),
-            log: LogConfig::default(),
-        }
-    }
-}
-
-impl AgentConfig {
-    fn store_config(&self) -> crate::store::Config {
-        let directory = self.store.directory.clone().unwrap_or_else(|| self.state_dir.join("store"));
-        crate::store::Config {
-            max_bytes: self.store.max_bytes,
-            reserve_bytes: self.store.reserve_bytes,
-            ..crate::store::Config::new(directory)
-        }
-    }
-}
+use crate::telemetry::{MetricsServer, Registry};
+use crate::transfer::{Connections, Fetcher, PlanConfig, Provider};
+use crate::transport::{Endpoint, StreamCode, TransportError};
 
 /// How long the end waits for a metadata server to take its last word; the lease runs out by itself.
 const LAST_WORD: Duration = Duration::from_secs(2);

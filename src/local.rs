@@ -42,7 +42,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let told = cause.to_string();
+        // Transparent wrappers, and errors that name their cause, say it already.
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
         source = cause.source();
     }
     text

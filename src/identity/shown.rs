@@ -54,8 +54,9 @@ mod tests {
 
     use crate::identity::{ClusterCa, NodeConfig, PrivateKey, TlsError};
 
-    fn issue(dir: &Path, ca: &ClusterCa, key: &PrivateKey) {
-        std::fs::write(dir.join("node.pem"), ca.issue(key, &[], Duration::from_secs(3600)).unwrap()).unwrap();
+    fn issue(dir: &Path, ca: &ClusterCa, key: &PrivateKey, hours: u64) {
+        let pem = ca.issue(key, &[], Duration::from_secs(3600 * hours)).unwrap();
+        std::fs::write(dir.join("node.pem"), pem).unwrap();
     }
 
     #[test]
@@ -65,7 +66,7 @@ mod tests {
         for (dir, seed) in [(&dir, 2), (&other, 3)] {
             let key = PrivateKey::from_seed(seed);
             key.save_new(&dir.path().join("node.key")).unwrap();
-            issue(dir.path(), &ca, &key);
+            issue(dir.path(), &ca, &key, 1);
             std::fs::write(dir.path().join("ca.pem"), ca.certificate_pem()).unwrap();
         }
         let (config, chain) = (NodeConfig::default(), |tls: &crate::identity::NodeTls| {
@@ -74,7 +75,7 @@ mod tests {
         let tls = config.tls(dir.path()).unwrap();
         let before = chain(&tls);
         tls.check_self().unwrap();
-        issue(dir.path(), &ca, &PrivateKey::from_seed(2));
+        issue(dir.path(), &ca, &PrivateKey::from_seed(2), 2);
         tls.renew(&config, dir.path()).unwrap();
         let renewed = chain(&tls);
         assert_ne!(renewed, before);

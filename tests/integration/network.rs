@@ -1,6 +1,7 @@
 //! Networks as they are: they lose, damage, swap and cut, they are slow, behind firewalls, and fall apart.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use warmd::agent::AgentConfig;
 use warmd::serve::warm::Verdict;
@@ -12,9 +13,14 @@ use crate::harness::process::{AgentProcess, Role};
 use crate::harness::relay::{Faults, Relay};
 use crate::harness::tree;
 
-/// An address that is free for a moment, for an agent that stands behind a relay.
+/// Below those that the kernel gives to who asks for any: no other test takes it meanwhile.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
+
+/// An address that is free, for an agent that stands behind a relay.
 fn free() -> SocketAddr {
-    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    let is_free = |addr: &SocketAddr| UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok();
+    let any = std::iter::repeat_with(|| NEXT_PORT.fetch_add(1, Ordering::Relaxed)).take(10_000);
+    any.map(|port| ([127, 0, 0, 1], port).into()).find(is_free).unwrap()
 }
 
 /// A holder that peers reach through the relay, and who pulls from it.

@@ -40,6 +40,9 @@ impl Parts {
 
     /// The span that a request belongs to. Whoever asks for it first begins it, and a task of `tasks` ends it.
     pub(super) fn span(self: &Arc<Self>, traced: &Traced, tasks: &Tasks) -> Span {
+        if !tracing::span_enabled!(target: trace::OPERATIONS, tracing::Level::DEBUG) {
+            return Span::none();
+        }
         let (traceparent, now) = (&traced.traceparent, Instant::now());
         let mut parts = self.lock();
         if let Some(part) = parts.get_mut(traceparent) {
