@@ -3,7 +3,7 @@
 //!
 //! `WARMD_SECTION_KEY` overrides `key` of `[section]`, `WARMD_KEY` a key outside of sections; a flag counts more than both.
 //! A value is read as TOML, or as plain text if that fails. All that is wrong is told at once, with the place where it is
-//! said: unknown keys and wrong values ([`form`]), and what cannot be meant (`rules`). What the machine lacks is not the
+//! said: unknown keys and wrong values (`form`), and what cannot be meant (`rules`). What the machine lacks is not the
 //! file's fault, and is looked for by [`surroundings`].
 
 mod agent;
