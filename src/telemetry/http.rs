@@ -29,7 +29,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsSection {
-    /// Address of the plain HTTP server of `/metrics` and `/healthz`. Absent: none.
+    /// Address of the plain HTTP server of `/metrics`, `/livez` and `/readyz`. Absent: none.
     pub listen: Option<SocketAddr>,
 }
 
