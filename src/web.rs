@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::auth::Door;
 pub use self::board::{Board, BoardError, Changes, Cursor, Document, Key, Limits};
 pub use self::live::LiveBoard;
 pub use self::server::Server;
@@ -62,6 +63,13 @@ impl Default for WebSection {
             https: false,
             session: Duration::from_secs(12 * 3600),
         }
+    }
+}
+
+impl WebSection {
+    /// Whether the page could be served, but for the address: it may be taken.
+    pub fn check(&self) -> Result<(), WebError> {
+        self.listen.map_or(Ok(()), |addr| Door::new(self, addr).map(drop))
     }
 }
 

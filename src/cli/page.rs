@@ -10,7 +10,7 @@ use crate::agent::View;
 use crate::lifecycle::Tasks;
 use crate::metadata::fleet::{Changes, Fleet};
 use crate::protocol::report::UnixMillis;
-use crate::web::{Board, BoardError, Document, Key, LiveBoard, Server, WebSection};
+use crate::web::{Board, BoardError, Document, LiveBoard, Server, WebSection};
 
 /// Between two looks at what has changed: a large fleet changes all the time, and no eye follows faster.
 const EVERY: Duration = Duration::from_millis(250);
@@ -98,11 +98,7 @@ fn put(board: &LiveBoard, changes: &Changes) {
     let put = board.update(|board| {
         if changes.all {
             let there: HashSet<String> = changes.documents.iter().map(|(key, _)| key.to_string()).collect();
-            let is_gone = |key: &&Key| !there.contains(key.as_str()) && key.as_str() != SERVER;
-            let gone: Vec<Key> = board.documents().map(|(key, _)| key).filter(is_gone).cloned().collect();
-            for key in gone {
-                board.remove(&key);
-            }
+            board.retain(|key| there.contains(key.as_str()) || key.as_str() == SERVER);
         }
         changes.documents.iter().map(|(key, json)| one(board, &key.to_string(), json.clone())).fold(Ok(()), Result::and)
     });

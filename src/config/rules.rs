@@ -112,7 +112,9 @@ pub(super) fn agent(config: &AgentConfig) -> Vec<Problem> {
         ("transport.listen", peers),
         ("discovery.listen", config.discovery.listen),
         ("metrics.listen", config.metrics.listen),
+        ("web.listen", config.web.listen),
     ]);
+    rules.takes_time(&[("web.session", config.web.session)]);
     rules.trust(&config.trust);
     rules.log(&config.log);
     rules.tracing(&config.tracing);
@@ -174,7 +176,9 @@ pub(super) fn metadata(config: &MetadataConfig) -> Vec<Problem> {
         ("server.listen", Some(server.listen)),
         ("compatibility.listen", Some(compatibility.listen.addr()).filter(|_| compatibility.model_express)),
         ("metrics.listen", config.metrics.listen),
+        ("web.listen", config.web.listen),
     ]);
+    rules.takes_time(&[("web.session", config.web.session)]);
     rules.log(&config.log);
     rules.tracing(&config.tracing);
     rules.0
@@ -235,6 +239,7 @@ pub(super) fn agent_file(file: &AgentFile) -> Vec<Problem> {
         rules.apart(&[
             ("transport.listen", Some(file.agent.transport.listen)),
             ("metrics.listen", file.agent.metrics.listen),
+            ("web.listen", file.agent.web.listen),
             ("serve.listen", config.listen),
             ("serve.metrics.listen", config.metrics.listen),
         ]);
@@ -279,6 +284,8 @@ mod tests {
             ("[tracing]\nsample = 2.0\n", "tracing.sample"),
             ("[log]\nlevel = \"warmd=loud\"\n", "log.level"),
             ("advertise = [\"0.0.0.0:4780\"]\n", "advertise"),
+            ("[web]\nlisten = \"127.0.0.1:4780\"\n", "web.listen"),
+            ("[web]\nsession = \"0s\"\n", "web.session"),
         ];
         for (text, key) in table {
             assert_eq!(wrong::<AgentFile>(text), [key], "{text}");
@@ -292,6 +299,7 @@ mod tests {
         assert_eq!(wrong::<MetadataConfig>("[server]\nlease = \"15s\"\n"), ["server.lease"]);
         assert_eq!(wrong::<MetadataConfig>("[server]\nforget = \"1s\"\n"), ["server.forget"]);
         assert_eq!(wrong::<MetadataConfig>("[redis]\nuser = \"u\"\n"), ["redis.user"]);
+        assert_eq!(wrong::<MetadataConfig>("[web]\nlisten = \"127.0.0.1:4781\"\n"), ["web.listen"]);
         assert_eq!(wrong::<MetadataConfig>("[metrics]\nlisten = \"127.0.0.1:4781\"\n"), ["metrics.listen"]);
         assert_eq!(wrong::<ServeConfig>("[supervision]\nbackoff_first = \"1h\"\n"), ["supervision.backoff_first"]);
         assert_eq!(wrong::<ServeConfig>("[auth.jwt]\nissuer = \"\"\naudiences = []\n"), ["auth.jwt.issuer"]);

@@ -15,6 +15,7 @@ use crate::local::chain;
 use crate::serve::serving::ServeConfig;
 use crate::telemetry::TracingConfig;
 use crate::transport::Carriers;
+use crate::web::WebSection;
 
 /// For a connection to a collector.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub enum Scope {
 }
 
 pub fn agent(file: &AgentFile, scope: Scope) -> Vec<Problem> {
-    let AgentConfig { node, trust, signer, state_dir, transport, metrics, tracing, discovery, metadata, .. } =
+    let AgentConfig { node, trust, signer, state_dir, transport, metrics, web, tracing, discovery, metadata, .. } =
         &file.agent;
     let mut found = Vec::new();
     identity(&mut found, node, state_dir);
@@ -40,7 +41,7 @@ pub fn agent(file: &AgentFile, scope: Scope) -> Vec<Problem> {
     if let Some(signer) = signer
         && let Err(error) = PrivateKey::load(signer)
     {
-        let text = format!("{}: make one with `warmd keys signer`, or leave it out", chain(&error));
+        let text = format!("{}. Without the line nothing is published here", chain(&error));
         found.push(Problem::error(&["signer"], text));
     }
     policy(&mut found, trust);
@@ -51,6 +52,7 @@ pub fn agent(file: &AgentFile, scope: Scope) -> Vec<Problem> {
     let discovers = discovery.listen.filter(|_| discovery.mode != Mode::Server);
     listens(&mut found, "discovery.listen", discovers);
     listens(&mut found, "metrics.listen", metrics.listen);
+    page(&mut found, web);
     exporter(&mut found, tracing, scope);
     if let Some(ServedEngine { serve, .. }) = &file.served {
         found.extend(self::serve(serve, scope).into_iter().map(|problem| problem.within("serve")));
@@ -71,6 +73,7 @@ pub fn metadata(config: &MetadataConfig, scope: Scope) -> Vec<Problem> {
     let compatible = Some(config.compatibility.listen.addr()).filter(|_| config.compatibility.model_express);
     listens(&mut found, "compatibility.listen", compatible);
     listens(&mut found, "metrics.listen", config.metrics.listen);
+    page(&mut found, &config.web);
     exporter(&mut found, &config.tracing, scope);
     found
 }
@@ -98,8 +101,7 @@ fn identity(found: &mut Vec<Problem>, node: &NodeConfig, state: &Path) {
     let keys = ["node.certificate", "node.key", "node.ca", "state_dir"];
     match node.tls(state) {
         Err(error) => {
-            let text = format!("{}: `warmd keys node` makes both", chain(&error));
-            found.push(Problem::error(&keys, text));
+            found.push(Problem::error(&keys, chain(&error)));
         }
         Ok(tls) => {
             if let Err(stranger) = tls.check_self() {
@@ -121,7 +123,11 @@ fn policy(found: &mut Vec<Problem>, trust: &TrustConfig) {
         return;
     }
     match trust.load(None) {
-        Err(error) => found.push(Problem::error(&["trust.policy"], chain(&error))),
+        Err(error) => {
+            let text =
+                format!("{}: `warmd policy init` writes one, `warmd policy check` says what is wrong", chain(&error));
+            found.push(Problem::error(&["trust.policy"], text));
+        }
         Ok(Some(policy)) => {
             if let Some(reason) = policy.lapse(UnixTime::now()) {
                 let text = format!("nothing will be fetched: {reason}. Put a newer one in place");
@@ -129,6 +135,13 @@ fn policy(found: &mut Vec<Problem>, trust: &TrustConfig) {
             }
         }
         Ok(None) => {}
+    }
+}
+
+fn page(found: &mut Vec<Problem>, web: &WebSection) {
+    listens(found, "web.listen", web.listen);
+    if let Err(error) = web.check() {
+        found.push(Problem::error(&["web.token_file", "web.listen"], chain(&error)));
     }
 }
 
@@ -189,10 +202,17 @@ mod tests {
         config.server.listen = taken.local_addr().unwrap();
         config.trust.root = Some(dir.path().join("root.json"));
         config.redis.password_file = Some(dir.path().join("password"));
+        config.web.listen = Some("0.0.0.0:0".parse().unwrap());
         config.tracing.headers_file = Some(dir.path().join("headers"));
         let found = metadata(&config, Scope::Start);
-        let expected =
-            ["node.certificate", "trust.root", "redis.password_file", "server.listen", "tracing.headers_file"];
+        let expected = [
+            "node.certificate",
+            "trust.root",
+            "redis.password_file",
+            "server.listen",
+            "web.token_file",
+            "tracing.headers_file",
+        ];
         assert_eq!(keys(&found, Severity::Error), expected, "{found:#?}");
         assert!(found[3].text.contains("choose another one"));
         assert!(require(found).is_err());

@@ -20,7 +20,9 @@ pub enum KeyError {
     Text(String),
     #[error("not an ed25519 public key")]
     Public,
-    #[error("there is no private key {path}: `warmd keys node` makes a node's, `warmd keys signer` a signer's")]
+    #[error(
+        "there is no private key {path}: `warmd keys node` makes a node's with its certificate, `warmd keys signer` a signer's"
+    )]
     Missing { path: PathBuf },
     #[error("read private key {path}")]
     Read { path: PathBuf, source: io::Error },
