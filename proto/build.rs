@@ -7,11 +7,14 @@ type BoxError = Box<dyn std::error::Error>;
 fn main() -> Result<(), BoxError> {
     println!("cargo:rerun-if-changed=proto");
     name_version()?;
+    // Of every service: messages of strangers are checked before anything is allocated for them.
+    let codec = "crate::protocol::metadata::BoundedCodec";
     let files = ["trust.proto", "artifact.proto", "peer.proto", "agent.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().bytes(".warmd.v1").bytes(".warmd.trust.v1").compile_fds(descriptors)?;
+    let common = tonic_prost_build::configure().codec_path(codec);
+    common.bytes(".warmd.v1").bytes(".warmd.trust.v1").compile_fds(descriptors)?;
 
-    // Apart, because their codec checks messages of strangers before it allocates for them.
+    // Apart, because they have packages and names in common with the others.
     for (directory, files) in
         [("metadata", &["metadata.proto", "discovery.proto"][..]), ("model_express", &["model_express.proto"])]
     {
@@ -19,7 +22,7 @@ fn main() -> Result<(), BoxError> {
         std::fs::create_dir_all(&out)?;
         tonic_prost_build::configure()
             .bytes(".")
-            .codec_path("crate::protocol::metadata::BoundedCodec")
+            .codec_path(codec)
             .out_dir(out)
             .compile_fds(protox::compile(files, ["proto"])?)?;
     }

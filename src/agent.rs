@@ -8,6 +8,7 @@ mod convert;
 mod directory;
 mod epoch;
 mod fetching;
+mod gpus;
 mod holdings;
 mod link;
 mod metrics;
@@ -20,26 +21,28 @@ mod uploads;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use self::audit::Audit;
-pub use self::config::{AgentConfig, StoreSection};
-use self::control::{Control, Parts};
+pub use self::config::{AgentConfig, GpuSection, StoreSection};
+use self::control::{Control, Parts, Turns};
 use self::directory::Directory;
 use self::fetching::{Cold, Fetching};
 use self::holdings::Holdings;
 pub use self::holdings::TELL_AGAIN;
 pub use self::metrics::Metrics;
 use self::publish::Publisher;
+pub use self::reload::Reloaded;
 use self::reload::{Changeable, Effective};
 use self::reporting::{Reporter, Sources};
 use self::trust::Trust;
 use self::uploads::Uploads;
 use crate::discovery::DiscoveryError;
+use crate::durable::{Lock, LockError};
 use crate::identity::trust::TrustError;
-use crate::identity::{KeyError, NodeId, PolicyError, PrivateKey, TlsError};
+use crate::identity::{KeyError, NodeId, PolicyError, PrivateKey, TlsError, watch_certificate};
 use crate::lifecycle::Tasks;
 use crate::local::{self, SocketError};
 use crate::metadata::ClientError;
@@ -51,6 +54,7 @@ use crate::telemetry::audit::AuditError;
 use crate::telemetry::{MetricsServer, Registry};
 use crate::transfer::{Connections, Fetcher, PlanConfig, Provider};
 use crate::transport::{Endpoint, StreamCode, TransportError};
+use crate::web;
 
 /// How long the end waits for a metadata server to take its last word; the lease runs out by itself.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -88,6 +92,13 @@ pub enum AgentError {
     LinkSpeed,
     #[error("serve metrics on {addr}")]
     Metrics { addr: SocketAddr, source: std::io::Error },
+    #[error(
+        "state directory {path} is in use by process {pid}: stop that, or give this one another `state_dir`",
+        path = path.display()
+    )]
+    InUse { path: PathBuf, pid: String },
+    #[error("lock the state directory {path}", path = path.display())]
+    StateDirectory { path: PathBuf, source: std::io::Error },
     #[error("remember the agent's epoch in {path}", path = path.display())]
     Epoch { path: PathBuf, source: std::io::Error },
     #[error("the thread that opens the store or the origin panicked")]
@@ -106,9 +117,12 @@ pub struct Agent {
     directory: Arc<Directory>,
     changeable: Changeable,
     reporter: Arc<Reporter>,
+    page: web::Metrics,
     local: Tasks,
     serving: Arc<Tasks>,
     working: Arc<Tasks>,
+    /// Of the state directory, until all is written.
+    _lock: Lock,
 }
 
 /// What a node tells of itself. Cheap to clone, and of no use once its agent has ended.
@@ -130,6 +144,8 @@ impl Agent {
         let tls = config.node.tls(&config.state_dir)?;
         let node = tls.node_id();
         let signer = config.signer.as_deref().map(PrivateKey::load).transpose().map_err(AgentError::Signer)?;
+        // Before anything is written there: another agent may be at work.
+        let lock = lock(&config.state_dir)?;
         let working = Arc::new(Tasks::new());
         let audit = Audit::open(&config.state_dir, &working, metrics.audit.clone())?;
         let trust = Trust::load(config.trust.clone(), &config.state_dir, audit.clone())?;
@@ -148,18 +164,22 @@ impl Agent {
         serving.spawn("accept peers", provider.clone().serve(endpoint.clone(), serving.clone()));
         let connections = Arc::new(Connections::new(endpoint.clone(), metrics.transfer.clone(), working.child()));
         let port = NonZeroU16::new(endpoint.local_addr().port()).filter(|_| config.provide.enabled);
-        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, metrics.transfer.clone());
+        let (wanted, counted) = (provider.wanted(), metrics.transfer.clone());
+        let fetcher = Fetcher::new(connections, store.clone(), PlanConfig::default(), port, wanted, counted);
 
         let directory = directory::open(&config, &tls, endpoint.local_addr(), &metrics, &working).await?;
         metrics.asks(directory.mode());
         working.spawn("introduction", directory.clone().get_introduced());
+        working.spawn("reach", directory.clone().watch_reach(config.discovery.bootstrap.clone()));
         let holdings = Holdings::new(store.clone(), directory.clone(), provider.clone(), trust.clone());
+        working.spawn("certificate", watch_certificate(tls.membership(), metrics.certificate.clone()));
         working.spawn("announce holdings", holdings.clone().run());
         working.spawn("reload policy", trust.clone().watch());
         if let Some((client, heard)) = directory.documents_of_trust() {
             working.spawn("fetch policy", trust.clone().follow(client, heard));
         }
         verify_after_reboot(&working, &store);
+        metrics.gpus.follow(&config.gpu, &working);
 
         let origin = open_origin(&config.origin, &metrics).await?;
         if let Some(origin) = &origin {
@@ -190,16 +210,20 @@ impl Agent {
             directory: directory.clone(),
             fetching: fetching.clone(),
             provider: provider.clone(),
+            own: tls.membership(),
             transfers: metrics.transfer.clone(),
+            gpus: metrics.gpus,
         };
         let reporter = Reporter::new(sources, &config);
         working.spawn("report", reporter.clone().run());
+        let page = metrics.page;
         let publisher = Publisher::new(store.clone(), signer, trust.clone());
         let mut listener = local::Listener::bind(&config.local).await?;
         let socket = listener.path().to_owned();
         let effective: Effective = Arc::new(RwLock::new(config.clone()));
         let (config_in_force, trusted) = (effective.clone(), trust.clone());
-        let changeable = Changeable { tls, trust: trusted, store: store.clone(), config: config_in_force };
+        let callers = vec![listener.callers().clone()];
+        let mut changeable = Changeable { tls, trust: trusted, store: store.clone(), callers, config: config_in_force };
         let parts = Arc::new(Parts {
             node,
             addr: endpoint.local_addr(),
@@ -218,11 +242,12 @@ impl Agent {
             transfer: metrics.transfer,
             reporter: reporter.clone(),
             audit,
+            turns: Turns::new(),
             tasks: working.clone(),
         });
         let local = Tasks::new();
-        control::chunks::listen(&local, &config.local, parts.clone()).await;
-        let service = Control::new(parts);
+        changeable.callers.extend(control::chunks::listen(&local, &config.local, parts.clone()).await);
+        let service = Control::calls(parts);
         let (incoming, stop) = (listener.incoming(), local.token().clone());
         local.spawn_finishing("local API", async move {
             // The listener removes its socket file when the server has ended.
@@ -256,9 +281,11 @@ impl Agent {
             directory,
             changeable,
             reporter,
+            page,
             local,
             serving,
             working,
+            _lock: lock,
         })
     }
 
@@ -273,6 +300,11 @@ impl Agent {
     /// What this node tells of itself, as it is now.
     pub async fn document(&self) -> NodeDocument {
         self.reporter.document().await
+    }
+
+    /// Where the page of this node counts.
+    pub fn page_metrics(&self) -> web::Metrics {
+        self.page.clone()
     }
 
     /// The same, for as long as somebody looks.
@@ -324,6 +356,16 @@ impl Drop for Agent {
             tasks.token().cancel();
         }
     }
+}
+
+/// The right to be the one agent of a state directory, which is made if it is not there.
+fn lock(state: &Path) -> Result<Lock, AgentError> {
+    let failed = |source| AgentError::StateDirectory { path: state.to_owned(), source };
+    std::fs::create_dir_all(state).map_err(failed)?;
+    Lock::take(&state.join("agent.lock")).map_err(|error| match error {
+        LockError::Held { pid } => AgentError::InUse { path: state.to_owned(), pid },
+        LockError::Io(source) => failed(source),
+    })
 }
 
 async fn open_origin(config: &OriginConfig, metrics: &Metrics) -> Result<Option<Origin>, AgentError> {

@@ -13,7 +13,7 @@
 //! [`ContentId`](crate::digest::ContentId) only paths, modes and file digests, so it does not depend on how or by whom the
 //! content was packed.
 //!
-//! No I/O here beyond reading the files handed to [`build()`].
+//! No I/O here beyond reading the files handed to [`build()`], each from its [`Tree`].
 
 mod bitmap;
 mod build;
@@ -23,8 +23,10 @@ mod manifest;
 mod path;
 mod source;
 mod stream;
+mod tree;
 mod wire;
 
+use crate::identity::MAX_AROUND;
 pub use bitmap::Bitmap;
 pub use build::{Base, BuildError, Built, Outputs, SourceFile, Stamp, build};
 pub use codec::{Codec, CodecError, Decoder, Encoder};
@@ -36,6 +38,7 @@ pub use manifest::{
 pub use path::{PathError, RelPath};
 pub use source::{Family, SourceIdentity, SourceIdentityError};
 pub use stream::{FileHasher, Span, piece_value};
+pub use tree::{Bounds, Inode, Listing, Tree, TreeError};
 
 /// Largest chunk, decoded and encoded, in bytes.
 pub const MAX_CHUNK: usize = 4 * 1024 * 1024;
@@ -45,13 +48,17 @@ pub const LARGE_FILE: u64 = 1024 * 1024;
 
 /// Largest signed body in bytes, and largest envelope around it.
 pub const MAX_BODY: usize = 16 * 1024 * 1024;
-pub const MAX_ENVELOPE: usize = MAX_BODY + 4096;
+pub const MAX_ENVELOPE: usize = MAX_BODY + MAX_AROUND;
 
 /// Most files in one artifact.
 pub const MAX_FILES: usize = 200_000;
 
 /// Most chunks in one artifact: 512 GiB of full chunks.
 pub const MAX_CHUNKS: usize = 131_072;
+
+/// Most facts in one source identity, and attributes of one artifact.
+pub const MAX_FACTS: usize = 256;
+pub const MAX_ATTRIBUTES: usize = 1024;
 
 /// Generated from `proto/artifact.proto`.
 #[expect(unreachable_pub, reason = "generated code")]

@@ -30,10 +30,9 @@ pub use relocation::{GroupError, MAX_GROUP, Relocation, expand, normalise};
 pub use scan::{Found, ScanError, ScanRules, Special, scan};
 pub use survey::{Entry, Selection, Subject, Survey, snapshot_subject, survey};
 
-use std::path::Path;
 use std::time::Duration;
 
-use crate::artifact::{Base, BuildError, Built, Outputs, RelPath, build};
+use crate::artifact::{Base, BuildError, Built, Outputs, RelPath, Tree, TreeError, build};
 
 /// The directory that warmd keeps for itself in every cache root: in no artifact.
 pub const CONTROL: &str = ".warmd";
@@ -63,20 +62,30 @@ pub struct Snapshot {
     pub skipped: Vec<String>,
 }
 
-/// Captures `directory`. Blocking: for threads that may wait. Chunks may reach `outputs` that the result does not use, if
+impl SnapshotError {
+    /// What this process does not read, if that is the reason.
+    pub fn unread(&self) -> Option<&TreeError> {
+        match self {
+            Self::Scan(ScanError::Tree(error)) | Self::Build(BuildError::Tree(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Captures all of `tree`. Blocking: for threads that may wait. Chunks may reach `outputs` that the result does not use, if
 /// the tree changed in the meantime.
 pub fn snapshot(
-    directory: &Path,
+    tree: &Tree,
     rules: &ScanRules,
     base: Option<&Base<'_>>,
     outputs: &Outputs<'_>,
 ) -> Result<Snapshot, SnapshotError> {
-    capture(directory, || scan(directory, rules), base, outputs)
+    capture(tree, || scan(tree, rules), base, outputs)
 }
 
 /// Captures what `look` finds, once it finds the same twice.
 fn capture(
-    directory: &Path,
+    tree: &Tree,
     look: impl Fn() -> Result<Found, ScanError>,
     base: Option<&Base<'_>>,
     outputs: &Outputs<'_>,
@@ -102,7 +111,7 @@ fn capture(
         }
         return Ok(Snapshot { built, entries: before.entries, skipped: before.skipped });
     }
-    Err(SnapshotError::Unstable { directory: directory.to_owned(), changed })
+    Err(SnapshotError::Unstable { directory: tree.path().to_owned(), changed })
 }
 
 fn first_difference<'f>(before: &'f Found, after: &'f Found) -> Option<&'f RelPath> {

@@ -5,6 +5,7 @@ mod agent;
 mod aliases;
 mod artifacts;
 mod audit;
+mod chosen;
 mod completions;
 mod config;
 mod copy;
@@ -85,7 +86,7 @@ enum Command {
     Inspect(artifacts::Inspect),
     /// Hash what is stored, or what is installed in a cache root
     Verify(maintain::Verify),
-    /// Remove what nothing refers to and what is over the limits
+    /// Remove what is revoked, what nothing refers to, and what is over the limits
     Gc(maintain::Gc),
     /// Remove an artifact from this node
     Evict(maintain::Evict),
@@ -167,6 +168,13 @@ fn tracing_of_environment() -> anyhow::Result<TracingConfig> {
     Ok(crate::config::load::<crate::config::Environmental>(None, variables)?.tracing)
 }
 
+/// How long something is to be valid: it counts in seconds, and none would be taken for "without end".
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_some = duration >= Duration::from_secs(1);
+    is_some.then_some(duration).ok_or_else(|| "a second is the least; for no end leave the option out".to_owned())
+}
+
 /// Runs one subcommand to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let level = cli.log_level;
@@ -177,7 +185,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         other => {
             // Short commands speak through their results; logs are for those who ask.
             let log = LogConfig { level: level.unwrap_or_else(|| "warn".to_owned()), format: LogFormat::Text };
-            let exporter = crate::telemetry::init(&log, &tracing_of_environment()?, "warmd")?;
+            // A command about configurations judges what the environment says; it does not run by it.
+            let is_about_it = matches!(other, Command::Config(_));
+            let tracing = if is_about_it { TracingConfig::default() } else { tracing_of_environment()? };
+            let exporter = crate::telemetry::init(&log, &tracing, "warmd")?;
             let runtime = runtime()?;
             let ended = runtime.block_on(async {
                 let exporting = exporter.map(Exporter::run);
@@ -273,6 +284,16 @@ mod tests {
             assert!(!accepts(&format!("warmd {both} -- vllm serve m")), "{both}");
         }
         assert!(!accepts("warmd publish d --detach") && !accepts("warmd publish --log f -- vllm serve m"));
+    }
+
+    #[test]
+    fn what_would_expire_at_once_is_refused_and_not_taken_for_without_end() {
+        for none in ["0s", "0", "999ms", "soon"] {
+            assert!(lifetime(none).is_err(), "{none}");
+        }
+        assert_eq!(lifetime("1s"), Ok(Duration::from_secs(1)));
+        assert!(Cli::try_parse_from(["warmd", "publish", "d", "--expires-in", "0s"]).is_err());
+        assert!(Cli::try_parse_from(["warmd", "keys", "node", "d", "--cluster", "c", "--valid-for", "0s"]).is_err());
     }
 
     #[test]

@@ -2,11 +2,17 @@
 //!
 //! A record is one line of text: CRC32C of the rest in eight hex digits, a space, the rest. The checksum tells a torn or
 //! damaged record at once; it is no proof of origin.
+//!
+//! And the lock of the directory that they are in.
 
-use std::fs::{File, OpenOptions};
+mod lock;
+
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+pub use lock::{Lock, LockError};
 
 /// No record of ours comes near this many bytes.
 const MAX_RECORD: u64 = 64 * 1024 * 1024;
@@ -35,6 +41,14 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+/// The mode of a secret file that too many can read. A file of ours must be closed to group and others; one of another
+/// owner (a mounted secret) must be closed to others and read-only for the group.
+pub fn exposed(meta: &Metadata) -> Option<u32> {
+    let ours = meta.uid() == rustix::process::geteuid().as_raw();
+    let forbidden = if ours { 0o077 } else { 0o027 };
+    (meta.mode() & forbidden != 0).then(|| meta.mode() & 0o7777)
 }
 
 /// Gives the file `from` the name `to`, which may be in another directory; after it returns, its content and that name

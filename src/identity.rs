@@ -9,28 +9,33 @@
 
 mod admission;
 mod cert;
+mod certificate;
 mod config;
+mod credentials;
 mod envelope;
 mod key;
 mod membership;
 mod policy;
-mod shown;
+mod shares;
 mod time;
 mod tls;
 pub mod trust;
+mod verifier;
 
-pub use admission::Admission;
+pub use admission::{Admission, NotAdmitted};
 pub use cert::{CertError, ClusterCa, NodeCertificate};
+pub use certificate::{CertificateMetrics, CertificateState, watch as watch_certificate};
 pub use config::{NodeConfig, TrustConfig};
-pub use envelope::{Envelope, EnvelopeError, MAX_SIGNATURES, Signature};
+pub use envelope::{Envelope, EnvelopeError, MAX_AROUND, MAX_SIGNATURES, Signature};
 pub use key::{KeyError, NodeId, PrivateKey, PublicKey};
 pub use membership::{Membership, Stranger};
 pub use policy::{
     Claim, Horizon, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer,
     TrustClass, Verdict, Verified,
 };
+pub use shares::{Share, Shares};
 pub use time::UnixTime;
-pub use tls::{NodeTls, PEER_ALPN, RPC_ALPN, TlsError, crypto_provider, server_name};
+pub use tls::{NodeTls, PEER_ALPN, RENEW, RPC_ALPN, Renewal, TlsError, crypto_provider, server_name};
 
 /// Generated from `proto/trust.proto`.
 #[expect(unreachable_pub, reason = "generated code")]

@@ -17,6 +17,7 @@ mod installation;
 mod layout;
 mod lock;
 mod marker;
+mod place;
 mod plan;
 mod relocated;
 mod root;
@@ -57,6 +58,9 @@ pub enum InstallError {
     TooLarge { wanted: u64, limit: u64 },
     #[error("`{0}` lies in the directory that warmd keeps for itself")]
     Reserved(RelPath),
+    /// In the place of every entry.
+    #[error("`{path}` is in the way and is no {wanted}: move it away", path = path.display())]
+    InTheWay { path: PathBuf, wanted: &'static str },
     #[error(transparent)]
     Kind(#[from] KindError),
     /// Whatever the signer meant by it, the engine would be led to other files.
@@ -88,6 +92,7 @@ impl InstallError {
             Self::Root { .. }
             | Self::OtherFileSystem { .. }
             | Self::Reserved(_)
+            | Self::InTheWay { .. }
             | Self::Kind(_)
             | Self::Group { .. } => NegativeClass::Incompatible,
             Self::Corrupt { .. } | Self::CorruptFile { .. } | Self::Incomplete { .. } | Self::Io { .. } => {

@@ -40,6 +40,7 @@
 //! | `identity` | keys, certificates, mutual TLS, signatures, the trust policy and its documents |
 //! | `web` | the page for people: documents that others put on its board, served read-only |
 //! | `telemetry` | logs, traces for a collector, `/metrics`, the audit log |
+//! | `http` | plain HTTP for operators: the listener of `/metrics` and of the page |
 //! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
 //!
 //! # Invariants
@@ -110,6 +111,8 @@
 pub mod digest;
 pub mod durable;
 pub mod lifecycle;
+
+pub mod http;
 
 pub mod telemetry;
 

@@ -8,11 +8,14 @@ mod doubling;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 pub use self::doubling::Doubling;
@@ -57,9 +60,13 @@ impl Tasks {
     /// Runs `task` until it ends or the group is cancelled, whichever comes first. A panic ends only this task and is
     /// logged under `name`.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let token = self.token.clone();
+        let cancelled = Cancelled::of(&self.token);
         self.spawn_finishing(name, async move {
-            token.run_until_cancelled(task).await;
+            tokio::select! {
+                biased;
+                () = cancelled => {}
+                () = task => {}
+            }
         });
     }
 
@@ -85,6 +92,25 @@ impl Tasks {
 impl Drop for Tasks {
     fn drop(&mut self) {
         self.token.cancel();
+    }
+}
+
+/// Completes when a token is cancelled. Whoever polls it often, beside something else, takes no lock of the token's: it is
+/// looked at again only when it was woken.
+#[derive(Debug)]
+pub struct Cancelled(FuturesUnordered<WaitForCancellationFutureOwned>);
+
+impl Cancelled {
+    pub fn of(token: &CancellationToken) -> Self {
+        Self(FuturesUnordered::from_iter([token.clone().cancelled_owned()]))
+    }
+}
+
+impl Future for Cancelled {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_next_unpin(cx).map(|_| ())
     }
 }
 
@@ -128,6 +154,16 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancellation_is_heard_before_and_while_somebody_waits_for_it() {
+        let token = CancellationToken::new();
+        let mut waiting = Cancelled::of(&token);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        let (heard, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(1), waiting), async { token.cancel() });
+        assert!(heard.is_ok());
+        Cancelled::of(&token).await;
+    }
 
     #[tokio::test]
     async fn shutdown_cancels_and_waits() {

@@ -5,13 +5,17 @@
 
 pub mod chunks;
 mod client;
+mod connection;
 mod publication;
+mod shares;
 mod socket;
 
 pub use chunks::chunk_socket;
 pub use client::{Client, ClientError, FleetPart};
+pub use connection::Connection;
 pub use publication::{Content, Publication, PublicationError, builder};
-pub use socket::{Listener, SocketConfig, SocketError};
+pub use shares::{Share, Shares};
+pub use socket::{Callers, Listener, SocketConfig, SocketError};
 
 use crate::telemetry::trace;
 
@@ -19,8 +23,11 @@ use crate::telemetry::trace;
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
-/// Largest message: one chunk, or one envelope, and some room.
-const MAX_MESSAGE: usize = 20 * 1024 * 1024;
+/// Largest message in bytes that brings or takes content: one chunk, or one envelope, and some room.
+pub const MAX_MESSAGE: usize = 20 * 1024 * 1024;
+
+/// Largest message in bytes that only asks: all chunks of the largest artifact, by index.
+pub const MAX_QUESTION: usize = 512 * 1024;
 
 /// A server with the limits of this socket.
 pub fn server() -> tonic::transport::Server {
@@ -30,11 +37,6 @@ pub fn server() -> tonic::transport::Server {
         .max_concurrent_streams(64)
         .max_frame_size(1024 * 1024)
         .trace_fn(trace::of_call)
-}
-
-/// Largest message that the service decodes and encodes.
-pub fn max_message() -> usize {
-    MAX_MESSAGE
 }
 
 /// An error and what caused it, in one line, for messages that leave the process.

@@ -3,6 +3,7 @@
 //! `peer` is the QUIC protocol, `metadata`, `model_express` and `agent` are gRPC. Above this module only the rpc handlers
 //! and clients name generated types. [`report`] is what a node tells of itself, and [`fleet`] what becomes of all reports.
 
+pub mod agent;
 pub mod fleet;
 pub mod metadata;
 pub mod model_express;

@@ -7,11 +7,14 @@
 
 pub mod access;
 mod admission;
+mod alarm;
 mod answer;
 pub mod auth;
 mod body;
 mod config;
 mod forward;
+mod framing;
+mod gather;
 mod intake;
 mod json;
 pub mod limits;

@@ -127,7 +127,7 @@ impl StoreError {
 
 /// How much the store may hold, in bytes.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+pub struct Limits {
     max_bytes: Option<u64>,
     /// What stays free on the file system.
     reserve: u64,
@@ -154,7 +154,7 @@ struct Shared {
     /// Numbers of files in `tmp` and `trash`.
     sequence: AtomicU64,
     metrics: Metrics,
-    _lock: open::Lock,
+    _lock: crate::durable::Lock,
 }
 
 /// The right to change the set of artifacts.

@@ -11,7 +11,7 @@ pub mod trace;
 pub use http::{MetricsSection, MetricsServer};
 pub use log::{InitError, LogConfig, LogFormat, escaped, init, set_level};
 pub use metrics::{Bounded, Described, Description, Format, Label, LabelSet, Registry};
-pub(crate) use metrics::{label, labels, snake};
+pub(crate) use metrics::{label, labels, parts, snake};
 pub use reloads::ReloadResult;
 pub use trace::TracingConfig;
 

@@ -12,12 +12,14 @@ mod metrics;
 pub mod plan;
 mod provide;
 mod request;
+mod wanted;
 
 pub use connections::Connections;
-pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Search, Source};
+pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Holds, Progress, Search, Source};
 pub use metrics::{Direction, Holder, Metrics};
 pub use plan::{Locality, PlanConfig};
-pub use provide::{Ask, Desk, MayServe, NotNow, ProvideConfig, Provider, Slot, What};
+pub use provide::{Ask, Desk, MANIFEST_WAIT, MayServe, NotNow, ProvideConfig, Provider, Slot, What};
+pub use wanted::Wanted;
 
 #[cfg(test)]
 mod tests;

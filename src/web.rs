@@ -8,9 +8,10 @@
 //! | `GET /` | the page, and its parts beside it, all from the program itself |
 //! | `GET /events` | server-sent events: all documents, then what changes; `Last-Event-ID` goes on where a stream ended |
 //! | `GET /api/fleet` | all documents at one moment: `{"version": 7, "documents": {"node/ID": {}}}` |
+//! | `GET /api/config` | the configuration in force as TOML, where the role tells it |
 //! | `GET /login`, `POST /login`, `POST /logout` | opens and ends a session with the token |
 //!
-//! `/`, `/events` and `/api/fleet` are for those who have the token: `Authorization: Bearer`, or a session. A page that
+//! `/`, `/events` and `/api/` are for those who have the token: `Authorization: Bearer`, or a session. A page that
 //! only this machine reaches needs none. It speaks plain HTTP, because nodes have Ed25519 certificates of the cluster's own
 //! authority, which browsers refuse: an ingress or a port-forward in front of it brings encryption.
 
@@ -19,6 +20,7 @@ mod auth;
 mod board;
 mod events;
 mod live;
+mod metrics;
 mod reply;
 mod request;
 mod server;
@@ -34,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use self::auth::Door;
 pub use self::board::{Board, BoardError, Changes, Cursor, Document, Key, Limits};
 pub use self::live::LiveBoard;
+pub use self::metrics::Metrics;
 pub use self::server::Server;
 
 /// `[web]`.
@@ -67,6 +70,11 @@ impl Default for WebSection {
 }
 
 impl WebSection {
+    /// What opens the page, if it has a token.
+    pub fn token(&self) -> Result<Option<String>, WebError> {
+        self.token_file.as_deref().map(auth::read_token).transpose()
+    }
+
     /// Whether the page could be served, but for the address: it may be taken.
     pub fn check(&self) -> Result<(), WebError> {
         self.listen.map_or(Ok(()), |addr| Door::new(self, addr).map(drop))
@@ -83,6 +91,9 @@ pub enum WebError {
     #[error("{path} holds no token: expected 16 to 512 printable characters on one line, such as `openssl rand -hex 32` makes",
         path = path.display())]
     Token { path: PathBuf },
+    #[error("the token of the page, {path}, can be read by others (mode {mode:04o}): run `chmod 600 {path}`",
+        path = path.display())]
+    Exposed { path: PathBuf, mode: u32 },
     #[error("serve the page on {addr}")]
     Bind { addr: SocketAddr, source: io::Error },
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -26,7 +27,7 @@ pub enum NameError {
 /// The name that clients use. It never becomes a path; its alphabet is such that it could not do harm as one: no `/`,
 /// no `..`, no `@`, nothing that needs escaping in JSON, URLs or logs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Alias(Box<str>);
+pub struct Alias(Arc<str>);
 
 impl Alias {
     pub fn as_str(&self) -> &str {
@@ -51,7 +52,7 @@ impl FromStr for Alias {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServedName {
     alias: Alias,
-    digits: Box<str>,
+    digits: Arc<str>,
 }
 
 impl ServedName {

@@ -1,5 +1,6 @@
 //! The audit log of this node: one task writes what the agent does and what pods tell.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,23 +16,23 @@ use crate::lifecycle::Tasks;
 use crate::protocol::pb;
 use crate::telemetry::audit::{Action, AuditError, Event, Log};
 
-/// Events that wait to be written.
-const QUEUE: usize = 256;
+/// Events that wait to be written: what a few users may tell in a minute comes at once, and leaves room for others.
+const QUEUE: usize = 2048;
 
-/// Events of pods in a minute: nobody writes so much that what others did is forgotten.
+/// Events of one user in a minute: nobody writes so much that what others did is lost or forgotten.
 const PER_MINUTE: u32 = 600;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// In one call of a pod.
-const MAX_EVENTS: usize = 64;
+const MAX_EVENTS: usize = crate::protocol::agent::MAX_AUDIT_EVENTS;
 
 /// Takes events; clones write the same log.
 #[derive(Clone)]
 pub(super) struct Audit {
     events: mpsc::Sender<Event>,
     lost: Arc<AtomicU64>,
-    /// Since when, and how many events of pods since.
-    pods: Arc<Mutex<(Instant, u32)>>,
+    /// Since when, and how many events of each user since.
+    told: Arc<Mutex<(Instant, HashMap<u32, u32>)>>,
     counts: Family<ActionLabel, Counter>,
 }
 
@@ -54,19 +55,14 @@ impl Audit {
         let (events, queue) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         tasks.spawn_finishing("audit log", write(log, queue, lost.clone(), tasks.token().clone()));
-        Ok(Self { events, lost, pods: Arc::new(Mutex::new((Instant::now(), 0))), counts })
+        Ok(Self { events, lost, told: Arc::new(Mutex::new(nothing_told())), counts })
     }
 
     /// Writes nothing.
     #[cfg(test)]
     pub(super) fn nowhere() -> Self {
         let (events, _) = mpsc::channel(1);
-        Self {
-            events,
-            lost: Arc::default(),
-            pods: Arc::new(Mutex::new((Instant::now(), 0))),
-            counts: Family::default(),
-        }
+        Self { events, lost: Arc::default(), told: Arc::new(Mutex::new(nothing_told())), counts: Family::default() }
     }
 
     /// Never waits: what does not fit is counted, and the number is written.
@@ -84,7 +80,7 @@ impl Audit {
         }
         let events = request.events.into_iter().map(|told| event_of_pod(uid, told));
         for event in events.collect::<Result<Vec<_>, _>>()? {
-            if self.may_tell() {
+            if self.may_tell(uid) {
                 self.tell(event);
             } else {
                 self.lost.fetch_add(1, Ordering::Relaxed);
@@ -93,14 +89,19 @@ impl Audit {
         Ok(())
     }
 
-    fn may_tell(&self) -> bool {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if pods.0.elapsed() >= MINUTE {
-            *pods = (Instant::now(), 0);
+    fn may_tell(&self, uid: u32) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.0.elapsed() >= MINUTE {
+            *told = nothing_told();
         }
-        pods.1 = pods.1.saturating_add(1);
-        pods.1 <= PER_MINUTE
+        let count = told.1.entry(uid).or_default();
+        *count = count.saturating_add(1);
+        *count <= PER_MINUTE
     }
+}
+
+fn nothing_told() -> (Instant, HashMap<u32, u32>) {
+    (Instant::now(), HashMap::new())
 }
 
 fn event_of_pod(uid: u32, told: pb::AuditEvent) -> Result<Event, Untold> {
@@ -183,5 +184,13 @@ mod tests {
         assert_eq!((lines[0].by.as_str(), lines[0].action), ("uid 1000", Action::Installed));
         assert!(lines.iter().any(|event| event.action == Action::Lost));
         assert!(lines.len() <= PER_MINUTE as usize + 3, "{}", lines.len());
+    }
+
+    #[test]
+    fn a_user_that_tells_too_much_loses_its_own_events_and_nobody_elses() {
+        let audit = Audit::nowhere();
+        (0..PER_MINUTE).for_each(|_| assert!(audit.may_tell(1000)));
+        assert!(!audit.may_tell(1000));
+        assert!(audit.may_tell(1001));
     }
 }

@@ -44,6 +44,7 @@ pub struct AgentConfig {
     pub locality: Locality,
     pub origin: OriginConfig,
     pub local: SocketConfig,
+    pub gpu: GpuSection,
     pub web: WebSection,
     pub metrics: MetricsSection,
     pub tracing: TracingConfig,
@@ -60,6 +61,22 @@ pub struct StoreSection {
     pub max_bytes: Option<u64>,
     /// Bytes that stay free on the file system. Absent: 5 GiB or 5 % of it, whichever is smaller.
     pub reserve_bytes: Option<u64>,
+}
+
+/// `[gpu]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpuSection {
+    /// Whether it is told what the node's GPUs do. True.
+    pub enabled: bool,
+    /// The program that tells. Absent: `nvidia-smi`, where it is in `PATH`.
+    pub program: Option<PathBuf>,
+}
+
+impl Default for GpuSection {
+    fn default() -> Self {
+        Self { enabled: true, program: None }
+    }
 }
 
 impl Default for AgentConfig {
@@ -80,6 +97,7 @@ impl Default for AgentConfig {
             locality: Locality::default(),
             origin: OriginConfig::default(),
             local: SocketConfig::default(),
+            gpu: GpuSection::default(),
             web: WebSection::default(),
             metrics: MetricsSection::default(),
             tracing: TracingConfig::default(),
@@ -89,12 +107,21 @@ impl Default for AgentConfig {
 }
 
 impl AgentConfig {
+    /// What the agent publishes for nobody: where its keys and its store are.
+    pub(super) fn private(&self) -> Vec<PathBuf> {
+        let key = self.node.key.clone().into_iter();
+        [self.state_dir.clone(), self.store_directory()].into_iter().chain(self.signer.clone()).chain(key).collect()
+    }
+
+    fn store_directory(&self) -> PathBuf {
+        self.store.directory.clone().unwrap_or_else(|| self.state_dir.join("store"))
+    }
+
     pub(super) fn store_config(&self) -> crate::store::Config {
-        let directory = self.store.directory.clone().unwrap_or_else(|| self.state_dir.join("store"));
         crate::store::Config {
             max_bytes: self.store.max_bytes,
             reserve_bytes: self.store.reserve_bytes,
-            ..crate::store::Config::new(directory)
+            ..crate::store::Config::new(self.store_directory())
         }
     }
 }

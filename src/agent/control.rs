@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,26 +25,31 @@ use crate::artifact::SignedManifest;
 use crate::digest::IdentityId;
 use crate::identity::{NodeId, UnixTime};
 use crate::lifecycle::Tasks;
-use crate::local::{self, Publication};
+use crate::local::Publication;
 use crate::metadata::ServerAddr;
 use crate::origin::Origin;
 use crate::protocol::pb;
-use crate::protocol::pb::agent_server::{Agent, AgentServer};
+use crate::protocol::pb::agent_server::Agent;
 use crate::store::Store;
 use crate::transfer::{self, Provider};
 
 mod archive;
 mod callers;
+mod calls;
 pub(super) mod chunks;
 mod fleet;
 mod origin;
+mod publish;
 mod push;
 mod status;
 mod trust;
+mod turns;
 mod warm;
 
-use self::callers::{caller, may_read};
+use self::callers::{caller, grant, operator, tree};
+use self::calls::Calls;
 use self::status::{no_artifact, publish_status, store_status};
+pub(super) use self::turns::Turns;
 use self::warm::{tell_manifests, warm};
 
 /// Messages between a handler and its caller's connection.
@@ -72,6 +76,7 @@ pub(super) struct Control(Arc<Parts>);
 
 /// A minute.
 const MAX_BETWEEN_TOKENS_US: u64 = 60_000_000;
+const MAX_ADAPTERS: u32 = 1_000_000;
 
 /// What the handlers use.
 pub(super) struct Parts {
@@ -92,14 +97,14 @@ pub(super) struct Parts {
     pub(super) transfer: transfer::Metrics,
     pub(super) reporter: Arc<Reporter>,
     pub(super) audit: Audit,
+    pub(super) turns: Turns,
     pub(super) tasks: Arc<Tasks>,
 }
 
 impl Control {
-    pub(super) fn new(parts: Arc<Parts>) -> AgentServer<Self> {
-        AgentServer::new(Self(parts))
-            .max_decoding_message_size(local::max_message())
-            .max_encoding_message_size(local::max_message())
+    /// The service.
+    pub(super) fn calls(parts: Arc<Parts>) -> Calls {
+        Calls::new(Self(parts))
     }
 
     /// Runs a handler's work as a task of the agent; it ends when the caller goes away, at the next thing it tells.
@@ -127,42 +132,25 @@ impl Agent for Control {
     type OriginPullStream = Events<pb::WarmEvent>;
 
     async fn publish(&self, request: Request<pb::PublishRequest>) -> Result<Response<Self::PublishStream>, Status> {
-        may_read(&request)?;
-        let publication = Publication::try_from(request.into_inner());
+        let grant = grant(&request, &self.0.config)?;
+        let turn = self.0.turns.take(grant.uid)?;
+        let request = request.into_inner();
+        let publication = Publication::try_from(request.clone());
         let publication = publication.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(self.stream("publish", QUEUE, move |parts, events| async move {
-            let (worker, publishing) = (events.clone(), parts.clone());
-            let published = tokio::task::spawn_blocking(move || {
-                let read = AtomicU64::new(0);
-                let progress = |bytes| {
-                    let before = read.fetch_add(bytes, Ordering::Relaxed);
-                    let now = before + bytes;
-                    if before / PROGRESS_STEP != now / PROGRESS_STEP {
-                        // A full queue drops a report of progress, nothing else.
-                        let _ = worker.try_send(Ok(convert::reading(now, 0)));
-                    }
-                };
-                publishing.publisher.publish(publication, &progress)
-            });
-            let event = match published.await {
-                Ok(Ok((published, skipped))) => {
-                    // Who asks right afterwards finds it.
-                    parts.holdings.settle(ANNOUNCE_TIMEOUT).await;
-                    Ok(pb::publish_event::Event::Published(convert::published(published, skipped)))
-                }
-                Ok(Err(error)) => Err(publish_status(&error)),
-                Err(_) => Err(Status::internal("the publishing thread panicked")),
-            };
-            // The caller is gone: the artifact is published all the same.
-            let _ = events.send(event.map(|event| pb::PublishEvent { event: Some(event) })).await;
+        let config = reload::now(&self.0.config);
+        let opened = tokio::task::spawn_blocking(move || tree(grant.uid, &request, &config)).await;
+        let tree = opened.map_err(|_| Status::internal("the publishing thread panicked"))??;
+        Ok(self.stream("publish", QUEUE, move |parts, events| {
+            publish::publish(parts, publication, tree, (grant, turn), events)
         }))
     }
 
     async fn push(&self, request: Request<Streaming<pb::PushRequest>>) -> Result<Response<Self::PushStream>, Status> {
-        let turn = self.0.publisher.turn().map_err(|error| publish_status(&error.into()))?;
+        let grant = grant(&request, &self.0.config)?;
+        let turn = self.0.turns.take(grant.uid)?;
         let requests = request.into_inner();
         Ok(self.stream("push", QUEUE, move |parts, replies| async move {
-            let pushed = push::receive(&parts.publisher, requests, &replies).await;
+            let pushed = push::receive(&parts.publisher, grant, requests, &replies).await;
             drop(turn);
             let reply = match pushed {
                 Ok(published) => {
@@ -274,6 +262,7 @@ impl Agent for Control {
     }
 
     async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictReply>, Status> {
+        operator(&request, &self.0.config, "evict artifacts")?;
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
         self.0.directory.drop_artifact(id);
         let store = self.0.store.clone();
@@ -283,12 +272,18 @@ impl Agent for Control {
     }
 
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let uid = match request.get_ref().artifact_id.is_empty() {
+            true => operator(&request, &self.0.config, "verify all of the store")?,
+            false => caller(&request)?,
+        };
+        let turn = self.0.turns.take(uid)?;
         let id = request.into_inner().artifact_id;
         let id = if id.is_empty() { None } else { Some(convert::artifact_id(&id)?) };
         Ok(self.stream("verify", QUEUE, move |parts, events| async move {
             let worker = events.clone();
             let total = parts.store.usage();
             let verified = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
                 let mut bytes = 0;
                 let mut progress = |more| {
                     bytes += more;
@@ -307,7 +302,8 @@ impl Agent for Control {
         }))
     }
 
-    async fn gc(&self, _: Request<pb::GcRequest>) -> Result<Response<pb::GcReply>, Status> {
+    async fn gc(&self, request: Request<pb::GcRequest>) -> Result<Response<pb::GcReply>, Status> {
+        operator(&request, &self.0.config, "clean up the store")?;
         let store = self.0.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.gc(UnixTime::now())).await;
         let swept = swept.map_err(|_| Status::internal("the store's thread panicked"))?;
@@ -326,12 +322,17 @@ impl Agent for Control {
         &self,
         request: Request<pb::ServingReport>,
     ) -> Result<Response<pb::ServingReported>, Status> {
-        let between = request.into_inner().between_tokens_us;
-        if !(1..=MAX_BETWEEN_TOKENS_US).contains(&between) {
-            return Err(Status::invalid_argument("`between_tokens_us` is 1 to 60,000,000"));
+        let pb::ServingReport { between_tokens_us, adapters } = request.into_inner();
+        if between_tokens_us > MAX_BETWEEN_TOKENS_US {
+            return Err(Status::invalid_argument("`between_tokens_us` is at most 60,000,000"));
         }
-        self.0.provider.engine_serves(Duration::from_micros(between));
-        self.0.reporter.engine_serves();
+        if adapters.is_some_and(|count| count > MAX_ADAPTERS) {
+            return Err(Status::invalid_argument("`adapters` is at most 1,000,000"));
+        }
+        if between_tokens_us > 0 {
+            self.0.provider.engine_serves(Duration::from_micros(between_tokens_us));
+        }
+        self.0.reporter.engine_serves(adapters);
         Ok(Response::new(pb::ServingReported {}))
     }
 
@@ -343,17 +344,19 @@ impl Agent for Control {
     }
 
     async fn export(&self, request: Request<pb::ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let turn = self.0.turns.take(caller(&request)?)?;
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
         let held = self.0.store.hold(&id).ok_or_else(|| no_artifact(&id))?;
-        Ok(self.stream("export", QUEUE, move |parts, bytes| archive::export(parts, held, bytes)))
+        Ok(self.stream("export", QUEUE, move |parts, bytes| archive::export(parts, held, turn, bytes)))
     }
 
     async fn import(&self, request: Request<Streaming<pb::ArchiveBytes>>) -> Result<Response<pb::ImportReply>, Status> {
+        let turn = self.0.turns.take(operator(&request, &self.0.config, "import archives")?)?;
         let policy = self.0.trust.policy().ok_or_else(|| {
             Status::failed_precondition("this agent has no trust policy (`trust.policy`): it imports nothing")
         })?;
         let admit = move |envelope| SignedManifest::admit(envelope, &policy, UnixTime::now());
-        let id = archive::import(self.0.store.clone(), request.into_inner(), admit).await?;
+        let id = archive::import(self.0.store.clone(), turn, request.into_inner(), admit).await?;
         let artifact = self.0.store.get(&id).ok_or_else(|| no_artifact(&id))?;
         Ok(Response::new(pb::ImportReply { info: Some(convert::info(&artifact)) }))
     }
@@ -362,6 +365,7 @@ impl Agent for Control {
         &self,
         request: Request<pb::OriginPushRequest>,
     ) -> Result<Response<Self::OriginPushStream>, Status> {
+        operator(&request, &self.0.config, "write to the origin")?;
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
         let origin = origin::configured(&self.0)?;
         Ok(self.stream("push to origin", QUEUE, move |parts, events| origin::push(parts, origin, id, events)))

@@ -173,6 +173,7 @@ pub(super) fn info_of(summary: &Summary, here: Option<&Artifact>) -> pb::Artifac
         chunks: summary.chunks,
         signer: Bytes::copy_from_slice(summary.signer.as_bytes()),
         pinned: here.is_some_and(Artifact::is_pinned),
+        revoked: here.is_some_and(Artifact::is_revoked),
     }
 }
 
@@ -209,6 +210,7 @@ pub(super) fn swept(swept: &Swept) -> pb::GcReply {
         orphan_chunks: swept.orphans,
         abandoned: swept.abandoned.iter().map(id_bytes).collect(),
         evicted: swept.evicted.iter().map(id_bytes).collect(),
+        revoked: swept.revoked.iter().map(id_bytes).collect(),
         freed_bytes: swept.freed_bytes,
     }
 }

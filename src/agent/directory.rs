@@ -3,9 +3,10 @@
 
 mod mirror;
 mod open;
+mod reach;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::seq::IndexedRandom;
@@ -53,11 +54,13 @@ pub(super) struct Directory {
     server: Option<Server>,
     agents: Option<Discovery>,
     mirror: Mirror,
+    /// Why nobody takes what this node says.
+    failure: Mutex<Option<String>>,
 }
 
 impl Directory {
     fn new(server: Option<Server>, agents: Option<Discovery>) -> Arc<Self> {
-        Arc::new(Self { server, agents, mirror: Mirror::default() })
+        Arc::new(Self { server, agents, mirror: Mirror::default(), failure: Mutex::default() })
     }
 
     pub(super) async fn lookup(&self, lookup: &Lookup) -> Result<Vec<Offer>, DirectoryError> {
@@ -251,4 +254,4 @@ fn merge(offers: &mut Vec<Offer>, others: Vec<Offer>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

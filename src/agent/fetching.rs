@@ -6,8 +6,9 @@ mod flight;
 mod meter;
 mod metrics;
 mod nearby;
+mod wanted;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use self::flight::{Flights, failed};
 use self::metrics::Refusal;
 pub(super) use self::metrics::{FetchingMetrics, Outcome};
 pub(super) use self::nearby::{Near, Wish};
+pub(super) use self::wanted::Wanted;
+use self::wanted::by_subject;
 use super::AgentConfig;
 use super::audit::Audit;
 use super::directory::Directory;
@@ -32,13 +35,12 @@ use crate::local::chain;
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
 use crate::store::{Artifact, State, Store};
 use crate::telemetry::trace;
-use crate::transfer::{self, Fetched, Fetcher, Source};
+use crate::transfer::{self, Fetched, Fetcher, Holds, Source};
 
 /// Holders asked for, of each artifact.
 const WANT: u32 = 16;
 
-/// Subjects of one identity that are fetched, and candidates of each that are tried.
-const MAX_SUBJECTS: usize = 64;
+/// Candidates of one subject that are tried.
 const MAX_CANDIDATES: usize = 8;
 
 /// Why nothing came, and how long the one who asked should remember it.
@@ -52,12 +54,6 @@ impl Failed {
     fn new(class: &'static str, detail: impl Into<String>) -> Self {
         Self { class, detail: detail.into() }
     }
-}
-
-/// One of the artifacts to bring: the candidates of one subject, best first.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    pub(super) candidates: Vec<Offer>,
 }
 
 /// An artifact that was admitted and is here or on its way.
@@ -257,12 +253,11 @@ impl Fetching {
             Some(artifact) => (self.readmit(&artifact)?, sources),
             None => self.manifest(id, sources).await?,
         };
-        if admitted.manifest().identity.id() != offer.artifact.identity {
+        let (manifest, announced) = (admitted.manifest(), &offer.artifact);
+        if manifest.identity.id() != announced.identity || *manifest.subject != *announced.subject {
             self.metrics.refuse(Refusal::OtherIdentity);
-            return Err(Failed::new(
-                "untrusted",
-                format!("artifact {} is of another identity than announced", id.short()),
-            ));
+            let detail = format!("artifact {} is of another identity or subject than announced", id.short());
+            return Err(Failed::new("untrusted", detail));
         }
         Ok((admitted, sources))
     }
@@ -337,41 +332,6 @@ impl Fetching {
     }
 }
 
-impl Wanted {
-    /// Newest first; of equals the one that more nodes hold.
-    fn new(mut candidates: Vec<Offer>) -> Self {
-        candidates.sort_by_key(|offer| {
-            let artifact = &offer.artifact;
-            std::cmp::Reverse((artifact.created, artifact.generation, offer.holder_count, artifact.artifact))
-        });
-        // What is here and is offered by others too keeps the entry with the others.
-        let mut merged: Vec<Offer> = Vec::new();
-        for offer in candidates {
-            match merged.iter_mut().find(|other| other.artifact.artifact == offer.artifact.artifact) {
-                Some(other) if other.holders.is_empty() => *other = offer,
-                Some(_) => {}
-                None => merged.push(offer),
-            }
-        }
-        Self { candidates: merged }
-    }
-
-    pub(super) fn holders(&self) -> usize {
-        self.candidates.first().map_or(0, |offer| offer.holders.len())
-    }
-}
-
-/// Candidates of each subject of an identity, whatever else was told.
-fn by_subject(offers: impl IntoIterator<Item = Offer>, identity: IdentityId, subject: Option<&str>) -> Vec<Wanted> {
-    let mut by_subject: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
-    for offer in offers {
-        if offer.artifact.identity == identity && subject.is_none_or(|subject| *offer.artifact.subject == *subject) {
-            by_subject.entry(offer.artifact.subject.to_string()).or_default().push(offer);
-        }
-    }
-    by_subject.into_values().take(MAX_SUBJECTS).map(Wanted::new).collect()
-}
-
 fn is_whole(artifact: &Artifact) -> bool {
     artifact.state() == State::Complete && artifact.has_all()
 }
@@ -386,6 +346,6 @@ fn source(holder: &HolderInfo, here: &Locality, chunks: u32) -> Source {
             Closeness::SameRegion => transfer::Locality::SameRegion,
             Closeness::Other => transfer::Locality::Other,
         },
-        complete: holder.chunks_held >= chunks,
+        holds: Holds::of(holder.chunks_held, chunks),
     }
 }

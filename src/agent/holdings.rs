@@ -70,6 +70,8 @@ impl Holdings {
 
     /// True while an artifact is partial.
     fn tell(&self) -> bool {
+        let artifacts = self.store.list();
+        artifacts.iter().for_each(|artifact| artifact.set_revoked(self.trust.hides(artifact)));
         if !self.provider.is_enabled() {
             return false;
         }
@@ -78,11 +80,11 @@ impl Holdings {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let mut gone: HashMap<ArtifactId, u32> = std::mem::take(&mut *told);
         let mut fetching = false;
-        for artifact in self.store.list() {
+        for artifact in artifacts {
             fetching |= artifact.state() == State::Partial;
             let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
             let is_nothing = held == 0 && artifact.state() == State::Partial;
-            if is_nothing || self.trust.hides(&artifact) {
+            if is_nothing || artifact.is_revoked() {
                 continue;
             }
             let before = gone.remove(&artifact.id());

@@ -5,12 +5,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::fetching::FetchingMetrics;
+use super::gpus::Gpus;
 use super::starts::StartMetrics;
 use super::uploads::UploadMetrics;
 use crate::discovery::Mode;
+use crate::identity::CertificateMetrics;
 use crate::telemetry::audit::Action;
 use crate::telemetry::{Registry, labels};
-use crate::{discovery, metadata, origin, store, transfer};
+use crate::{discovery, metadata, origin, store, transfer, web};
 
 labels! {
     pub(super) struct ActionLabel {
@@ -28,6 +30,7 @@ labels! {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub(super) audit: Family<ActionLabel, Counter>,
+    pub(super) certificate: CertificateMetrics,
     pub(super) store: store::Metrics,
     pub(super) transfer: transfer::Metrics,
     pub(super) client: metadata::ClientMetrics,
@@ -36,6 +39,8 @@ pub struct Metrics {
     pub(super) origin: origin::Metrics,
     pub(super) uploads: UploadMetrics,
     pub(super) starts: StartMetrics,
+    pub(super) gpus: Gpus,
+    pub(super) page: web::Metrics,
     mode: Family<ModeLabel, Gauge>,
 }
 
@@ -46,6 +51,7 @@ impl Metrics {
                 "warmd_audit_events_total",
                 "What agent and pods of this node fetched, installed, refused and took away, as in its audit log",
             ),
+            certificate: CertificateMetrics::register(r),
             store: store::Metrics::register(r),
             transfer: transfer::Metrics::register(r),
             client: metadata::ClientMetrics::register(r),
@@ -54,6 +60,8 @@ impl Metrics {
             origin: origin::Metrics::register(r),
             uploads: UploadMetrics::register(r),
             starts: StartMetrics::register(r),
+            gpus: Gpus::register(r),
+            page: web::Metrics::register(r),
             mode: r.add("warmd_discovery_mode", "1 for whom this agent asks for holders (discovery.mode)"),
         }
     }

@@ -1,23 +1,21 @@
 //! Publishing: a directory, or what a caller has captured of one, becomes a signed artifact in this node's store.
 
+mod grant;
 mod push;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
+pub(super) use self::grant::Grant;
+use self::push::Unsealed;
 pub(super) use self::push::{Push, PushError};
 use super::trust::Trust;
-use crate::artifact::{Base, Draft, Manifest, ManifestError, Outputs, SignedManifest};
+use crate::artifact::{Base, Draft, Family, Manifest, ManifestError, Outputs, SignedManifest, Tree};
 use crate::caches::SnapshotError;
 use crate::digest::{ArtifactId, ContentId, Digest, IdentityId};
-use crate::identity::{PrivateKey, UnixTime};
+use crate::identity::{PrivateKey, TrustClass, UnixTime};
 use crate::local::{Publication, builder};
 use crate::store::{Artifact, Held, Store, StoreError};
-
-/// Pushes at the same time: a node has few pods, and each of them publishes one thing at a time.
-const MAX_PUSHES: usize = 16;
 
 /// What came of it.
 #[derive(Debug)]
@@ -39,6 +37,13 @@ pub(super) struct Published {
 pub(super) enum PublishError {
     #[error("this agent has no signer key: set `signer` in its configuration (`warmd keys signer` makes one)")]
     NoSigner,
+    #[error("the newest artifact of this signer has the highest generation that there is: evict it")]
+    LastGeneration,
+    #[error(
+        "uid {uid} may have {family} signed as {highest}, not as {class}: publish it with `--class {highest}`, or set \
+         `local.publish_class` or `local.operator_uids` of the agent"
+    )]
+    Class { uid: u32, family: Family, class: TrustClass, highest: TrustClass },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
@@ -54,28 +59,30 @@ pub(super) struct Publisher {
     store: Store,
     signer: Option<PrivateKey>,
     trust: Arc<Trust>,
-    /// For pushes.
-    turns: Arc<Semaphore>,
+    unsealed: Unsealed,
 }
 
 impl Publisher {
     pub(super) fn new(store: Store, signer: Option<PrivateKey>, trust: Arc<Trust>) -> Arc<Self> {
-        Arc::new(Self { store, signer, trust, turns: Arc::new(Semaphore::new(MAX_PUSHES)) })
+        Arc::new(Self { store, signer, trust, unsealed: Unsealed::default() })
     }
 
-    /// Blocking; also tells what was left out. `progress` is told how many more bytes were read.
+    /// Of what `tree` holds. Blocking; also tells what was left out. `progress` is told how many more bytes were read.
     pub(super) fn publish(
         &self,
         publication: Publication,
+        tree: &Tree,
+        grant: Grant,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(Published, Vec<String>), PublishError> {
+        grant.check(publication.identity.family(), publication.class)?;
         let before = self.latest(&publication.identity.id(), &publication.subject)?;
         let has_chunk = |digest: &_| self.store.has_chunk(digest);
         let base = before.as_ref().map(|artifact| Base { manifest: artifact.manifest(), has_chunk: &has_chunk });
         let put = |chunk: &crate::artifact::Chunk, encoded: &[u8]| {
-            self.store.put_chunk(&chunk.digest, encoded).map(drop).map_err(std::io::Error::other)
+            self.store.put_new_chunk(&chunk.digest, encoded).map(drop).map_err(std::io::Error::other)
         };
-        let taken = publication.capture(base.as_ref(), &Outputs { store: &put, progress })?;
+        let taken = publication.capture(tree, base.as_ref(), &Outputs { store: &put, progress })?;
         let (draft, skipped) = publication.draft(taken);
         Ok((self.seal(draft)?, skipped))
     }
@@ -94,7 +101,8 @@ impl Publisher {
         if let Some(before) = before.as_ref().filter(|artifact| says_the_same(artifact, &draft)) {
             return Ok(self.published(before, Some(before.manifest()), true));
         }
-        draft.generation = before.as_ref().map_or(1, |artifact| artifact.manifest().generation + 1);
+        let generation = before.as_ref().map_or(0, |artifact| artifact.manifest().generation);
+        draft.generation = generation.checked_add(1).ok_or(PublishError::LastGeneration)?;
         draft.created = UnixTime::now();
         draft.provenance.builder = builder();
         let artifact = self.store.insert_published(SignedManifest::sign(draft, signer)?)?;

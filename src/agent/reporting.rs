@@ -13,10 +13,11 @@ use self::problems::{Seen, problems};
 use super::AgentConfig;
 use super::directory::Directory;
 use super::fetching::Fetching;
+use super::gpus::Gpus;
 use super::starts::{History, Start};
 use super::trust::Trust;
 use crate::discovery::Mode;
-use crate::identity::NodeId;
+use crate::identity::{Membership, NodeId, UnixTime};
 use crate::metadata::ClientError;
 use crate::protocol::fleet::{NodeDocument, Standing};
 use crate::protocol::metadata::Locality;
@@ -52,7 +53,16 @@ pub(super) struct Sources {
     pub(super) directory: Arc<Directory>,
     pub(super) fetching: Arc<Fetching>,
     pub(super) provider: Arc<Provider>,
+    pub(super) own: Membership,
     pub(super) transfers: Metrics,
+    pub(super) gpus: Gpus,
+}
+
+/// What was told last of the engine; of several on a node, by the one that told last.
+#[derive(Clone, Copy)]
+struct Heard {
+    at: Instant,
+    adapters: Option<u32>,
 }
 
 pub(super) struct Reporter {
@@ -65,8 +75,7 @@ pub(super) struct Reporter {
     starts: Mutex<History>,
     /// A fetch or a start has begun or ended.
     news: Arc<Notify>,
-    /// When the engine was last heard of.
-    engine: Mutex<Option<Instant>>,
+    engine: Mutex<Option<Heard>>,
 }
 
 impl Reporter {
@@ -89,8 +98,9 @@ impl Reporter {
         self.news.notify_one();
     }
 
-    pub(super) fn engine_serves(&self) {
-        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    pub(super) fn engine_serves(&self, adapters: Option<u32>) {
+        let heard = Heard { at: Instant::now(), adapters };
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 
     fn history(&self) -> MutexGuard<'_, History> {
@@ -141,7 +151,7 @@ impl Reporter {
     }
 
     fn gathered(&self, disk: Disk) -> NodeReport {
-        let Sources { trust, directory, fetching, transfers, .. } = &self.sources;
+        let Sources { trust, directory, fetching, transfers, gpus, .. } = &self.sources;
         let network = self.network();
         let history = self.history();
         let (starts, hits, misses) = (history.starts(), history.hits(), history.misses());
@@ -173,17 +183,17 @@ impl Reporter {
             transfers: fetching.transfers(Instant::now()),
             problems: Vec::new(),
             network,
+            gpus: gpus.now(),
         }
     }
 
     fn engine(&self, last: Option<End>) -> Option<Engine> {
         let heard = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = match (heard.is_some_and(|heard| heard.elapsed() < HEARD), last) {
-            (true, _) => EngineState::Serving,
-            (false, Some(End::Crashed)) => EngineState::Failed,
-            (false, _) => return None,
-        };
-        Some(Engine { state, adapters: None })
+        match (heard.filter(|heard| heard.at.elapsed() < HEARD), last) {
+            (Some(heard), _) => Some(Engine { state: EngineState::Serving, adapters: heard.adapters }),
+            (None, Some(End::Crashed)) => Some(Engine { state: EngineState::Failed, adapters: None }),
+            (None, _) => None,
+        }
     }
 
     fn network(&self) -> Network {
@@ -204,10 +214,13 @@ impl Reporter {
     }
 
     fn seen(&self) -> Seen {
-        let Sources { trust, directory, store, transfers, .. } = &self.sources;
+        let Sources { trust, directory, store, own, transfers, .. } = &self.sources;
         Seen {
+            certificate: own.certificate(UnixTime::now()),
             policy: trust.state(),
             reaches_directory: directory.is_connected() || directory.connected_agents() > 0,
+            unreached: directory.failure(),
+            revoked: trust.policy().map(|policy| self.history().revoked(&policy)).unwrap_or_default(),
             reserve: store.reserve(),
             bad_chunks: transfers.bad_chunks.get(),
             bad_manifests: transfers.bad_manifests.get(),

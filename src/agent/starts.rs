@@ -240,6 +240,7 @@ mod tests {
             hook_seconds: 1.0,
             budget_seconds: 30.0,
             families: vec![family],
+            artifacts: Vec::new(),
         }
     }
 
@@ -262,6 +263,11 @@ mod tests {
         assert_eq!(refused(|report| report.families[0].used = MAX_COUNT + 1), StartError::Count("used"));
         assert_eq!(refused(|report| report.families = vec![Default::default(); 65]), StartError::Families);
         assert_eq!(refused(|report| report.outcome = 0), StartError::Outcome);
+        let artifact = pb::StartArtifact { artifact_id: vec![7; 32].into(), signers: vec![vec![7; 32].into()] };
+        let short = pb::StartArtifact { artifact_id: vec![7; 31].into(), ..artifact.clone() };
+        for artifacts in [vec![artifact; 513], vec![short]] {
+            assert_eq!(refused(|report| report.artifacts = artifacts), StartError::Artifacts);
+        }
         assert_eq!(refused(|report| report.outcome = 99), StartError::Outcome);
         assert!(Start::try_from(report()).is_ok());
     }

@@ -36,6 +36,13 @@ pub(super) struct Trust {
     audit: Audit,
 }
 
+/// What became of the policy's file.
+pub(super) enum Reread {
+    /// There is none: servers tell what is new.
+    OfDocuments,
+    File(Option<Policy>),
+}
+
 impl Trust {
     /// A policy or a root that is configured and cannot be used is an error at start.
     pub(super) fn load(config: TrustConfig, state: &Path, audit: Audit) -> Result<Arc<Self>, AgentError> {
@@ -123,14 +130,24 @@ impl Trust {
         }
     }
 
-    /// Reads the policy's file again, if the policy is of one. Blocks.
-    pub(super) fn reload(&self) -> Result<(), PolicyError> {
-        if self.distribution.is_none() {
-            let policy = self.config.load(Some(&self.history))?;
+    fn reload(&self) -> Result<(), PolicyError> {
+        self.take(self.read_again()?);
+        Ok(())
+    }
+
+    /// Reads the policy's file again, if the policy is of one, for [`Trust::take`]. Blocks.
+    pub(super) fn read_again(&self) -> Result<Reread, PolicyError> {
+        match self.distribution {
+            Some(_) => Ok(Reread::OfDocuments),
+            None => self.config.load(Some(&self.history)).map(Reread::File),
+        }
+    }
+
+    pub(super) fn take(&self, reread: Reread) {
+        if let Reread::File(policy) = reread {
             tracing::info!(version = policy.as_ref().map(|policy| policy.version), "trust policy read again");
             self.set(policy);
         }
-        Ok(())
     }
 
     /// Asks for documents whenever a heartbeat tells that there are others, and now and then. `heard` is what it told.
@@ -140,7 +157,7 @@ impl Trust {
             heard.borrow_and_update();
             let wait = match client.trust(distribution.known()).await {
                 Ok(documents) if documents.is_empty() => ASK_EVERY,
-                Ok(documents) => match self.clone().take(documents).await {
+                Ok(documents) => match self.clone().take_documents(documents).await {
                     Ok(()) => ASK_EVERY,
                     Err(error) => {
                         tracing::error!(%error, "documents of trust are refused; those before stay");
@@ -158,7 +175,7 @@ impl Trust {
         }
     }
 
-    async fn take(self: Arc<Self>, documents: Documents) -> Result<(), TrustError> {
+    async fn take_documents(self: Arc<Self>, documents: Documents) -> Result<(), TrustError> {
         let taking = tokio::task::spawn_blocking(move || {
             let Some(distribution) = &self.distribution else { return Ok(()) };
             let before = distribution.known();

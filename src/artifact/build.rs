@@ -23,7 +23,7 @@ use self::reader::Reader;
 use self::window::{Batch, Pack, Window};
 use super::manifest::{Chunk, File, Manifest};
 use super::stream::piece_value;
-use super::{CodecError, Encoder, FileHasher, LARGE_FILE, MAX_CHUNK, RelPath};
+use super::{CodecError, Encoder, FileHasher, LARGE_FILE, MAX_CHUNK, RelPath, Tree, TreeError};
 use crate::digest::Digest;
 
 /// A pack of small files is closed at this size, or from [`PACK_MIN`] on after a file whose digest says so. The latter
@@ -38,6 +38,10 @@ pub enum BuildError {
     Changed(RelPath),
     #[error("read `{path}`")]
     Read { path: RelPath, source: io::Error },
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error("{path} holds a private key: it must not leave this node; publish another directory", path = .0.display())]
+    PrivateKey(PathBuf),
     #[error("store chunk: {0}")]
     Sink(#[source] io::Error),
     #[error(transparent)]
@@ -47,9 +51,9 @@ pub enum BuildError {
 /// A file to read, with what was known of it when it was found.
 #[derive(Debug, Clone)]
 pub struct SourceFile {
+    /// In `tree`, and in the artifact.
     pub path: RelPath,
-    /// Where it is read from.
-    pub source: PathBuf,
+    pub tree: Tree,
     pub executable: bool,
     /// For the manifest: nanoseconds, or 0 where the family does not need it.
     pub mtime_ns: u64,
@@ -59,9 +63,19 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
+    /// Where it was found; for messages, and for what it says of its place.
+    pub fn source(&self) -> PathBuf {
+        self.tree.path().join(self.path.as_str())
+    }
+
     /// Bytes of content.
     pub fn size(&self) -> u64 {
         self.content.as_ref().map_or(self.stamp.size, |content| content.len() as u64)
+    }
+
+    /// As far as it can be read.
+    pub fn is_private_key(&self) -> bool {
+        self.stamp.size < reader::MAX_KEY && self.read().is_ok_and(|content| reader::is_private_key(&content))
     }
 
     /// All of it; for files that are known to be small.
@@ -82,6 +96,19 @@ pub struct Stamp {
     pub size: u64,
     pub modified: (i64, i64),
     pub changed: (i64, i64),
+}
+
+impl From<&rustix::fs::Stat> for Stamp {
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        // Neither size nor nanoseconds are negative, and both fit.
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
+            changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
+        }
+    }
 }
 
 impl Stamp {
@@ -169,6 +196,7 @@ fn hash_all(files: &[SourceFile], outputs: &Outputs<'_>) -> Result<Vec<Digest>, 
             for offset in piece_offsets(file.size()) {
                 let piece = &mut buffer[..piece_len(file.size(), offset)];
                 reader.read(offset, piece)?;
+                reader.check_key(offset, piece)?;
                 hasher.piece(offset, piece);
                 (outputs.progress)(piece.len() as u64);
             }

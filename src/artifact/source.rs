@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::MAX_FACTS;
 use crate::digest::IdentityId;
 
 const DOMAIN: &[u8] = b"warmd/identity/1";
-const MAX_FACTS: usize = 256;
 const MAX_VALUE: usize = 4096;
 
 /// Why facts do not make an identity.

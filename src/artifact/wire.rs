@@ -11,16 +11,14 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 
 use self::records::Fields;
 use super::manifest::{Chunk, Draft, File, ManifestError, Provenance};
-use super::{Codec, MAX_CHUNKS, MAX_FILES, RelPath, SourceIdentity, pb};
+use super::{Codec, MAX_ATTRIBUTES, MAX_CHUNKS, MAX_FACTS, MAX_FILES, RelPath, SourceIdentity, pb};
 use crate::identity::{TrustClass, UnixTime};
 
 const SCHEMA: u32 = 1;
 
-const MAX_ATTRIBUTES: usize = 1024;
-
 /// Repeated fields of the message and how many of each we accept.
 const COUNTS: [(u32, usize); 5] =
-    [(4, 256), (FILES, MAX_FILES), (CHUNKS, MAX_CHUNKS), (ENTRIES, MAX_FILES), (13, MAX_ATTRIBUTES)];
+    [(4, MAX_FACTS), (FILES, MAX_FILES), (CHUNKS, MAX_CHUNKS), (ENTRIES, MAX_FILES), (13, MAX_ATTRIBUTES)];
 
 /// Fields that a body has many of: not read through generated types.
 const FILES: u32 = 10;

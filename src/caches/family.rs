@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 use super::pattern::{matches, matches_any};
 use super::{CONTROL, Environment, Fact, Facts, Known, Relocation};
-use crate::artifact::{SourceIdentity, SourceIdentityError};
+use crate::artifact::{Family, SourceIdentity, SourceIdentityError};
 use crate::identity::TrustClass;
 
 static ALL: &[&CacheFamily] = &[
@@ -150,6 +150,11 @@ impl CacheFamily {
 
     pub fn by_name(name: &str) -> Option<&'static Self> {
         ALL.iter().find(|family| family.name == name).copied()
+    }
+
+    /// The family, if its name decides what its artifacts hold: not of a directory that a user names.
+    pub fn known(family: &Family) -> Option<&'static Self> {
+        Self::by_name(family.as_str()).filter(|_| *family != Family::directory())
     }
 
     /// Of a file, by its path below the root, `/` between components.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{CONTROL, CacheFamily, GroupError, MAX_GROUP, Place, Relocation, expand};
-use crate::artifact::{Family, File, Manifest, RelPath};
+use crate::artifact::{File, Manifest, RelPath};
 use crate::identity::TrustClass;
 
 /// A manifest is none of its family.
@@ -43,10 +43,17 @@ pub fn check_kind(manifest: &Manifest) -> Result<(), KindError> {
         };
         let mut unit = None;
         for file in files {
-            match family.place(file.path.as_str()) {
-                Place::Entry { entry: own, unit: of, .. } if own == entry.as_str() => unit = Some(of),
-                _ => return Err(stray(&file.path)),
+            let Place::Entry { entry: own, unit: of, subject, .. } = family.place(file.path.as_str()) else {
+                return Err(stray(&file.path));
+            };
+            if own != entry.as_str() {
+                return Err(stray(&file.path));
             }
+            // A signer's scope names subjects: what it brings for one must be none of another's.
+            if family.subject_depth > 0 && subject != manifest.subject {
+                return Err(KindError::Subject { path: file.path.clone(), subject: manifest.subject.clone() });
+            }
+            unit = Some(of);
         }
         let names = files.iter().map(|file| file.path.as_str().get(entry.as_str().len() + 1..).unwrap_or(""));
         if let Some(missing) = unit.and_then(|unit| unit.lacks(names)) {
@@ -70,15 +77,8 @@ pub fn check_captured(manifest: &Manifest) -> Result<(), KindError> {
     if family.class != manifest.class {
         return Err(KindError::Class { family: family.name, class: family.class, claimed: manifest.class });
     }
-    let is_of_subject = |file: &File| match family.place(file.path.as_str()) {
-        Place::Entry { subject, .. } => family.subject_depth == 0 || subject == manifest.subject,
-        Place::Left(_) => false,
-    };
     for file in &manifest.files {
         let path = || file.path.clone();
-        if !is_of_subject(file) {
-            return Err(KindError::Subject { path: path(), subject: manifest.subject.clone() });
-        }
         if file.mtime_ns != 0 && !family.keep_mtime {
             return Err(KindError::Time { family: family.name, path: path() });
         }
@@ -99,10 +99,8 @@ pub fn check_file(manifest: &Manifest, file: &File, content: &[u8]) -> Result<()
     expanded.map(drop).map_err(|source| KindError::Group { path: file.path.clone(), source })
 }
 
-/// The family, if its name decides what the manifest may hold.
 fn known(manifest: &Manifest) -> Option<&'static CacheFamily> {
-    let name = manifest.identity.family();
-    CacheFamily::by_name(name.as_str()).filter(|_| *name != Family::directory())
+    CacheFamily::known(manifest.identity.family())
 }
 
 #[cfg(test)]
@@ -174,6 +172,19 @@ mod tests {
         for family in ["unheard-of", "directory"] {
             assert_eq!(check_kind(&manifest(family, TrustClass::Data, 1, &["any/thing.lock"])), Ok(()));
         }
+    }
+
+    #[test]
+    fn entries_of_another_subject_than_the_manifest_is_about_are_refused() {
+        let (key, other) = ("a".repeat(64), "b".repeat(64));
+        let (model, stray) = (format!("{key}/rank_0_0/model"), format!("{other}/rank_0_0/model"));
+        let class = CacheFamily::by_name("vllm-aot").unwrap().class;
+        let check = |paths: &[&str]| {
+            let draft = draft("vllm-aot", class, 2, paths);
+            check_kind(&Manifest::new(Draft { subject: key.clone(), ..draft }).unwrap())
+        };
+        assert_eq!(check(&[&model]), Ok(()));
+        assert!(matches!(check(&[&model, &stray]), Err(KindError::Subject { path, .. }) if path.as_str() == stray));
     }
 
     #[test]

@@ -1,31 +1,28 @@
 //! Walks a directory without following links and tells which files an artifact of it would have.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
+use rustix::fs::{FileType, Stat};
 
-use crate::artifact::{MAX_FILES, PathError, RelPath, SourceFile, Stamp};
+use crate::artifact::{Listing, MAX_FILES, PathError, RelPath, SourceFile, Stamp, Tree, TreeError};
 
 const SETUID_SETGID: u32 = 0o6000;
 const ANY_EXECUTE: u32 = 0o111;
+const FOR_OTHERS: u32 = 0o077;
 
 /// Reasons that are kept; a root full of locks needs no more.
 const MAX_REASONS: usize = 1000;
 
-/// Bytes of the largest private key file.
-const MAX_KEY: u64 = 64 * 1024;
-
 /// A directory holds what an artifact cannot.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    #[error("read {path}", path = path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{0} is not a directory")]
-    NotADirectory(PathBuf),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     #[error("{0} holds no files: nothing to publish")]
     Empty(PathBuf),
     #[error("{directory} holds more than {MAX_FILES} files: publish parts of it", directory = directory.display())]
@@ -78,10 +75,10 @@ pub struct Found {
     pub skipped: Vec<String>,
 }
 
-pub fn scan(directory: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
-    let (mut files, skipped) = walk(directory, rules, None)?;
+pub fn scan(tree: &Tree, rules: &ScanRules) -> Result<Found, ScanError> {
+    let (mut files, skipped) = walk(tree, rules, None)?;
     if files.is_empty() {
-        return Err(ScanError::Empty(directory.to_owned()));
+        return Err(ScanError::Empty(tree.path().to_owned()));
     }
     files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     check_case(&files)?;
@@ -102,13 +99,9 @@ pub(super) trait Filter: Sync {
 }
 
 /// Files in no order, and what was left out.
-pub(super) fn walk(directory: &Path, rules: &ScanRules, filter: Option<&dyn Filter>) -> Result<Part, ScanError> {
-    let meta = directory.metadata().map_err(|source| ScanError::Read { path: directory.to_owned(), source })?;
-    if !meta.is_dir() {
-        return Err(ScanError::NotADirectory(directory.to_owned()));
-    }
+pub(super) fn walk(tree: &Tree, rules: &ScanRules, filter: Option<&dyn Filter>) -> Result<Part, ScanError> {
     let [files, names, reasons] = [const { AtomicUsize::new(0) }; 3];
-    Walk { directory, rules, filter, files, names, reasons }.directory(directory, "")
+    Walk { tree, rules, filter, files, names, reasons }.directory("")
 }
 
 fn check_case(files: &[SourceFile]) -> Result<(), ScanError> {
@@ -121,19 +114,12 @@ fn check_case(files: &[SourceFile]) -> Result<(), ScanError> {
     Ok(())
 }
 
-/// Only small files that nobody else may read are looked into.
-fn is_private_key(path: &Path) -> bool {
-    let mut head = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(64).read_to_string(&mut head));
-    read.is_ok() && head.starts_with("-----BEGIN") && head.contains("PRIVATE KEY")
-}
-
 /// What one directory and those below it hold, in no order: files, and what was left out.
 pub(super) type Part = (Vec<SourceFile>, Vec<String>);
 
 /// Subdirectories are walked side by side: looking at a file costs more than reading a small one.
 struct Walk<'a> {
-    directory: &'a Path,
+    tree: &'a Tree,
     rules: &'a ScanRules,
     filter: Option<&'a dyn Filter>,
     /// Found so far.
@@ -144,18 +130,16 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn directory(&self, directory: &Path, prefix: &str) -> Result<Part, ScanError> {
-        let read = |source| ScanError::Read { path: directory.to_owned(), source };
+    fn directory(&self, prefix: &str) -> Result<Part, ScanError> {
         let (mut files, mut skipped, mut below) = (Vec::new(), Vec::new(), Vec::new());
-        for entry in std::fs::read_dir(directory).map_err(read)? {
-            let entry = entry.map_err(read)?;
-            let (path, name) = (entry.path(), entry.file_name());
-            let Some(name) = name.to_str() else {
+        let mut listing = self.tree.list(prefix)?;
+        while let Some((name, is_directory)) = listing.name()? {
+            let Ok(name) = name.to_str() else {
+                let path = self.tree.path().join(prefix).join(OsStr::from_bytes(name.to_bytes()));
                 skipped.push(self.special(path, None)?);
                 continue;
             };
             let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
-            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if let Some(why) = self.filtered(&relative, is_directory)? {
                 if why != UNTOLD {
                     self.leave(&mut skipped, format!("{relative}: {why}"));
@@ -163,12 +147,12 @@ impl Walk<'_> {
                 continue;
             }
             if is_directory {
-                below.push((path, relative));
+                below.push(relative);
                 continue;
             }
-            match self.file(path, &relative) {
+            match self.file(&listing, name, &relative) {
                 // What vanishes between listing and looking was not there.
-                Err(ScanError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(ScanError::Tree(error)) if error.is_gone() => {}
                 Err(error @ (ScanError::PrivateKey(_) | ScanError::Path { .. })) if self.filter.is_some() => {
                     self.leave(&mut skipped, error.to_string());
                 }
@@ -177,10 +161,11 @@ impl Walk<'_> {
                 Ok(Err(reason)) => skipped.push(reason),
             }
         }
+        drop(listing);
         let parts: Vec<Part> = below
             .par_iter()
-            .map(|(path, relative)| match self.directory(path, relative) {
-                Err(ScanError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Part::default()),
+            .map(|relative| match self.directory(relative) {
+                Err(ScanError::Tree(error)) if error.is_gone() => Ok(Part::default()),
                 walked => walked,
             })
             .collect::<Result<_, _>>()?;
@@ -198,7 +183,7 @@ impl Walk<'_> {
         };
         let limit = filter.most_names();
         if self.names.fetch_add(1, Ordering::Relaxed) >= limit {
-            return Err(ScanError::Overgrown { directory: self.directory.to_owned(), limit });
+            return Err(ScanError::Overgrown { directory: self.tree.path().to_owned(), limit });
         }
         // Nothing below could be named, and the walk must not go as deep as somebody likes.
         let too_deep = is_directory && RelPath::new(relative).is_err();
@@ -212,28 +197,32 @@ impl Walk<'_> {
     }
 
     /// The file, or why it is left out.
-    fn file(&self, path: PathBuf, relative: &str) -> Result<Result<SourceFile, String>, ScanError> {
-        let meta = path.symlink_metadata().map_err(|source| ScanError::Read { path: path.clone(), source })?;
-        if let Some(what) = special_kind(&meta) {
-            return self.special(path, Some(what)).map(Err);
+    fn file(&self, listing: &Listing<'_>, name: &str, relative: &str) -> Result<Result<SourceFile, String>, ScanError> {
+        let path = || self.tree.path().join(relative);
+        let stat = listing.look(name)?;
+        if let Some(what) = special_kind(&stat) {
+            return self.special(path(), Some(what)).map(Err);
         }
-        if meta.mode() & 0o077 == 0 && meta.size() < MAX_KEY && is_private_key(&path) {
-            return Err(ScanError::PrivateKey(path));
-        }
-        let rel = RelPath::new(relative).map_err(|source| ScanError::Path { path: path.clone(), source })?;
+        let rel = RelPath::new(relative).map_err(|source| ScanError::Path { path: path(), source })?;
         if self.files.fetch_add(1, Ordering::Relaxed) >= MAX_FILES {
-            return Err(ScanError::TooMany { directory: self.directory.to_owned() });
+            return Err(ScanError::TooMany { directory: self.tree.path().to_owned() });
         }
+        let stamp = Stamp::from(&stat);
         let part = |number: i64| u64::try_from(number).unwrap_or(0);
-        let mtime_ns = part(meta.mtime()) * 1_000_000_000 + part(meta.mtime_nsec());
-        Ok(Ok(SourceFile {
+        let mtime_ns = part(stamp.modified.0) * 1_000_000_000 + part(stamp.modified.1);
+        let file = SourceFile {
             path: rel,
-            source: path,
-            executable: meta.mode() & ANY_EXECUTE != 0,
+            tree: self.tree.clone(),
+            executable: stat.st_mode & ANY_EXECUTE != 0,
             mtime_ns: if self.rules.keep_mtime { mtime_ns } else { 0 },
-            stamp: Stamp::of(&meta),
+            stamp,
             content: None,
-        }))
+        };
+        // Others are looked at when they are read.
+        match stat.st_mode & FOR_OTHERS == 0 && file.is_private_key() {
+            true => Err(ScanError::PrivateKey(path())),
+            false => Ok(Ok(file)),
+        }
     }
 
     fn special(&self, path: PathBuf, what: Option<&'static str>) -> Result<String, ScanError> {
@@ -249,13 +238,13 @@ impl Walk<'_> {
 }
 
 /// What no artifact can hold.
-fn special_kind(meta: &std::fs::Metadata) -> Option<&'static str> {
-    match meta.file_type() {
-        kind if kind.is_symlink() => Some("a symbolic link"),
-        kind if kind.is_fifo() => Some("a named pipe"),
-        kind if kind.is_socket() => Some("a socket"),
-        kind if !kind.is_file() => Some("a device"),
-        _ if meta.mode() & SETUID_SETGID != 0 => Some("a set-user-id or set-group-id file"),
-        _ => None,
+fn special_kind(stat: &Stat) -> Option<&'static str> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => Some("a symbolic link"),
+        FileType::Fifo => Some("a named pipe"),
+        FileType::Socket => Some("a socket"),
+        FileType::RegularFile if stat.st_mode & SETUID_SETGID != 0 => Some("a set-user-id or set-group-id file"),
+        FileType::RegularFile => None,
+        _ => Some("a device"),
     }
 }

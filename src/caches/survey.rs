@@ -1,7 +1,6 @@
 //! What the root of a family holds: one walk, told apart by subject, with the reason for everything that stays.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +9,7 @@ use rayon::prelude::*;
 use super::relocation::{GroupError, MAX_GROUP, normalise};
 use super::scan::{self, Filter, walk};
 use super::{CacheFamily, Found, Place, ScanError, ScanRules, Snapshot, SnapshotError, Special, Unit, capture};
-use crate::artifact::{Base, BuildError, MAX_FILES, Outputs, RelPath, SourceFile};
+use crate::artifact::{Base, BuildError, MAX_FILES, Outputs, RelPath, SourceFile, Tree};
 
 /// Bytes of groups that are held at once; real ones of 50,000 kernels have 60 MB.
 const MAX_GROUPS: u64 = 256 * 1024 * 1024;
@@ -49,7 +48,7 @@ pub struct Entry {
 /// What of a root becomes one artifact.
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
-    pub root: &'a Path,
+    pub root: &'a Tree,
     pub family: &'static CacheFamily,
     /// As in [`Subject::name`].
     pub subject: &'a str,
@@ -57,10 +56,13 @@ pub struct Selection<'a> {
     pub settled_by: Option<SystemTime>,
 }
 
-/// Looks through `root`; one that does not exist holds nothing. Links, devices, private keys and names that no artifact
-/// can have are left out, unfinished entries too.
+/// Looks through `root`; one that does not exist holds nothing. Links, devices and names that no artifact can have are left
+/// out, unfinished entries too.
 pub fn survey(root: &Path, family: &'static CacheFamily) -> Result<Survey, ScanError> {
-    look(root, family, None, None)
+    match Tree::open(root) {
+        Err(error) if error.is_gone() => Ok(Survey::default()),
+        root => look(&root?, family, None, None),
+    }
 }
 
 /// Captures one subject of a family's root, as [`super::snapshot`] captures a directory.
@@ -72,7 +74,7 @@ pub fn snapshot_subject(
     let Selection { root, family, subject, settled_by } = *selection;
     let look = || {
         let mut survey = look(root, family, Some(subject), settled_by)?;
-        let found = survey.subjects.pop().ok_or_else(|| ScanError::Empty(root.join(subject)))?;
+        let found = survey.subjects.pop().ok_or_else(|| ScanError::Empty(root.path().join(subject)))?;
         let entries = found.entries.into_iter().map(|entry| entry.path).collect();
         Ok(Found { files: found.files, entries, skipped: survey.left })
     };
@@ -123,13 +125,12 @@ fn is_on_the_way(path: &str, subject: &str) -> bool {
 }
 
 fn look(
-    root: &Path,
+    root: &Tree,
     family: &'static CacheFamily,
     subject: Option<&str>,
     settled_by: Option<SystemTime>,
 ) -> Result<Survey, ScanError> {
-    let root = std::path::absolute(root).map_err(|source| ScanError::Read { path: root.to_owned(), source })?;
-    let (files, mut left) = find(&root, Named { family, subject, most_names: MAX_NAMES })?;
+    let (files, mut left) = find(root, Named { family, subject, most_names: MAX_NAMES })?;
     let mut candidates = group(files, family);
     let mut held = 0;
     candidates.retain(|candidate| {
@@ -142,7 +143,8 @@ fn look(
     });
     let check = |mut candidate: Candidate| {
         let young = settled_by.is_some_and(|by| candidate.newest() > by);
-        let finished = if young { Err("was written just now".to_owned()) } else { candidate.finish(&root, family) };
+        let finished =
+            if young { Err("was written just now".to_owned()) } else { candidate.finish(root.path(), family) };
         (candidate, finished)
     };
     let checked: Vec<(Candidate, Result<(), String>)> = candidates.into_par_iter().map(check).collect();
@@ -158,12 +160,9 @@ fn look(
 }
 
 /// Sorted by path.
-fn find(root: &Path, named: Named<'_>) -> Result<(Vec<SourceFile>, Vec<String>), ScanError> {
+fn find(root: &Tree, named: Named<'_>) -> Result<(Vec<SourceFile>, Vec<String>), ScanError> {
     let rules = ScanRules { entry_depth: 1, keep_mtime: named.family.keep_mtime, special: Special::Skip };
     let (mut files, left) = match walk(root, &rules, Some(&named)) {
-        Err(ScanError::Read { path, source }) if path == root && source.kind() == io::ErrorKind::NotFound => {
-            return Ok(Default::default());
-        }
         Err(ScanError::TooMany { directory }) => return Err(ScanError::Overgrown { directory, limit: MAX_FILES }),
         walked => walked?,
     };
@@ -225,7 +224,8 @@ impl Candidate {
         if file.stamp.size > MAX_GROUP {
             return Err(GroupError::TooLarge.into());
         }
-        let own = file.source.parent().unwrap_or(root);
+        let source = file.source();
+        let own = source.parent().unwrap_or(root);
         // The engine may have known the root by another path.
         let is_own = |named: &Path| named == own || same_directory(named, own);
         let is_member = |path: &RelPath| self.files.binary_search_by(|other| other.path.cmp(path)).is_ok();

@@ -1,6 +1,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
@@ -16,19 +17,23 @@ fn tree(files: &[&str]) -> tempfile::TempDir {
     dir
 }
 
+fn look(dir: &Path, rules: &ScanRules) -> Result<Found, ScanError> {
+    scan(&Tree::open(dir)?, rules)
+}
+
 fn refused(dir: &Path) -> ScanError {
-    scan(dir, &ScanRules::default()).unwrap_err()
+    look(dir, &ScanRules::default()).unwrap_err()
 }
 
 fn take(dir: &Path, store: &(dyn Fn(&Chunk, &[u8]) -> std::io::Result<()> + Sync)) -> Result<Snapshot, SnapshotError> {
-    snapshot(dir, &ScanRules::default(), None, &Outputs { store, progress: &|_| () })
+    snapshot(&Tree::open(dir).unwrap(), &ScanRules::default(), None, &Outputs { store, progress: &|_| () })
 }
 
 #[test]
 fn files_are_sorted_and_grouped_into_entries_of_the_asked_depth() {
     let dir = tree(&["b/x", "a/two/f", "a/one/f", "c"]);
     let entries = |entry_depth| {
-        let found = scan(dir.path(), &ScanRules { entry_depth, ..Default::default() }).unwrap();
+        let found = look(dir.path(), &ScanRules { entry_depth, ..Default::default() }).unwrap();
         assert!(found.files.is_sorted_by(|a, b| a.path < b.path));
         found.entries.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -62,7 +67,7 @@ fn links_pipes_sockets_and_setuid_files_are_refused_by_name_or_skipped_with_the_
         make(&dir.path().join("special"));
         let error = refused(dir.path()).to_string();
         assert!(error.contains(name) && error.contains("special") && error.contains("--skip-special"), "{error}");
-        let found = scan(dir.path(), &ScanRules { special: Special::Skip, ..Default::default() }).unwrap();
+        let found = look(dir.path(), &ScanRules { special: Special::Skip, ..Default::default() }).unwrap();
         assert_eq!(found.files.len(), 1);
         assert!(found.skipped[0].contains(name), "{:?}", found.skipped);
     }
@@ -87,8 +92,8 @@ fn names_that_no_artifact_can_hold_are_refused() {
 #[test]
 fn missing_empty_and_unreadable_directories_are_told_apart() {
     let dir = tree(&["file"]);
-    assert!(matches!(refused(&dir.path().join("none")), ScanError::Read { .. }));
-    assert!(matches!(refused(&dir.path().join("file")), ScanError::NotADirectory(_)));
+    assert!(matches!(refused(&dir.path().join("none")), ScanError::Tree(TreeError::Read { .. })));
+    assert!(matches!(refused(&dir.path().join("file")), ScanError::Tree(TreeError::NotADirectory(_))));
     let empty = tempfile::tempdir().unwrap();
     std::fs::create_dir(empty.path().join("sub")).unwrap();
     assert!(matches!(refused(empty.path()), ScanError::Empty(_)));
@@ -113,7 +118,7 @@ fn one_file_more_than_allowed_is_refused() {
     }
     assert!(matches!(refused(dir.path()), ScanError::TooMany { .. }));
     std::fs::remove_file(&first).unwrap();
-    assert_eq!(scan(dir.path(), &ScanRules::default()).unwrap().files.len(), MAX_FILES);
+    assert_eq!(look(dir.path(), &ScanRules::default()).unwrap().files.len(), MAX_FILES);
 }
 
 #[test]
@@ -155,5 +160,40 @@ fn a_directory_with_a_private_key_is_refused() {
     let dir = tree(&["cache"]);
     crate::identity::PrivateKey::from_seed(1).save_new(&dir.path().join("node.key")).unwrap();
     let skip = ScanRules { special: Special::Skip, ..Default::default() };
-    assert!(matches!(scan(dir.path(), &skip), Err(ScanError::PrivateKey(_))));
+    assert!(matches!(look(dir.path(), &skip), Err(ScanError::PrivateKey(_))));
+}
+
+#[test]
+fn a_private_key_that_everybody_may_read_is_refused_too() {
+    let dir = tree(&["cache"]);
+    let key = dir.path().join("node.key");
+    crate::identity::PrivateKey::from_seed(1).save_new(&key).unwrap();
+    let bundle = format!("-----BEGIN CERTIFICATE-----\n{}", std::fs::read_to_string(&key).unwrap());
+    std::fs::write(&key, bundle).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let refused = take(dir.path(), &|_, _| Ok(())).unwrap_err();
+    assert!(matches!(refused, SnapshotError::Build(BuildError::PrivateKey(path)) if path == key));
+}
+
+#[test]
+fn a_directory_that_became_a_link_while_it_was_captured_brings_nothing_from_elsewhere() {
+    let (dir, secret) = (tree(&["top/a/file", "top/b"]), tree(&["file"]));
+    std::fs::write(secret.path().join("file"), "secret").unwrap();
+    let (top, away) = (dir.path().join("top"), dir.path().join("away"));
+    let (stored, held) = (std::sync::Mutex::new(Vec::new()), Tree::open(&top).unwrap());
+    let swap = |_: &Chunk, bytes: &[u8]| {
+        stored.lock().unwrap().extend_from_slice(bytes);
+        if !away.exists() {
+            std::fs::rename(&top, &away).unwrap();
+            std::os::unix::fs::symlink(secret.path(), &top).unwrap();
+            std::fs::rename(away.join("a"), away.join("c")).unwrap();
+            std::os::unix::fs::symlink(secret.path(), away.join("a")).unwrap();
+        }
+        Ok(())
+    };
+    let rules = ScanRules { special: Special::Skip, ..Default::default() };
+    let taken = snapshot(&held, &rules, None, &Outputs { store: &swap, progress: &|_| () }).unwrap();
+    let paths: Vec<&str> = taken.built.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths, ["b", "c/file"]);
+    assert!(!stored.into_inner().unwrap().windows(6).any(|part| part == b"secret"));
 }

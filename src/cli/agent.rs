@@ -18,7 +18,7 @@ use crate::config::{AgentFile, EngineSection, Loaded, ServedEngine, Setting, sur
 use crate::identity::TrustConfig;
 use crate::install::Limits;
 use crate::lifecycle::Hangups;
-use crate::serve::serving::{Backend, ServeConfig};
+use crate::serve::serving::{Backend, ServeConfig, Serving};
 use crate::serve::start::Spec;
 use crate::telemetry::trace::Exporter;
 use crate::{config, lifecycle, telemetry};
@@ -132,24 +132,25 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
     let trust = config.trust.clone();
     // Without an agent there is nothing to start an engine warm with.
     let agent = Daemon::start(config).await?;
-    let page = Page::of_node(&file.agent.web, agent.view()).await?;
-    let reloading = Reloading { hangups, load, current: file, reloadable: Reloadable::AGENT };
-    let reloading = reloading.follow(async |file: &AgentFile| {
-        agent.reload(&file.agent).await?;
-        reload::take_telemetry(&file.agent.log, &file.agent.tracing)
-    });
-    let running = async {
-        match served {
-            Some(served) => run_engine(served, agent.socket(), &trust, terminated).await,
-            None => {
-                terminated.await;
-                Ok(())
+    let page = Page::of_node(&file.agent.web, agent.view(), agent.page_metrics()).await?;
+    let ended = match serve_engine(served, agent.socket(), &trust).await {
+        Ok(serving) => {
+            let reloading = Reloading { hangups, load, current: file, reloadable: Reloadable::AGENT };
+            let reloading = reloading.follow(async |file: &AgentFile| take(&agent, serving.as_ref(), file).await);
+            let ended = tokio::select! {
+                () = terminated => Ok(()),
+                last = crash_loop(serving.as_ref()) => {
+                    Err(anyhow!("the engine is in a crash loop, and this process ends with it: {last}"))
+                }
+                () = reloading => Ok(()),
+            };
+            // Peers may still ask the agent when the engine has ended.
+            if let Some(serving) = serving {
+                serving.shutdown().await;
             }
+            ended
         }
-    };
-    let ended = tokio::select! {
-        ended = running => ended,
-        () = reloading => Ok(()),
+        Err(error) => Err(error),
     };
     if let Some(page) = page {
         page.shutdown().await;
@@ -158,23 +159,34 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
     ended
 }
 
-/// Until this process is told to end, or the engine cannot be kept running. It has ended then, and peers may still ask the
-/// agent.
-async fn run_engine(
-    served: ServedEngine,
+/// All that the file names is read before anything of it is in force.
+async fn take(agent: &Daemon, serving: Option<&Serving>, file: &AgentFile) -> anyhow::Result<()> {
+    let served = serving.zip(file.served.as_ref());
+    let keys = served.map(|(serving, _)| serving.read_again()).transpose()?;
+    agent.take(agent.read_again(&file.agent).await?);
+    if let Some((keys, (serving, served))) = keys.zip(served) {
+        serving.take(keys, &served.serve);
+    }
+    reload::take_telemetry(&file.agent.log, &file.agent.tracing)
+}
+
+/// In a pod that is everything in one.
+async fn serve_engine(
+    served: Option<ServedEngine>,
     agent: &Path,
     trust: &TrustConfig,
-    terminated: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    let ServedEngine { engine, serve: config } = served;
+) -> anyhow::Result<Option<Serving>> {
+    let Some(ServedEngine { engine, serve: config }) = served else { return Ok(None) };
     let backend = Backend::Own(spec(engine, agent, trust, &config));
-    let serving = serve::start(config, backend, false).await?;
-    let ended = tokio::select! {
-        () = terminated => Ok(()),
-        last = serving.crash_loop() => Err(anyhow!("the engine is in a crash loop, and this process ends with it: {last}")),
-    };
-    serving.shutdown().await;
-    ended
+    serve::start(config, backend, false).await.map(Some)
+}
+
+/// Completes with the reason when the engine cannot be kept running.
+async fn crash_loop(serving: Option<&Serving>) -> String {
+    match serving {
+        Some(serving) => serving.crash_loop().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn spec(engine: EngineSection, agent: &Path, trust: &TrustConfig, config: &ServeConfig) -> Spec {

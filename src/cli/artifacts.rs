@@ -7,6 +7,7 @@ use clap::Args;
 use data_encoding::HEXLOWER;
 use serde::Serialize;
 
+use super::chosen::Chosen;
 use super::{Socket, output};
 use crate::artifact::SignedManifest;
 use crate::digest::{ArtifactId, Digest};
@@ -71,11 +72,13 @@ impl TryFrom<pb::StatusReply> for StatusReport {
 }
 
 impl StatusReport {
-    pub(super) fn show(&self) -> anyhow::Result<()> {
+    /// `unreached` is why nobody takes what this node says.
+    pub(super) fn show(&self, unreached: Option<&str>) -> anyhow::Result<()> {
+        let why = unreached.map(|why| format!(": {}", output::plain(why))).unwrap_or_default();
         let metadata = match (self.metadata_server.as_str(), self.metadata_connected) {
             ("", _) => "none configured".to_owned(),
             (server, true) => format!("{server}, connected"),
-            (server, false) => format!("{server}, NOT connected"),
+            (server, false) => format!("{server}, NOT connected{why}"),
         };
         let discovery = match self.discovery.as_str() {
             "server" => "by the metadata server alone".to_owned(),
@@ -87,8 +90,8 @@ impl StatusReport {
             _ => "none: nothing is fetched".to_owned(),
         };
         let store = format!(
-            "{} artifacts, {}; {} free on the disk",
-            self.artifacts,
+            "{}, {}; {} free on the disk",
+            output::count(self.artifacts, "artifact"),
             output::bytes(self.store_bytes),
             output::bytes(self.disk_free_bytes)
         );
@@ -121,6 +124,7 @@ pub(super) struct Info {
     content: String,
     signer: String,
     pinned: bool,
+    revoked: bool,
 }
 
 impl TryFrom<&pb::ArtifactInfo> for Info {
@@ -141,6 +145,7 @@ impl TryFrom<&pb::ArtifactInfo> for Info {
             content: HEXLOWER.encode(&info.content_id),
             signer: HEXLOWER.encode(&info.signer),
             pinned: info.pinned,
+            revoked: info.revoked,
         })
     }
 }
@@ -175,6 +180,7 @@ pub(super) fn show(all: &[Info]) -> anyhow::Result<()> {
             true => "all".to_owned(),
             false => format!("{}/{}", info.chunks_held, info.chunks),
         };
+        let revoked = if info.revoked { ", REVOKED" } else { "" };
         rows.push(vec![
             info.artifact.to_string(),
             info.family.clone(),
@@ -184,7 +190,7 @@ pub(super) fn show(all: &[Info]) -> anyhow::Result<()> {
             info.files.to_string(),
             output::bytes(info.bytes),
             output::bytes(info.wire_bytes),
-            have,
+            have + revoked,
         ]);
     }
     output::table(&rows)
@@ -207,7 +213,8 @@ pub(super) async fn list(client: &Client) -> anyhow::Result<Vec<Info>> {
 
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    artifact: ArtifactId,
+    /// Its id, or the beginning of it
+    artifact: Chosen,
     /// List every file
     #[arg(long)]
     files: bool,
@@ -243,7 +250,8 @@ struct FileInfo {
 
 impl Inspect {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let reply = self.socket.connect().await?.inspect(self.artifact).await?;
+        let client = self.socket.connect().await?;
+        let reply = client.inspect(self.artifact.of(&client).await?).await?;
         let signed = SignedManifest::decode_unverified(reply.envelope)?;
         let info = reply.info.as_ref().context("the agent left out what it knows of the artifact")?;
         let inspection = inspection(&signed, Info::try_from(info)?);

@@ -1,12 +1,12 @@
 //! `warmd audit`: what was installed, refused and taken away on this node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::output;
-use crate::telemetry::audit::{Line, verify};
+use crate::telemetry::audit::{Line, read, verify};
 
 #[derive(Debug, Args)]
 pub(super) struct Audit {
@@ -22,30 +22,49 @@ pub(super) struct Audit {
 }
 
 impl Audit {
-    /// A log that was tampered with is an error, told with the place.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let mut lines = Vec::new();
-        let verified = verify(&self.state_dir.join("audit"), |line| {
-            if !self.verify {
-                lines.push(line);
-            }
-        })?;
-        if self.verify && self.json {
+        let directory = self.state_dir.join("audit");
+        if !self.verify {
+            return self.lines(&directory);
+        }
+        let verified = verify(&directory, |_| ())?;
+        if self.json {
             output::json(&verified)?;
-        } else if self.verify {
+        } else {
             let head = verified.head;
             output::line(format!("{} lines from number {}, all in order", verified.lines, verified.first))?;
             output::line(format!("last: {} {}", head.number, head.digest))?;
-        } else if self.json {
-            for line in &lines {
-                output::line(serde_json::to_string(line)?)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// All that can be read, also after a place where the chain is broken: that is marked, and told by the exit code.
+    fn lines(&self, directory: &Path) -> anyhow::Result<ExitCode> {
+        let (mut found, mut breaks) = (Vec::new(), 0);
+        read(directory, |one| {
+            breaks += u64::from(one.is_err());
+            found.push(one);
+        })?;
+        if self.json {
+            for one in &found {
+                output::line(match one {
+                    Ok(line) => serde_json::to_string(line)?,
+                    Err(error) => serde_json::json!({ "broken": error.to_string() }).to_string(),
+                })?;
             }
         } else {
             let head = ["TIME", "WHAT", "BY", "ARTIFACT", "FAMILY", "FROM", "RULE", "RESULT"];
-            let rows = std::iter::once(head.map(str::to_owned).to_vec()).chain(lines.iter().map(row));
-            output::table(&rows.collect::<Vec<_>>())?;
+            let rows = found.iter().map(|one| match one {
+                Ok(line) => row(line),
+                Err(error) => ["BROKEN", "-", "-", "-", "-", "-", "-", &error.to_string()].map(str::to_owned).to_vec(),
+            });
+            output::table(&std::iter::once(head.map(str::to_owned).to_vec()).chain(rows).collect::<Vec<_>>())?;
         }
-        Ok(ExitCode::SUCCESS)
+        if breaks == 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        output::note(format!("warmd: the log is broken in {}", output::count(breaks, "place")));
+        Ok(ExitCode::FAILURE)
     }
 }
 

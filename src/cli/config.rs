@@ -1,6 +1,7 @@
 //! `warmd config`.
 
 mod diff;
+mod running;
 mod shown;
 
 use std::path::{Path, PathBuf};
@@ -9,9 +10,9 @@ use std::process::ExitCode;
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{Socket, output};
+use super::{Socket, TRACING, output};
 use crate::config::surroundings::{self, Scope};
-use crate::config::{self, AgentFile, ConfigError, MetadataConfig, Origins, Problem, Severity};
+use crate::config::{self, AgentFile, ConfigError, Environmental, MetadataConfig, Origins, Problem, Setting, Severity};
 use crate::serve::serving::ServeConfig;
 
 #[derive(Debug, Subcommand)]
@@ -40,11 +41,12 @@ pub(super) enum Config {
     },
     /// Print a file with every key at its default, and what each is for
     Example { role: Role },
-    /// What differs between two files, or between a file and the agent that runs
+    /// What differs between two files, or between a file and the role that runs by it
     Diff {
         role: Role,
         a: PathBuf,
-        /// Absent: the agent that runs
+        /// Absent: the role that runs. An agent is asked over --socket, `serve` over the socket of its admin API, a metadata
+        /// server over its page, as the file says where these are
         b: Option<PathBuf>,
         #[command(flatten)]
         socket: Socket,
@@ -58,6 +60,8 @@ pub(super) enum Role {
     Agent,
     Metadata,
     Serve,
+    /// `warmd exec` and other commands of a pod: they read no file, and of the environment what traces need
+    Hook,
 }
 
 /// A role's configuration without its type.
@@ -71,7 +75,7 @@ struct Read {
 impl Config {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Check { role, file, file_only, json } => return check(role, file.as_deref(), file_only, json),
+            Self::Check { role, file, file_only, json } => return check(role, file.as_deref(), file_only, json).await,
             Self::Show { role, file, origin, json } => shown::print(&read(role, file.as_deref(), None)?, origin, json)?,
             Self::Example { role } => output::line(example(role))?,
             Self::Diff { role, a, b, socket, json } => return diff::run(role, &a, b.as_deref(), &socket, json).await,
@@ -84,26 +88,47 @@ impl Config {
 fn read(role: Role, file: Option<&Path>, scope: Option<Scope>) -> Result<Read, ConfigError> {
     fn erased<T: config::ConfigFile>(
         file: Option<&Path>,
+        settings: Vec<Setting>,
         lacks: impl FnOnce(&T) -> Vec<Problem>,
     ) -> Result<Read, ConfigError> {
-        let config::Loaded { config, origins } = config::read::<T>(file, std::env::vars())?;
+        let config::Loaded { config, origins } = config::read::<T>(file, settings)?;
         let lacks = lacks(&config).into_iter().map(|problem| problem.placed(&origins)).collect();
         Ok(Read { table: config::table(&config), text: config::render(&config), origins, lacks })
     }
     let lacking = |look: &dyn Fn(Scope) -> Vec<Problem>| scope.map(look).unwrap_or_default();
+    let settings = settings(role);
     match role {
-        Role::Agent => erased::<AgentFile>(file, |config| lacking(&|scope| surroundings::agent(config, scope))),
-        Role::Metadata => {
-            erased::<MetadataConfig>(file, |config| lacking(&|scope| surroundings::metadata(config, scope)))
+        Role::Agent => {
+            erased::<AgentFile>(file, settings, |config| lacking(&|scope| surroundings::agent(config, scope)))
         }
-        Role::Serve => erased::<ServeConfig>(file, |config| lacking(&|scope| surroundings::serve(config, scope))),
+        Role::Metadata => {
+            erased::<MetadataConfig>(file, settings, |config| lacking(&|scope| surroundings::metadata(config, scope)))
+        }
+        Role::Serve => {
+            erased::<ServeConfig>(file, settings, |config| lacking(&|scope| surroundings::serve(config, scope)))
+        }
+        Role::Hook => {
+            erased::<Environmental>(file, settings, |config| lacking(&|scope| surroundings::hook(config, scope)))
+        }
     }
 }
 
+/// What the role takes from the environment.
+fn settings(role: Role) -> Vec<Setting> {
+    let variables = std::env::vars().filter(|(name, _)| role != Role::Hook || name.starts_with(TRACING));
+    let not_keys = if role == Role::Serve { &super::serve::FLAGS[..] } else { &[] };
+    config::settings(variables, [], not_keys)
+}
+
 /// Code 1 if something is wrong that a start would fail by.
-fn check(role: Role, file: Option<&Path>, file_only: bool, json: bool) -> anyhow::Result<ExitCode> {
+async fn check(role: Role, file: Option<&Path>, file_only: bool, json: bool) -> anyhow::Result<ExitCode> {
     let problems = match read(role, file, (!file_only).then_some(Scope::All)) {
-        Ok(read) => read.lacks,
+        Ok(Read { mut lacks, table, .. }) => {
+            if role == Role::Agent {
+                running::excuse(&mut lacks, &table).await;
+            }
+            lacks
+        }
         Err(ConfigError::Wrong(problems)) => problems.0,
         Err(error) if !json => return Err(error.into()),
         Err(error) => {
@@ -111,12 +136,16 @@ fn check(role: Role, file: Option<&Path>, file_only: bool, json: bool) -> anyhow
             return Ok(ExitCode::FAILURE);
         }
     };
-    let is_ok = problems.iter().all(|problem| problem.severity == Severity::Warning);
+    let is_ok = problems.iter().all(|problem| problem.severity != Severity::Error);
     if json {
         output::json(&json!({ "ok": is_ok, "problems": problems }))?;
     } else {
         for problem in &problems {
-            let severity = if problem.severity == Severity::Warning { "warning: " } else { "" };
+            let severity = match problem.severity {
+                Severity::Note => "note: ",
+                Severity::Warning => "warning: ",
+                Severity::Error => "",
+            };
             output::line(output::plain(&format!("{severity}{problem}")))?;
         }
         if is_ok {
@@ -131,6 +160,7 @@ fn example(role: Role) -> &'static str {
         Role::Agent => include_str!("config/agent.toml"),
         Role::Metadata => include_str!("config/metadata.toml"),
         Role::Serve => include_str!("config/serve.toml"),
+        Role::Hook => include_str!("config/hook.toml"),
     }
 }
 
@@ -189,7 +219,7 @@ mod tests {
     #[test]
     fn every_key_of_an_example_says_what_it_is_for() {
         let is_prose = |line: &str| line.starts_with("# ") && uncommented(line).starts_with('#');
-        for role in [Role::Agent, Role::Metadata, Role::Serve] {
+        for role in [Role::Agent, Role::Metadata, Role::Serve, Role::Hook] {
             let lines: Vec<&str> = example(role).lines().collect();
             for pair in lines.windows(2) {
                 let bare = uncommented(pair[1]);
@@ -204,5 +234,6 @@ mod tests {
         is_whole::<AgentFile>(Role::Agent);
         is_whole::<MetadataConfig>(Role::Metadata);
         is_whole::<ServeConfig>(Role::Serve);
+        is_whole::<Environmental>(Role::Hook);
     }
 }

@@ -103,6 +103,13 @@ fn told(diagnosis: &Diagnosis, now: UnixTime) -> (String, Vec<String>) {
             let artifacts = output::count(*artifacts as u64, "artifact");
             (format!("not trusted: {artifacts} signed by {}, unknown to the policy", signers.join(", ")), Vec::new())
         }
+        Finding::Revoked { artifacts } => {
+            (format!("revoked: {}: not installed", output::count(*artifacts as u64, "artifact")), Vec::new())
+        }
+        Finding::Quarantined { artifacts, reason } => {
+            let artifacts = output::count(*artifacts as u64, "artifact");
+            (format!("in quarantine: {artifacts}: not installed"), vec![reason.clone()])
+        }
         Finding::NearMiss { near } => {
             let mut lines = near.iter().take(SHOWN).map(|one| near_miss(one, now));
             let first = format!("near miss: {}", lines.next().unwrap_or_default());

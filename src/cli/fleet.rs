@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::stdio::stdout;
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use self::page::{View, page};
@@ -17,10 +19,10 @@ use super::{Socket, artifacts, output};
 use crate::lifecycle;
 use crate::local::{Client, FleetPart};
 use crate::protocol::fleet::{Fleet, NodeDocument};
-use crate::protocol::report::UnixMillis;
+use crate::protocol::report::{ProblemKind, UnixMillis};
 
-/// Columns where there is no terminal.
-const WIDTH: usize = 80;
+/// A terminal that is narrower, or that tells no size, wraps lines.
+const NARROW: usize = 80;
 
 /// How often, and in which form.
 #[derive(Debug, Args)]
@@ -57,6 +59,12 @@ impl Show {
     }
 }
 
+/// Columns of the terminal; without one nothing is cut.
+fn columns() -> usize {
+    let size = tcgetwinsize(stdout()).ok().filter(|_| std::io::stdout().is_terminal());
+    size.map_or(usize::MAX, |size| usize::from(size.ws_col).max(NARROW))
+}
+
 /// Identities are only in JSON.
 fn part(json: bool) -> FleetPart {
     if json { FleetPart::All } else { FleetPart::Nodes }
@@ -88,7 +96,7 @@ impl Status {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Show { watch, json: as_json, .. } = self.show;
         if self.fleet {
-            let show = async |client: &Client| once(&client.fleet(part(as_json)).await?, as_json, watch.is_some());
+            let show = async |client: &Client| once(client.fleet(part(as_json)).await?, as_json, watch.is_some());
             return self.show.each(show).await;
         }
         let show = async |client: &Client| {
@@ -98,12 +106,20 @@ impl Status {
                 return json(&NodeStatus { status, here }, watch.is_some());
             }
             let now = UnixMillis::now();
-            page::problems(&here, WIDTH).into_iter().try_for_each(output::line)?;
-            status.show()?;
-            page::activity(&here, now, WIDTH).into_iter().try_for_each(output::line)
+            let columns = columns();
+            page::problems(&here, columns).into_iter().try_for_each(output::line)?;
+            status.show(unreached(&here))?;
+            page::activity(&here, now, columns).into_iter().try_for_each(output::line)
         };
         self.show.each(show).await
     }
+}
+
+/// The problem tells it after a colon.
+fn unreached(here: &NodeDocument) -> Option<&str> {
+    let problems = here.report.as_ref()?.problems.iter();
+    let problem = problems.into_iter().find(|problem| problem.kind == ProblemKind::NoDirectory)?;
+    problem.text.as_str().split_once(": ").map(|(_, why)| why)
 }
 
 async fn own(client: &Client) -> anyhow::Result<NodeDocument> {
@@ -111,11 +127,12 @@ async fn own(client: &Client) -> anyhow::Result<NodeDocument> {
     here.ok_or_else(|| anyhow::anyhow!("the agent told nothing of itself"))
 }
 
-fn once(fleet: &Fleet, as_json: bool, watch: bool) -> anyhow::Result<()> {
+fn once(fleet: Fleet, as_json: bool, watch: bool) -> anyhow::Result<()> {
     if as_json {
-        return json(fleet, watch);
+        return json(&fleet, watch);
     }
-    page(fleet, View::Fleet, 0, (WIDTH, None), UnixMillis::now()).into_iter().try_for_each(output::line)
+    let fleet = fleet.told_apart();
+    page(&fleet, View::Fleet, 0, (columns(), None), UnixMillis::now()).into_iter().try_for_each(output::line)
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +146,7 @@ impl Top {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Show { watch, json, .. } = self.show;
         if json || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
-            let show = async |client: &Client| once(&client.fleet(part(json)).await?, json, watch.is_some());
+            let show = async |client: &Client| once(client.fleet(part(json)).await?, json, watch.is_some());
             return self.show.each(show).await;
         }
         let client = self.show.socket.connect().await?;
@@ -140,7 +157,7 @@ impl Top {
 
 /// Until a key or a signal ends it. Keys do not wait for an agent that is slow to answer.
 async fn live(client: &Client, pause: Duration) -> anyhow::Result<()> {
-    let mut fleet = client.fleet(FleetPart::Nodes).await?;
+    let mut fleet = client.fleet(FleetPart::Nodes).await?.told_apart();
     let mut screen = Screen::open()?;
     let mut ended = std::pin::pin!(lifecycle::termination()?);
     let again = || async {
@@ -163,7 +180,7 @@ async fn live(client: &Client, pause: Duration) -> anyhow::Result<()> {
             },
             answer = &mut asking => {
                 match answer {
-                    Ok(now) => fleet = now,
+                    Ok(now) => fleet = now.told_apart(),
                     // What was seen last stays, with the reason why it does not move.
                     Err(error) => fleet.limited = error.to_string(),
                 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use super::output;
-use crate::identity::{ClusterCa, PrivateKey, UnixTime};
+use crate::identity::{ClusterCa, NodeCertificate, PrivateKey, UnixTime};
 use crate::proxy::auth::{ApiKeys, NewKey, Scope, Tenant};
 
 #[derive(Debug, Subcommand)]
@@ -28,11 +28,12 @@ pub(super) enum Keys {
         /// Directory of `warmd keys cluster`
         #[arg(long)]
         cluster: PathBuf,
-        /// Host name or address under which clients reach it (metadata servers need one); may be repeated
+        /// Host name or address under which clients reach it (metadata servers need one); may be repeated. Absent: those of
+        /// the certificate that is there already
         #[arg(long = "name", value_name = "HOST")]
         names: Vec<String>,
         /// How long the certificate is valid
-        #[arg(long, default_value = "10y", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "10y", value_parser = super::lifetime)]
         valid_for: Duration,
     },
     /// Make a key that signs artifacts or policies
@@ -54,10 +55,10 @@ pub(super) enum Keys {
         #[arg(long = "scope", value_name = "SCOPE", default_value = "infer")]
         scopes: Vec<Scope>,
         /// How long it is valid; absent: until it is taken out of the file
-        #[arg(long, value_parser = humantime::parse_duration)]
+        #[arg(long, value_parser = super::lifetime)]
         valid_for: Option<Duration>,
     },
-    /// Print the public key of private key files: node ids, signer keys and policy roots
+    /// Print the public key of private key files: node ids, signer keys and policy roots; and on standard error its id
     Show {
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -76,6 +77,7 @@ impl Keys {
                 ));
             }
             Self::Node { dir, cluster, names, valid_for } => {
+                let names = if names.is_empty() { names_before(&dir)? } else { names };
                 output::line(node(&dir, &cluster, &names, valid_for)?)?;
             }
             Self::Api { file, id, tenant, scopes, valid_for } => {
@@ -94,7 +96,10 @@ impl Keys {
             }
             Self::Show { files } => {
                 for file in files {
-                    output::line(PrivateKey::load(&file)?.public().to_string())?;
+                    let key = PrivateKey::load(&file)?.public();
+                    output::line(key.to_string())?;
+                    // Beside the result, which scripts read.
+                    output::note(format!("key id {}", key.id()));
                 }
             }
         }
@@ -128,6 +133,21 @@ pub(super) fn node(dir: &Path, cluster: &Path, names: &[String], valid_for: Dura
     crate::durable::replace(&dir.join("node.pem"), certificate.as_bytes(), 0o644).context("write node.pem")?;
     crate::durable::replace(&dir.join("ca.pem"), ca.certificate_pem().as_bytes(), 0o644).context("write ca.pem")?;
     Ok(key.node_id().to_string())
+}
+
+/// Of the certificate that is made anew.
+fn names_before(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let path = dir.join("node.pem");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let names = NodeCertificate::load(&path)?.names().with_context(|| {
+        format!("the names in {} cannot be kept: say each with --name, or remove the file", path.display())
+    })?;
+    if !names.is_empty() {
+        output::note(format!("kept from the certificate before: --name {}", names.join(" --name ")));
+    }
+    Ok(names)
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
@@ -169,4 +189,25 @@ fn api(
     ApiKeys::parse(&text).with_context(|| format!("{} with the new key", file.display()))?;
     crate::durable::replace(file, text.as_bytes(), 0o600).with_context(|| format!("write {}", file.display()))?;
     Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_made_anew_keeps_the_names_that_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster_dir, state) = (dir.path().join("cluster"), dir.path().join("state"));
+        cluster(&cluster_dir, "test").unwrap();
+        let names = ["meta.example".to_owned(), "10.0.0.7".to_owned(), "fd00::7".to_owned()];
+        assert_eq!(names_before(&state).unwrap(), [""; 0]);
+        let year = Duration::from_secs(365 * 86_400);
+        node(&state, &cluster_dir, &names, year).unwrap();
+        assert_eq!(names_before(&state).unwrap(), names);
+        node(&state, &cluster_dir, &names_before(&state).unwrap(), year).unwrap();
+        assert_eq!(names_before(&state).unwrap(), names);
+        node(&state, &cluster_dir, &names[1..2], year).unwrap();
+        assert_eq!(names_before(&state).unwrap(), names[1..2]);
+    }
 }

@@ -1,14 +1,17 @@
 //! `warmd verify | gc | evict | export | import`: keeping a node's artifacts in order, and moving them by hand.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::artifacts::Info;
+use super::chosen::Chosen;
 use super::{Socket, output};
 use crate::artifact::SignedManifest;
 use crate::digest::{ArtifactId, Digest};
@@ -18,8 +21,8 @@ use crate::protocol::pb::{self, verify_event};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// One artifact; absent: the whole store
-    artifact: Option<ArtifactId>,
+    /// One artifact, by its id or the beginning of it; absent: the whole store
+    artifact: Option<Chosen>,
     /// Compare what is installed in this cache root with the artifact instead of hashing the store
     #[arg(long, requires = "artifact", value_name = "DIR")]
     installed: Option<PathBuf>,
@@ -43,17 +46,21 @@ struct VerifyReport {
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = self.socket.connect().await?;
-        if let (Some(id), Some(root)) = (self.artifact, &self.installed) {
+        let id = match &self.artifact {
+            Some(artifact) => Some(artifact.of(&client).await?),
+            None => None,
+        };
+        if let (Some(id), Some(root)) = (id, &self.installed) {
             let envelope = client.inspect(id).await?.envelope;
             return installed(envelope, root.clone(), self.json).await;
         }
-        let report = stored(&client, self.artifact).await?;
+        let report = stored(&client, id).await?;
         if self.json {
             output::json(&report)?;
         } else {
             let checked = format!("{} chunks, {}", report.checked_chunks, output::bytes(report.checked_bytes));
             match report.whole {
-                true => output::line(format!("whole: {checked}"))?,
+                true => output::line(format!("whole: {checked}{}", partial(&report.incomplete)))?,
                 false => output::line(format!(
                     "DAMAGED: {checked}: {} corrupt (deleted), {} missing; incomplete now: {}",
                     report.corrupt.len(),
@@ -64,6 +71,12 @@ impl Verify {
         }
         Ok(if report.whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// What is here in part was not damaged: it is on its way, or was left.
+fn partial(incomplete: &[ArtifactId]) -> String {
+    let ids: Vec<String> = incomplete.iter().map(ArtifactId::short).collect();
+    if ids.is_empty() { String::new() } else { format!("; here in part: {}", ids.join(", ")) }
 }
 
 async fn stored(client: &Client, id: Option<ArtifactId>) -> anyhow::Result<VerifyReport> {
@@ -128,9 +141,10 @@ impl Gc {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let swept = self.socket.connect().await?.gc().await?;
         output::line(format!(
-            "freed {}: {} chunks of no artifact, {} abandoned and {} evicted artifacts",
+            "freed {}: {} chunks of no artifact, {} revoked, {} abandoned and {} evicted artifacts",
             output::bytes(swept.freed_bytes),
             swept.orphan_chunks,
+            swept.revoked.len(),
             swept.abandoned.len(),
             swept.evicted.len()
         ))?;
@@ -140,14 +154,16 @@ impl Gc {
 
 #[derive(Debug, Args)]
 pub(super) struct Evict {
-    artifact: ArtifactId,
+    /// Its id, or the beginning of it
+    artifact: Chosen,
     #[command(flatten)]
     socket: Socket,
 }
 
 impl Evict {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let freed = self.socket.connect().await?.evict(self.artifact).await?;
+        let client = self.socket.connect().await?;
+        let freed = client.evict(self.artifact.of(&client).await?).await?;
         output::line(format!("freed {}", output::bytes(freed)))?;
         Ok(ExitCode::SUCCESS)
     }
@@ -155,7 +171,8 @@ impl Evict {
 
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    artifact: ArtifactId,
+    /// Its id, or the beginning of it
+    artifact: Chosen,
     /// File to write; `-` for standard output
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
@@ -166,25 +183,54 @@ pub(super) struct Export {
 impl Export {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = self.socket.connect().await?;
-        let mut pieces = client.export(self.artifact).await?;
+        let mut pieces = client.export(self.artifact.of(&client).await?).await?;
         let progress = output::Progress::new("exporting");
-        let mut out: Box<dyn tokio::io::AsyncWrite + Unpin> = match self.out.as_os_str() == "-" {
-            true => Box::new(tokio::io::stdout()),
-            false => Box::new(
-                tokio::fs::File::create(&self.out).await.with_context(|| format!("write {}", self.out.display()))?,
-            ),
+        let bytes = match self.out.as_os_str() == "-" {
+            true => copy(&mut pieces, &mut tokio::io::stdout(), &progress).await.context("write archive")?,
+            false => {
+                let written = written(&self.out, async |file| copy(&mut pieces, file, &progress).await);
+                written.await.with_context(|| format!("write {}", self.out.display()))?
+            }
         };
-        let mut bytes = 0;
-        while let Some(piece) = pieces.message().await.map_err(ClientError::from)? {
-            out.write_all(&piece.data).await.context("write archive")?;
-            bytes += piece.data.len() as u64;
-            progress.bytes("exporting", bytes, 0);
-        }
-        out.flush().await.context("write archive")?;
         drop(progress);
         output::note(format!("exported {}", output::bytes(bytes)));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What has the name of a regular file is whole: it is written beside it, and gone after a failure.
+async fn written(
+    path: &Path,
+    write: impl AsyncFnOnce(&mut tokio::fs::File) -> anyhow::Result<u64>,
+) -> anyhow::Result<u64> {
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return write(&mut tokio::fs::OpenOptions::new().write(true).open(path).await?).await;
+    }
+    // A link goes on leading to the file.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let mut beside = tempfile::Builder::new();
+    let beside = beside.permissions(Permissions::from_mode(0o666)).tempfile_in(parent)?;
+    let mut file = tokio::fs::File::from_std(beside.reopen()?);
+    let bytes = write(&mut file).await?;
+    file.sync_all().await?;
+    beside.persist(&path)?;
+    Ok(bytes)
+}
+
+async fn copy(
+    pieces: &mut tonic::Streaming<pb::ArchiveBytes>,
+    out: &mut (impl AsyncWrite + Unpin),
+    progress: &output::Progress,
+) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    while let Some(piece) = pieces.message().await.map_err(ClientError::from)? {
+        out.write_all(&piece.data).await?;
+        bytes += piece.data.len() as u64;
+        progress.bytes("exporting", bytes, 0);
+    }
+    out.flush().await?;
+    Ok(bytes)
 }
 
 #[derive(Debug, Args)]
@@ -229,5 +275,33 @@ async fn send(
         if read == 0 || pieces.send(pb::ArchiveBytes { data: data.freeze() }).await.is_err() {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_the_name_is_whole_or_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive.tar");
+        let full = written(&path, async |file| {
+            file.write_all(b"half").await?;
+            file.flush().await?;
+            anyhow::bail!("no space left on device")
+        });
+        assert!(full.await.is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        for text in ["one", "two"] {
+            let whole = written(&path, async |file| {
+                file.write_all(text.as_bytes()).await?;
+                file.flush().await?;
+                Ok(text.len() as u64)
+            });
+            assert_eq!(whole.await.unwrap(), 3);
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -18,6 +18,7 @@ use crate::lifecycle::{self, Hangups};
 use crate::metadata::{self, Compatibility, Server};
 use crate::telemetry::trace::Exporter;
 use crate::telemetry::{self, MetricsServer, Registry};
+use crate::web;
 
 #[derive(Debug, Args)]
 pub(super) struct Metadata {
@@ -97,6 +98,7 @@ impl Metadata {
 
 async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Result<ExitCode> {
     let mut registry = Registry::of_process();
+    let page_metrics = web::Metrics::register(&mut registry);
     let tls = config.node.tls(&config.state_dir)?;
     let trust = config.trust.root.as_deref().map(trust::read_root).transpose()?;
     let server_config = metadata::Config { trust, ..config.server_config() };
@@ -111,7 +113,9 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
         ),
         None => None,
     };
-    let page = Page::of_fleet(&config.web, server.fleet()).await?;
+    let page = Page::of_fleet(&config.web, server.fleet(), page_metrics).await?;
+    let tell_config = |config: &MetadataConfig| page.iter().for_each(|page| page.configured(config));
+    tell_config(&config);
     let terminated = lifecycle::termination().context("wait for signals")?;
     let hangups = Hangups::listen().context("wait for signals")?;
     let tell = |ready| metrics.iter().for_each(|metrics| metrics.set_ready(ready));
@@ -119,7 +123,8 @@ async fn serve(config: MetadataConfig, load: Load<MetadataConfig>) -> anyhow::Re
     tracing::info!(addr = %server.addr(), "metadata server ready");
     let reloading = Reloading { hangups, load, current: config.clone(), reloadable: Reloadable::METADATA };
     let reloading = reloading.follow(async |config: &MetadataConfig| {
-        tls.renew(&config.node, &config.state_dir)?;
+        tls.take(tls.read_again(&config.node, &config.state_dir)?);
+        tell_config(config);
         reload::take_telemetry(&config.log, &config.tracing)
     });
     tokio::select! {

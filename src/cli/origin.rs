@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::artifacts::{Info, list, show};
+use super::chosen::Chosen;
 use super::{Socket, output};
 use crate::digest::{ArtifactId, Digest};
 use crate::local::{Client, ClientError};
@@ -33,8 +34,9 @@ impl Origin {
 
 #[derive(Debug, Args)]
 pub(super) struct Push {
+    /// Artifacts by their ids, or the beginning of them
     #[arg(required_unless_present_any = ["family", "all"])]
-    artifacts: Vec<ArtifactId>,
+    artifacts: Vec<Chosen>,
     /// Every whole artifact of this family
     #[arg(long, conflicts_with_all = ["artifacts", "all"])]
     family: Option<String>,
@@ -59,17 +61,18 @@ struct Written {
 impl Push {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = self.socket.connect().await?;
-        let ids = match self.artifacts.is_empty() {
-            false => self.artifacts,
-            true => {
-                let whole = list(&client).await?.into_iter().filter(|info| info.chunks_held == info.chunks);
-                let wanted = whole.filter(|info| self.family.as_ref().is_none_or(|family| *family == info.family));
-                wanted.map(|info| info.artifact).collect()
-            }
-        };
-        let mut all = Vec::new();
+        let ids = self.chosen(&client).await?;
+        let (mut all, mut left_out) = (Vec::new(), Vec::new());
         for artifact in ids {
-            let OriginPushed { written_bytes, skipped_bytes } = push(&client, artifact).await?;
+            let OriginPushed { written_bytes, skipped_bytes } = match push(&client, artifact).await {
+                Ok(pushed) => pushed,
+                // The next one may fare better.
+                Err(ClientError::Refused(status)) if is_of_one(status.code()) => {
+                    left_out.push(format!("{}: {}", artifact.short(), status.message()));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             if !self.json {
                 output::line(format!(
                     "{artifact}  {} written, {} there before",
@@ -82,22 +85,46 @@ impl Push {
         if self.json {
             output::json(&all)?;
         }
+        let number = output::count(left_out.len() as u64, "artifact");
+        anyhow::ensure!(left_out.is_empty(), "{number} left out: {}", output::plain(&left_out.join("; ")));
         Ok(ExitCode::SUCCESS)
     }
 }
 
-async fn push(client: &Client, id: ArtifactId) -> anyhow::Result<OriginPushed> {
+impl Push {
+    async fn chosen(&self, client: &Client) -> anyhow::Result<Vec<ArtifactId>> {
+        let all = list(client).await?;
+        if !self.artifacts.is_empty() {
+            let here = || all.iter().map(|info| info.artifact);
+            return self.artifacts.iter().map(|artifact| artifact.among(here(), "`warmd ls`")).collect();
+        }
+        let whole = all.into_iter().filter(|info| info.chunks_held == info.chunks);
+        let wanted = whole.filter(|info| self.family.as_ref().is_none_or(|family| *family == info.family));
+        let ids: Vec<ArtifactId> = wanted.map(|info| info.artifact).collect();
+        if ids.is_empty() {
+            output::note("this node has no whole artifact of that kind: nothing was pushed");
+        }
+        Ok(ids)
+    }
+}
+
+/// Whether a refusal concerns this artifact alone: it is revoked, or gone, or not whole.
+fn is_of_one(code: tonic::Code) -> bool {
+    matches!(code, tonic::Code::PermissionDenied | tonic::Code::NotFound)
+}
+
+async fn push(client: &Client, id: ArtifactId) -> Result<OriginPushed, ClientError> {
     let what = format!("pushing {}", id.short());
     let progress = output::Progress::new(&what);
     let mut events = client.origin_push(id).await?;
-    while let Some(event) = events.message().await.map_err(ClientError::from)? {
+    while let Some(event) = events.message().await? {
         match event.event {
             Some(origin_push_event::Event::Progress(now)) => progress.bytes(&what, now.bytes, now.bytes_total),
             Some(origin_push_event::Event::Pushed(pushed)) => return Ok(pushed),
             None => {}
         }
     }
-    anyhow::bail!("the agent ended the call without a result")
+    Err(tonic::Status::internal("the agent ended the call without a result").into())
 }
 
 #[derive(Debug, Args)]

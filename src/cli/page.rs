@@ -4,13 +4,15 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::agent::View;
+use crate::config;
 use crate::lifecycle::Tasks;
 use crate::metadata::fleet::{Changes, Fleet};
 use crate::protocol::report::UnixMillis;
-use crate::web::{Board, BoardError, Document, LiveBoard, Server, WebSection};
+use crate::web::{Board, BoardError, Document, LiveBoard, Metrics, Server, WebSection};
 
 /// Between two looks at what has changed: a large fleet changes all the time, and no eye follows faster.
 const EVERY: Duration = Duration::from_millis(250);
@@ -26,37 +28,44 @@ const SHUTDOWN: Duration = Duration::from_millis(500);
 /// Ends when it is shut down or dropped.
 pub(super) struct Page {
     server: Server,
+    board: LiveBoard,
     tasks: Tasks,
 }
 
 impl Page {
     /// What a metadata server knows. `None` if no address is configured.
-    pub(super) async fn of_fleet(section: &WebSection, fleet: Fleet) -> anyhow::Result<Option<Self>> {
+    pub(super) async fn of_fleet(section: &WebSection, fleet: Fleet, metrics: Metrics) -> anyhow::Result<Option<Self>> {
         let board = LiveBoard::default();
         let feeding = feed_fleet(fleet, board.clone());
-        Self::serve(section, board, feeding).await
+        Self::serve(section, board, metrics, feeding).await
     }
 
     /// One node, as it tells of itself. `None` if no address is configured.
-    pub(super) async fn of_node(section: &WebSection, node: View) -> anyhow::Result<Option<Self>> {
+    pub(super) async fn of_node(section: &WebSection, node: View, metrics: Metrics) -> anyhow::Result<Option<Self>> {
         let board = LiveBoard::default();
         let about = json!({"version": env!("CARGO_PKG_VERSION"), "started_at": UnixMillis::now()});
         board.set(&SERVER.parse()?, Document::new(&about)?)?;
         let feeding = feed_node(node, board.clone());
-        Self::serve(section, board, feeding).await
+        Self::serve(section, board, metrics, feeding).await
     }
 
     async fn serve(
         section: &WebSection,
         board: LiveBoard,
+        metrics: Metrics,
         feeding: impl Future<Output = ()> + Send + 'static,
     ) -> anyhow::Result<Option<Self>> {
         let Some(addr) = section.listen else { return Ok(None) };
-        let server = Server::bind(addr, section, board).await?;
+        let server = Server::bind(addr, section, board.clone(), metrics).await?;
         tracing::info!(addr = %server.addr(), "page ready");
         let tasks = Tasks::new();
         tasks.spawn("page", feeding);
-        Ok(Some(Self { server, tasks }))
+        Ok(Some(Self { server, board, tasks }))
+    }
+
+    /// Tells the configuration in force.
+    pub(super) fn configured<T: Serialize>(&self, config: &T) {
+        self.board.configured(config::render(config));
     }
 
     pub(super) async fn shutdown(self) {

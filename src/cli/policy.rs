@@ -12,9 +12,10 @@ use bytes::Bytes;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::chosen::Chosen;
 use super::{Socket, output};
 use crate::artifact::{MAX_ENVELOPE, ManifestError, SignedManifest};
-use crate::digest::ArtifactId;
+use crate::digest::{ArtifactId, KeyId};
 use crate::identity::{
     Envelope, POLICY_TYPE, Policy as TrustPolicy, PrivateKey, PublicKey, TrustClass, TrustConfig, UnixTime,
 };
@@ -34,10 +35,10 @@ pub(super) enum Policy {
         #[arg(long, default_value = "host-code")]
         class: TrustClass,
         /// When installs stop unless a newer policy is in place
-        #[arg(long, default_value = "1y", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "1y", value_parser = super::lifetime)]
         expires_in: Duration,
     },
-    /// Check a policy, signed or not, and say what it allows
+    /// Check a policy, signed or not, and say what it allows; exit with 1 if that is nothing, since it has expired
     Check {
         file: PathBuf,
         /// Public key that must have signed it; may be repeated
@@ -72,9 +73,9 @@ pub(super) enum Policy {
     /// Say why a manifest would be accepted or refused
     Explain {
         file: PathBuf,
-        /// An artifact that the agent has
+        /// An artifact that the agent has, by its id or the beginning of it
         #[arg(long, conflicts_with = "manifest", required_unless_present = "manifest")]
-        artifact: Option<ArtifactId>,
+        artifact: Option<Chosen>,
         /// A file with the signed manifest (first member of an export)
         #[arg(long)]
         manifest: Option<PathBuf>,
@@ -113,7 +114,7 @@ impl Policy {
                 output::line(file.display().to_string())?;
             }
             Self::Check { file, roots, threshold } => {
-                check(TrustConfig { policy: Some(file), roots, threshold, ..Default::default() })?
+                return check(TrustConfig { policy: Some(file), roots, threshold, ..Default::default() });
             }
             Self::Show { file } => output::json(&read_any(&file)?)?,
             Self::Sign { file, key, out } => sign(&file, &key, &out)?,
@@ -155,23 +156,34 @@ pub(super) fn init(
     crate::durable::replace(file, text.as_bytes(), 0o644).with_context(|| format!("write {}", file.display()))
 }
 
-fn check(config: TrustConfig) -> anyhow::Result<()> {
+fn check(config: TrustConfig) -> anyhow::Result<ExitCode> {
     let policy = config.load(None)?.context("no policy file was named")?;
-    let state = if policy.is_expired(UnixTime::now()) { "EXPIRED: nothing is installed" } else { "in force" };
+    let expired = policy.is_expired(UnixTime::now());
+    let state = if expired { "EXPIRED: nothing is installed" } else { "in force" };
     output::line(format!("version {}, {state}, expires {}", policy.version, policy.expires))?;
-    let mut rows = vec![["SIGNER", "CLASS", "FAMILIES", "SUBJECTS", "KEY ID", "KEY"].map(str::to_owned).to_vec()];
+    let head = ["SIGNER", "STATE", "CLASS", "FAMILIES", "SUBJECTS", "KEY", "KEY ID"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
     for signer in &policy.signers {
-        let scope = &signer.scope;
+        let (scope, id) = (&signer.scope, signer.key.id());
         rows.push(vec![
             signer.name.clone(),
+            if policy.is_key_revoked(&id) { "REVOKED" } else { "trusted" }.to_owned(),
             scope.class.to_string(),
             scope.families.join(" "),
             scope.subjects.join(" "),
-            signer.key.id().short(),
             signer.key.to_string(),
+            id.to_string(),
         ]);
     }
-    output::table(&rows)
+    output::table(&rows)?;
+    let of_no_signer = |id: &&KeyId| policy.signers.iter().all(|signer| signer.key.id() != **id);
+    for id in policy.revoked_keys().iter().filter(of_no_signer) {
+        output::line(format!("revoked: key {id}, of no signer of this policy"))?;
+    }
+    for id in policy.revoked_artifacts() {
+        output::line(format!("revoked: artifact {id}"))?;
+    }
+    Ok(if expired { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Signed or not: for looking, not for trusting.
@@ -205,9 +217,12 @@ fn sign(file: &Path, key: &Path, out: &Path) -> anyhow::Result<()> {
     ))
 }
 
-async fn envelope(artifact: Option<ArtifactId>, manifest: Option<&Path>, socket: &Socket) -> anyhow::Result<Bytes> {
+async fn envelope(artifact: Option<Chosen>, manifest: Option<&Path>, socket: &Socket) -> anyhow::Result<Bytes> {
     match (artifact, manifest) {
-        (Some(id), _) => Ok(socket.connect().await?.inspect(id).await?.envelope),
+        (Some(artifact), _) => {
+            let client = socket.connect().await?;
+            Ok(client.inspect(artifact.of(&client).await?).await?.envelope)
+        }
         (None, Some(path)) => {
             let len = path.metadata().with_context(|| format!("read {}", path.display()))?.len();
             anyhow::ensure!(len <= MAX_ENVELOPE as u64, "{} is larger than a manifest can be", path.display());

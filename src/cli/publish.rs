@@ -73,8 +73,8 @@ pub(super) struct Publish {
     /// Leave out links, devices, sockets and names that are not UTF-8 instead of refusing the directory
     #[arg(long)]
     skip_special: bool,
-    /// Refuse to install it after this time
-    #[arg(long, value_parser = humantime::parse_duration)]
+    /// Refuse to install it after this time, with 5 minutes for clocks that differ; absent: it never expires
+    #[arg(long, value_parser = super::lifetime)]
     expires_in: Option<Duration>,
     /// Digest of the image that it was built in
     #[arg(long, default_value = "", env = "WARMD_IMAGE_DIGEST")]
@@ -162,27 +162,31 @@ pub(super) fn request(directory: &Path, identity: &SourceIdentity) -> anyhow::Re
     })
 }
 
-/// By the agent, or by this process if the agent does not see the directory.
+/// By the agent, or by this process if the agent does not see the directory or does not read all of it for this user.
 pub(super) async fn publish(client: &Client, request: PublishRequest) -> anyhow::Result<Report> {
-    let begun = std::time::Instant::now();
-    let mut events = match client.publish(request.clone()).await {
+    match by_agent(client, request.clone()).await {
         Err(ClientError::Refused(status)) if status.code() == tonic::Code::NotFound => {
             output::note(format!("{}: its files are sent", status.message()));
-            return push(client, request).await;
+            push(client, request).await
         }
-        events => events?,
-    };
+        published => published?,
+    }
+}
+
+async fn by_agent(client: &Client, request: PublishRequest) -> Result<anyhow::Result<Report>, ClientError> {
+    let begun = std::time::Instant::now();
+    let mut events = client.publish(request).await?;
     let progress = output::Progress::new("reading");
-    while let Some(event) = events.message().await.map_err(ClientError::from)? {
+    while let Some(event) = events.message().await? {
         match event.event {
             Some(publish_event::Event::Progress(now)) => progress.bytes("reading", now.bytes, now.bytes_total),
             Some(publish_event::Event::Published(published)) => {
-                return report(published, begun.elapsed().as_secs_f64());
+                return Ok(report(published, begun.elapsed().as_secs_f64()));
             }
             None => {}
         }
     }
-    anyhow::bail!("the agent ended the call without a result")
+    Ok(Err(anyhow::anyhow!("the agent ended the call without a result")))
 }
 
 async fn push(client: &Client, request: PublishRequest) -> anyhow::Result<Report> {

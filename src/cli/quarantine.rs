@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
+use super::chosen::Chosen;
 use super::output;
 use crate::caches::{Directories, Environment};
-use crate::digest::ArtifactId;
 use crate::serve::quarantine::{self, Quarantined};
 
 #[derive(Debug, Subcommand)]
@@ -39,9 +39,9 @@ pub(super) struct Ls {
 pub(super) struct Clear {
     #[command(flatten)]
     root: Root,
-    /// The artifact
+    /// The artifact, by its id or the beginning of it
     #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
-    artifact: Option<ArtifactId>,
+    artifact: Option<Chosen>,
     /// All of them
     #[arg(long)]
     all: bool,
@@ -93,8 +93,16 @@ fn row(quarantined: &Quarantined) -> Vec<String> {
 impl Clear {
     fn run(self) -> anyhow::Result<ExitCode> {
         let root = self.root.path()?;
-        let cleared = quarantine::Quarantine::clear(&root, self.artifact.as_ref())?;
-        if let (true, Some(artifact)) = (cleared.is_empty(), &self.artifact) {
+        let artifact = match &self.artifact {
+            Some(artifact) => {
+                let quarantine = quarantine::Quarantine::load(&root)?;
+                let here = quarantine.list().iter().map(|quarantined| quarantined.release.artifact);
+                Some(artifact.among(here, &format!("`warmd quarantine ls --cache-root {}`", root.display()))?)
+            }
+            None => None,
+        };
+        let cleared = quarantine::Quarantine::clear(&root, artifact.as_ref())?;
+        if let (true, Some(artifact)) = (cleared.is_empty(), &artifact) {
             anyhow::bail!("artifact {artifact} is not in quarantine below {}", root.display());
         }
         for Quarantined { release, .. } in &cleared {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{keys, output, policy, publish, sample, warm};
 use crate::agent::{Agent, AgentConfig};
-use crate::artifact::{Family, SourceIdentity};
+use crate::artifact::{Family, SourceIdentity, Tree};
 use crate::caches::{ScanRules, scan};
 use crate::config::MetadataConfig;
 use crate::digest::Digest;
@@ -221,11 +221,11 @@ impl Cluster {
 
 /// Every file below `directory` with its mode and digest, read anew: the comparison owes nothing to the transfer.
 fn digests(directory: &Path) -> anyhow::Result<Vec<(String, bool, Digest)>> {
-    let found = scan(directory, &ScanRules::default())?;
+    let found = scan(&Tree::open(directory)?, &ScanRules::default())?;
     let files = found.files.iter().filter(|file| !file.path.as_str().starts_with(".warmd/"));
     files
         .map(|file| {
-            let content = std::fs::read(&file.source).with_context(|| format!("read {}", file.source.display()))?;
+            let content = file.read()?;
             Ok((file.path.to_string(), file.executable, Digest::of(&content)))
         })
         .collect()

@@ -29,7 +29,7 @@ use crate::{config, lifecycle, telemetry};
 const ENGINE_KEY: &str = "VLLM_API_KEY";
 
 /// Flags of this command that look like keys of a configuration file.
-const FLAGS: [&str; 3] = ["WARMD_TRUST_POLICY", "WARMD_TRUST_ROOT", "WARMD_LOG_LEVEL"];
+pub(super) const FLAGS: [&str; 3] = ["WARMD_TRUST_POLICY", "WARMD_TRUST_ROOT", "WARMD_LOG_LEVEL"];
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("engine").args(["attach", "command"]).required(true))]
@@ -141,7 +141,7 @@ async fn serve(config: ServeConfig, backend: Backend, anonymous: bool, load: Loa
     let serving = start(config.clone(), backend, anonymous).await?;
     let reloading = Reloading { hangups, load, current: config, reloadable: Reloadable::SERVE };
     let reloading = reloading.follow(async |config: &ServeConfig| {
-        serving.reload(config)?;
+        serving.take(serving.read_again()?, config);
         reload::take_telemetry(&config.log, &config.tracing)
     });
     tokio::select! {

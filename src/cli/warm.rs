@@ -91,10 +91,16 @@ impl Warm {
     }
 
     async fn attempt(&self, identity: SourceIdentity, into: PathBuf) -> anyhow::Result<Report> {
-        let (client, trust) = (Client::connect(self.pod.socket()).await?, self.pod.trust());
-        if let Err(reason) = trust.ask(&client, self.budget).await {
-            output::note(format!("warmd: no news of the trust policy: {reason}"));
+        let (client, trust) = (Client::connect(self.pod.socket()).await, self.pod.trust());
+        let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
+        if let Ok(client) = &client
+            && let Err(reason) = trust.ask(client, self.budget).await
+        {
+            say(&format!("no news of the trust policy: {reason}"));
         }
+        // Whatever comes of the rest: an engine may be started after it.
+        trust.withdraw_all(std::slice::from_ref(&into), client.as_ref().ok(), &say).await;
+        let client = client?;
         let job = Job {
             identity,
             subject: self.subject.clone(),
@@ -161,8 +167,12 @@ pub(super) fn show(report: &Report) -> anyhow::Result<()> {
         Verdict::Shared => output::line("warm: another process has just installed it")?,
         Verdict::Installed => {
             for artifact in &report.artifacts {
+                for path in &artifact.in_the_way {
+                    output::line(format!("IN THE WAY: something else is in the place of {path}: move it away"))?;
+                }
                 if artifact.installed == 0 {
-                    output::line("warm: everything was there already")?;
+                    let all = if artifact.in_the_way.is_empty() { "everything" } else { "the rest" };
+                    output::line(format!("warm: {all} was there already"))?;
                     continue;
                 }
                 output::line(format!(

@@ -92,7 +92,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
 
 /// Types as they are called in TOML.
 fn in_words(message: &str) -> String {
-    const TYPES: [(&str, &str); 8] = [
+    const TYPES: [(&str, &str); 9] = [
         ("a sequence", "a list"),
         ("a map", "a table"),
         ("floating point", "number"),
@@ -101,6 +101,7 @@ fn in_words(message: &str) -> String {
         ("expected f64", "expected a number"),
         ("expected a duration", "expected a time with its unit, such as \"10s\""),
         ("invalid type", "wrong type"),
+        ("invalid socket address syntax", "expected an address and its port, such as \"127.0.0.1:9786\""),
     ];
     TYPES.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
@@ -172,7 +173,10 @@ mod tests {
         assert_eq!(closest("bananas", &["listen", "carrier"]), None);
         assert_eq!(closest("lisetn", &["listen", "carrier"]), Some("listen"));
         let found = of_agent("[local]\nbananas = 1\n");
-        assert_eq!(found[0].1, "unknown key: here are socket, allow_uids");
+        assert_eq!(
+            found[0].1,
+            "unknown key: here are socket, allow_uids, operator_uids, publish_uids, publish_class, push_bytes"
+        );
     }
 
     #[test]

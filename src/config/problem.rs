@@ -10,6 +10,8 @@ use super::origin::{Origin, Origins};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
+    /// Worth knowing, and not wrong.
+    Note,
     Warning,
     Error,
 }
@@ -23,6 +25,9 @@ pub struct Problem {
     #[serde(serialize_with = "shown")]
     pub origin: Origin,
     pub text: String,
+    /// Somebody listens where the role is to listen: perhaps that role itself.
+    #[serde(skip)]
+    pub is_taken: bool,
 }
 
 fn shown<S: Serializer>(origin: &Origin, serializer: S) -> Result<S::Ok, S::Error> {
@@ -32,11 +37,16 @@ fn shown<S: Serializer>(origin: &Origin, serializer: S) -> Result<S::Ok, S::Erro
 impl Problem {
     pub(super) fn error(keys: &[&str], text: impl Into<String>) -> Self {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-        Self { severity: Severity::Error, keys, origin: Origin::Default, text: text.into() }
+        Self { severity: Severity::Error, keys, origin: Origin::Default, text: text.into(), is_taken: false }
     }
 
     pub(super) fn warning(keys: &[&str], text: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(keys, text) }
+    }
+
+    /// What was found is as it should be, and `text` says why.
+    pub fn excused(&mut self, text: impl Into<String>) {
+        (self.severity, self.text) = (Severity::Note, text.into());
     }
 
     /// In `[section]`, for a part that has its keys there.

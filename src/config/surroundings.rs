@@ -1,16 +1,17 @@
 //! What a configuration needs of the machine: files that can be read, certificates and policies that are in force, ports
 //! that are free, a collector that is there. Looked for before anything is started. Blocks.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use super::problem::{Problem, Problems, Severity};
-use super::{AgentFile, ConfigError, MetadataConfig, ServedEngine};
+use super::{AgentFile, ConfigError, Environmental, MetadataConfig, ServedEngine};
 use crate::agent::AgentConfig;
 use crate::discovery::Mode;
 use crate::identity::trust::read_root;
-use crate::identity::{NodeConfig, PrivateKey, TrustConfig, UnixTime};
+use crate::identity::{CertificateState, NodeConfig, PrivateKey, RENEW, TrustConfig, UnixTime};
 use crate::local::chain;
 use crate::serve::serving::ServeConfig;
 use crate::telemetry::TracingConfig;
@@ -88,6 +89,12 @@ pub fn serve(config: &ServeConfig, scope: Scope) -> Vec<Problem> {
     found
 }
 
+pub fn hook(config: &Environmental, scope: Scope) -> Vec<Problem> {
+    let mut found = Vec::new();
+    exporter(&mut found, &config.tracing, scope);
+    found
+}
+
 /// Logs what a role can start without, and fails on the rest.
 pub fn require(found: Vec<Problem>) -> Result<(), ConfigError> {
     let (errors, warnings): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.severity == Severity::Error);
@@ -104,13 +111,15 @@ fn identity(found: &mut Vec<Problem>, node: &NodeConfig, state: &Path) {
             found.push(Problem::error(&keys, chain(&error)));
         }
         Ok(tls) => {
-            if let Err(stranger) = tls.check_self() {
-                let text = format!(
-                    "nobody will speak with this node: its own certificate is {stranger}. Have the authority make \
-                     another one: `warmd keys node`"
-                );
-                found.push(Problem::warning(&keys, text));
-            }
+            let text = match tls.certificate(UnixTime::now()) {
+                CertificateState::Good => return,
+                soon @ CertificateState::EndsSoon(_) => format!("{}: the certificate {soon}", node.files(state, None)),
+                CertificateState::Bad(reason) => format!(
+                    "nobody will speak with this node: {}: its certificate {reason}",
+                    node.files(state, Some(&reason))
+                ),
+            };
+            found.push(Problem::warning(&keys, format!("{text}. {RENEW}")));
         }
     }
 }
@@ -166,8 +175,16 @@ fn free(
 ) {
     let Some(addr) = addr.filter(|addr| addr.port() != 0) else { return };
     if let Err(error) = bind(addr) {
-        let text = format!("listen on {addr} ({of}): {error}: stop what is there, or choose another one");
-        found.push(Problem::error(&[key], text));
+        let (is_taken, way_out) = match error.kind() {
+            ErrorKind::AddrInUse => (true, "stop what is there, or choose another one"),
+            ErrorKind::AddrNotAvailable => {
+                (false, "no interface of this machine has this address: say one that it has, or 0.0.0.0 for all")
+            }
+            ErrorKind::PermissionDenied => (false, "choose a port above 1023, or let this user have it"),
+            _ => (false, "choose another one"),
+        };
+        let text = format!("listen on {addr} ({of}): {error}: {way_out}");
+        found.push(Problem { is_taken, ..Problem::error(&[key], text) });
     }
 }
 
@@ -214,8 +231,18 @@ mod tests {
             "tracing.headers_file",
         ];
         assert_eq!(keys(&found, Severity::Error), expected, "{found:#?}");
-        assert!(found[3].text.contains("choose another one"));
+        assert!(found[3].text.contains("stop what is there") && found[3].is_taken);
         assert!(require(found).is_err());
+    }
+
+    #[test]
+    fn of_an_address_that_this_machine_has_not_nobody_is_to_be_stopped() {
+        // For documentation (RFC 5737).
+        let config = ServeConfig { listen: Some("192.0.2.7:8000".parse().unwrap()), ..ServeConfig::default() };
+        let found = serve(&config, Scope::Start);
+        assert_eq!(keys(&found, Severity::Error), ["listen"]);
+        assert!(found[0].text.contains("no interface of this machine") && !found[0].text.contains("stop"), "{found:?}");
+        assert!(!found[0].is_taken);
     }
 
     #[test]

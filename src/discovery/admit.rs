@@ -79,7 +79,7 @@ async fn admit<C: AsyncRead + AsyncWrite + Unpin>(
     mut channel: C,
 ) -> Result<(PeerId, C), Denied> {
     let node = node_of(&peer).ok_or(Denied::Key)?;
-    let shown = encode(membership.chain());
+    let shown = encode(&membership.chain());
     channel.write_all(&(shown.len() as u32).to_be_bytes()).await?;
     channel.write_all(&shown).await?;
     channel.flush().await?;
@@ -97,8 +97,8 @@ async fn admit<C: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Each certificate after its length: four bytes, big endian.
-fn encode<'a>(chain: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    chain.flat_map(|der| (der.len() as u32).to_be_bytes().into_iter().chain(der.iter().copied())).collect()
+fn encode(chain: &[Vec<u8>]) -> Vec<u8> {
+    chain.iter().flat_map(|der| (der.len() as u32).to_be_bytes().into_iter().chain(der.iter().copied())).collect()
 }
 
 fn decode(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn a_chain_is_read_as_it_was_written() {
-        let chain: [&[u8]; 3] = [b"leaf", b"", b"intermediate"];
-        assert_eq!(decode(&encode(chain.into_iter())).unwrap(), chain);
+        let chain = ["leaf", "", "intermediate"].map(|der| der.as_bytes().to_vec());
+        assert_eq!(decode(&encode(&chain)).unwrap(), chain);
         assert_eq!(decode(&[]).unwrap(), Vec::<Vec<u8>>::new());
     }
 

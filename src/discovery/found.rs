@@ -5,14 +5,11 @@ use std::sync::Arc;
 
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::{NodeId, UnixTime};
-use crate::protocol::metadata::{Held, HolderInfo, Holdings, Locality, MAX_HOLDERS, Offer, Summary};
+use crate::protocol::metadata::{Held, HolderInfo, Holdings, Locality, MAX_AHEAD, MAX_HOLDERS, Offer, Summary};
 
 /// Artifacts of one identity, and of one subject of it, that one node is believed to hold.
 const MAX_OF_IDENTITY: usize = 64;
 const MAX_OF_SUBJECT: usize = 3;
-
-/// How far the clocks of a cluster may differ, in seconds.
-const MAX_AHEAD: u64 = 86_400;
 
 #[derive(Debug)]
 pub(super) struct Found {
@@ -41,7 +38,7 @@ impl Found {
         if holdings.endpoints.is_empty() || !reachable {
             return;
         }
-        let latest = date.seconds().saturating_add(MAX_AHEAD);
+        let latest = date.after(MAX_AHEAD);
         let mut counts: HashMap<(IdentityId, Option<Arc<str>>), usize> = HashMap::new();
         let mut within = |identity, subject, limit| {
             let count = counts.entry((identity, subject)).or_default();
@@ -50,7 +47,7 @@ impl Found {
         };
         for Held { artifact, chunks_held } in &holdings.held {
             let Some(holders) = self.holders.get_mut(&artifact.identity) else { continue };
-            if artifact.created.seconds() > latest
+            if artifact.created > latest
                 || !within(artifact.identity, Some(artifact.subject.clone()), MAX_OF_SUBJECT)
                 || !within(artifact.identity, None, MAX_OF_IDENTITY)
             {
@@ -143,7 +140,7 @@ mod tests {
         let mut lies: Vec<Held> = (1..100).map(|n| held(n, 7, n.into())).collect();
         lies.push(held(101, 8, 10));
         found.add(node(1), &holdings(lies), date());
-        found.add(node(2), &holdings(vec![held(102, 7, date().seconds() + 2 * MAX_AHEAD)]), date());
+        found.add(node(2), &holdings(vec![held(102, 7, date().after(MAX_AHEAD * 2).seconds())]), date());
         assert_eq!(found.into_offers(16).len(), MAX_OF_SUBJECT);
     }
 

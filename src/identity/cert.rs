@@ -1,13 +1,17 @@
 //! X.509 certificates around ed25519 keys: the cluster's authority, and one certificate a node.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use rustls::CertificateError;
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::ParsedCertificate;
 
 use super::key::{KeyError, NodeId, PrivateKey};
 use super::tls::server_name;
@@ -49,6 +53,27 @@ impl NodeCertificate {
 
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.0
+    }
+
+    /// Host names and addresses of it, without the name of the node itself; `None` if it has others, or cannot be read.
+    pub fn names(&self) -> Option<Vec<String>> {
+        let leaf = self.0.first()?;
+        let own = server_name(NodeId::from_certificate(leaf)?);
+        // Who asks for a name that it has not is told all that it has.
+        let parsed = ParsedCertificate::try_from(leaf).ok()?;
+        let unlike = verify_server_name(&parsed, &ServerName::try_from("of-nobody.invalid").ok()?).err()?;
+        let rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) = unlike
+        else {
+            return None;
+        };
+        let name = |text: &String| {
+            let dns = text.strip_prefix("DnsName(\"").and_then(|text| text.strip_suffix("\")"));
+            let address = text.strip_prefix("IpAddress(").and_then(|text| text.strip_suffix(')'));
+            let address = || address.and_then(|text| text.parse::<IpAddr>().ok());
+            dns.map(str::to_owned).or_else(|| Some(address()?.to_string()))
+        };
+        let names = presented.iter().map(name).collect::<Option<Vec<_>>>()?;
+        Some(names.into_iter().filter(|name| *name != own).collect())
     }
 }
 

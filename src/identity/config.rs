@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::admission::Admission;
+use super::admission::{Admission, NotAdmitted};
 use super::cert::{CertError, NodeCertificate};
 use super::key::{NodeId, PrivateKey, PublicKey};
 use super::policy::{MAX_POLICY_BYTES, Policy, PolicyError, PolicyHistory};
@@ -30,14 +30,34 @@ impl NodeConfig {
     pub fn tls(&self, state: &Path) -> Result<NodeTls, TlsError> {
         let key_path = self.key.clone().unwrap_or_else(|| state.join("node.key"));
         let key = PrivateKey::load(&key_path).map_err(CertError::from)?;
-        let existing = |name: &str| Some(state.join(name)).filter(|path| path.exists());
-        let certificate = match self.certificate.clone().or_else(|| existing("node.pem")) {
+        let certificate = match self.certificate_path(state) {
             Some(path) => NodeCertificate::load(&path)?,
             None => NodeCertificate::self_signed(&key)?,
         };
-        let ca = self.ca.clone().or_else(|| existing("ca.pem"));
-        NodeTls::new(key, certificate, Admission::new(ca.as_deref(), self.allow.clone())?)
+        NodeTls::new(key, certificate, Admission::new(self.ca_path(state).as_deref(), self.allow.clone())?)
     }
+
+    fn certificate_path(&self, state: &Path) -> Option<PathBuf> {
+        self.certificate.clone().or_else(|| existing(state.join("node.pem")))
+    }
+
+    fn ca_path(&self, state: &Path) -> Option<PathBuf> {
+        self.ca.clone().or_else(|| existing(state.join("ca.pem")))
+    }
+
+    /// The files to look at where other nodes have something against the certificate.
+    pub fn files(&self, state: &Path, reason: Option<&NotAdmitted>) -> String {
+        let shown = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
+        let certificate = shown(self.certificate_path(state)).unwrap_or_else(|| "no certificate file".to_owned());
+        match shown(self.ca_path(state)).filter(|_| reason == Some(&NotAdmitted::Foreign)) {
+            Some(ca) => format!("{certificate}, with the authority in {ca}"),
+            None => certificate,
+        }
+    }
+}
+
+fn existing(path: PathBuf) -> Option<PathBuf> {
+    path.exists().then_some(path)
 }
 
 /// Whose manifests may be installed.

@@ -6,18 +6,23 @@
 use bytes::Bytes;
 use data_encoding::BASE64;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::bytes::Buf;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 use serde::{Deserialize, Serialize};
 
 use super::key::{PrivateKey, PublicKey};
 use super::pb;
 use crate::digest::KeyId;
 
-/// Number of the field `payload`.
+/// Numbers of fields.
 const PAYLOAD: u32 = 2;
+const SIGNATURES: u32 = 3;
 
 /// More signatures than this on one envelope are refused.
 pub const MAX_SIGNATURES: usize = 16;
+
+/// Most bytes of an envelope in binary form beside its payload: the type, and as many signatures as there may be.
+pub const MAX_AROUND: usize = 4096;
 
 /// The bytes are not an envelope that we accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,27 +104,50 @@ impl Envelope {
     }
 
     pub fn encode(&self) -> Bytes {
-        let signatures = self
-            .signatures
-            .iter()
-            .map(|s| pb::Signature {
-                key_id: Bytes::copy_from_slice(s.key_id.as_bytes()),
-                sig: Bytes::copy_from_slice(&s.bytes),
-            })
-            .collect();
-        let envelope =
-            pb::Envelope { payload_type: self.payload_type.to_owned(), payload: self.payload.clone(), signatures };
-        envelope.encode_to_vec().into()
+        let (mut bytes, back) = (self.front(), self.back());
+        bytes.reserve_exact(self.payload.len() + back.len());
+        bytes.extend_from_slice(&self.payload);
+        bytes.extend_from_slice(&back);
+        bytes.into()
+    }
+
+    /// What is in front of the payload: the type, and the payload's length.
+    fn front(&self) -> Vec<u8> {
+        let payload_type = self.payload_type.to_owned();
+        let mut front = pb::Envelope { payload_type, ..Default::default() }.encode_to_vec();
+        if !self.payload.is_empty() {
+            encode_key(PAYLOAD, WireType::LengthDelimited, &mut front);
+            encode_varint(self.payload.len() as u64, &mut front);
+        }
+        front
+    }
+
+    /// What follows the payload: the signatures.
+    fn back(&self) -> Vec<u8> {
+        let message = |signature: &Signature| pb::Signature {
+            key_id: Bytes::copy_from_slice(signature.key_id.as_bytes()),
+            sig: Bytes::copy_from_slice(&signature.bytes),
+        };
+        pb::Envelope { signatures: self.signatures.iter().map(message).collect(), ..Default::default() }.encode_to_vec()
+    }
+
+    /// Whether [`Envelope::encode`] gives `bytes`, which this was read from: the payload itself need not be looked at.
+    fn is_written_as(&self, bytes: &[u8]) -> bool {
+        let (front, back) = (self.front(), self.back());
+        let len = front.len() + self.payload.len() + back.len();
+        bytes.len() == len && bytes.starts_with(&front) && bytes.ends_with(&back)
     }
 
     /// The payload shares memory with `bytes`. The caller bounds the length of `bytes` before reading them.
     pub fn decode(payload_type: &'static str, bytes: Bytes) -> Result<Self, EnvelopeError> {
-        let envelope = pb::Envelope::decode(bytes.clone()).map_err(|_| EnvelopeError::Malformed)?;
-        if !is_canonical(&envelope, &bytes) {
-            return Err(EnvelopeError::Malformed);
+        let count = count_signatures(&bytes)?;
+        if count > MAX_SIGNATURES {
+            return Err(EnvelopeError::SignatureCount(count));
         }
+        let envelope = pb::Envelope::decode(bytes.clone()).map_err(|_| EnvelopeError::Malformed)?;
         let signatures = envelope.signatures.into_iter().map(|s| (s.key_id, s.sig));
-        Self::from_parts(payload_type, envelope.payload_type, envelope.payload, signatures)
+        let envelope = Self::from_parts(payload_type, envelope.payload_type, envelope.payload, signatures)?;
+        if envelope.is_written_as(&bytes) { Ok(envelope) } else { Err(EnvelopeError::Malformed) }
     }
 
     pub fn to_json(&self) -> String {
@@ -171,21 +199,21 @@ impl Envelope {
     }
 }
 
-/// Whether `envelope`, which was read from `bytes`, would be written as the same bytes. Looks at what is around the payload
-/// and at the payload's length: a payload is megabytes.
-fn is_canonical(envelope: &pb::Envelope, bytes: &[u8]) -> bool {
-    let around = |payload_type: &str, signatures: &[pb::Signature]| {
-        let (payload_type, signatures) = (payload_type.to_owned(), signatures.to_vec());
-        pb::Envelope { payload_type, payload: Bytes::new(), signatures }.encode_to_vec()
-    };
-    let mut front = around(&envelope.payload_type, &[]);
-    if !envelope.payload.is_empty() {
-        encode_key(PAYLOAD, WireType::LengthDelimited, &mut front);
-        encode_varint(envelope.payload.len() as u64, &mut front);
+/// Passes over the fields: two bytes on the wire can stand for more than sixty in memory.
+fn count_signatures(mut bytes: &[u8]) -> Result<usize, EnvelopeError> {
+    let mut count = 0;
+    while bytes.has_remaining() {
+        let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| EnvelopeError::Malformed)?;
+        if wire_type == WireType::LengthDelimited {
+            let len = decode_varint(&mut bytes).map_err(|_| EnvelopeError::Malformed)?;
+            let len = usize::try_from(len).ok().filter(|len| *len <= bytes.len()).ok_or(EnvelopeError::Malformed)?;
+            bytes.advance(len);
+        } else {
+            skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(|_| EnvelopeError::Malformed)?;
+        }
+        count += usize::from(tag == SIGNATURES);
     }
-    let back = around("", &envelope.signatures);
-    let len = front.len() + envelope.payload.len() + back.len();
-    bytes.len() == len && bytes.starts_with(&front) && bytes.ends_with(&back)
+    Ok(count)
 }
 
 /// PAE of the DSSE protocol: lengths in decimal ASCII, parts separated by one space.
@@ -251,10 +279,30 @@ mod tests {
             let at = at.index(bytes.len());
             let end = (at + cut).min(bytes.len());
             bytes.splice(at..end, noise);
-            if let Ok(message) = pb::Envelope::decode(&bytes[..]) {
-                prop_assert_eq!(is_canonical(&message, &bytes), message.encode_to_vec() == bytes);
+            if let Ok(envelope) = Envelope::decode(TYPE, bytes.clone().into()) {
+                prop_assert_eq!(envelope.encode(), bytes);
             }
         }
+    }
+
+    #[test]
+    fn signatures_are_counted_before_anything_is_decoded() {
+        let mut bytes = signed(b"body").encode().to_vec();
+        bytes.extend([0x1a, 0].repeat(MAX_SIGNATURES));
+        // Something that no decoder takes: nobody has come so far.
+        bytes.extend([0x0a, 1, 0xff]);
+        let refused = Envelope::decode(TYPE, bytes.into());
+        assert_eq!(refused, Err(EnvelopeError::SignatureCount(MAX_SIGNATURES + 1)));
+    }
+
+    #[test]
+    fn as_many_signatures_as_there_may_be_fit_around_a_payload() {
+        let keys: Vec<PrivateKey> = (0..MAX_SIGNATURES as u8).map(PrivateKey::from_seed).collect();
+        let payload = Bytes::from(vec![0; 1 << 20]);
+        let envelope = Envelope::sign(TYPE, payload.clone(), &keys.iter().collect::<Vec<_>>());
+        let bytes = envelope.encode();
+        assert!(bytes.len() <= payload.len() + MAX_AROUND);
+        assert_eq!(Envelope::decode(TYPE, bytes), Ok(envelope));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,6 +12,7 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::KeyId;
+use crate::durable;
 
 /// A key could not be made, read or understood.
 #[derive(Debug, thiserror::Error)]
@@ -122,10 +123,13 @@ impl NodeId {
         &self.0
     }
 
-    /// The first ten characters, for logs and tables.
+    /// Characters of [`Self::short`].
+    pub const SHORT: usize = 10;
+
+    /// The first characters, for logs and tables.
     pub fn short(&self) -> String {
         let mut text = self.to_string();
-        text.truncate(10);
+        text.truncate(Self::SHORT);
         text
     }
 }
@@ -173,11 +177,8 @@ impl PrivateKey {
             _ => KeyError::Read { path: path.to_owned(), source },
         };
         let file = File::open(path).map_err(read)?;
-        let meta = file.metadata().map_err(read)?;
-        let ours = meta.uid() == rustix::process::geteuid().as_raw();
-        let forbidden = if ours { 0o077 } else { 0o027 };
-        if meta.mode() & forbidden != 0 {
-            return Err(KeyError::Exposed { path: path.to_owned(), mode: meta.mode() & 0o7777 });
+        if let Some(mode) = durable::exposed(&file.metadata().map_err(read)?) {
+            return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
         let mut pem = String::new();
         file.take(64 * 1024).read_to_string(&mut pem).map_err(read)?;
@@ -223,7 +224,7 @@ impl fmt::Debug for PrivateKey {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

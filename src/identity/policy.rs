@@ -16,7 +16,7 @@
 //! not_after = "2027-01-01T00:00:00Z"
 //!
 //! [revoked]
-//! keys = []                            # key ids
+//! keys = []                            # key ids, public keys, or names of signers of this policy
 //! artifacts = []                       # artifact ids
 //! ```
 
@@ -37,6 +37,7 @@ use crate::digest::{ArtifactId, KeyId};
 
 pub use history::PolicyHistory;
 pub use horizon::Horizon;
+use revocation::{Revoked, RevokedFields};
 use signer::SignerFields;
 pub use signer::{Scope, Signer};
 
@@ -85,8 +86,11 @@ pub enum PolicyError {
     Syntax(#[from] toml::de::Error),
     #[error("policy: {0}")]
     Content(String),
-    #[error("policy version {found} is older than version {seen}, which this node has already used")]
-    Rollback { found: u64, seen: u64 },
+    #[error(
+        "policy version {found} is older than version {seen}, which this node has already used: raise `version` above \
+         {seen}; if {seen} was a mistake, stop the agent and remove {record}", record = record.display()
+    )]
+    Rollback { found: u64, seen: u64, record: std::path::PathBuf },
     #[error("policy version {0} was already used with other content: raise `version` with every change")]
     SameVersion(u64),
     #[error("policy has {valid} valid root signatures of the {needed} needed: sign it with `warmd policy sign`")]
@@ -142,15 +146,6 @@ fn keys(ids: &[KeyId]) -> String {
     ids.iter().map(KeyId::short).collect::<Vec<_>>().join(", ")
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Revoked {
-    #[serde(default)]
-    keys: Vec<KeyId>,
-    #[serde(default)]
-    artifacts: Vec<ArtifactId>,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -161,7 +156,7 @@ struct Document {
     #[serde(default)]
     signer: Vec<SignerFields>,
     #[serde(default)]
-    revoked: Revoked,
+    revoked: RevokedFields,
 }
 
 fn one() -> usize {
@@ -205,12 +200,13 @@ pub struct Verified {
 impl Policy {
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         let document: Document = toml::from_str(text)?;
+        let signers: Vec<Signer> = document.signer.into_iter().map(Signer::from).collect();
         let policy = Self {
             version: document.version,
             expires: document.expires,
             threshold: document.threshold,
-            signers: document.signer.into_iter().map(Signer::from).collect(),
-            revoked: document.revoked,
+            revoked: document.revoked.resolve(&signers).map_err(PolicyError::Content)?,
+            signers,
             horizon: Horizon::Unlimited,
         };
         policy.check().map_err(PolicyError::Content)?;
@@ -260,15 +256,10 @@ impl Policy {
         self.lapse(now).is_some()
     }
 
-    pub fn is_artifact_revoked(&self, id: &ArtifactId) -> bool {
-        self.revoked.artifacts.contains(id)
-    }
-
     /// First half of the decision, before the body is parsed: did anybody sign whom we know and have not revoked?
     pub fn verify(&self, envelope: &Envelope) -> Result<Verified, Refusal> {
         let verified = envelope.verify(self.signers.iter().map(|signer| &signer.key));
-        let (revoked, keys): (Vec<_>, Vec<_>) =
-            verified.into_iter().partition(|key| self.revoked.keys.contains(&key.id()));
+        let (revoked, keys): (Vec<_>, Vec<_>) = verified.into_iter().partition(|key| self.is_key_revoked(&key.id()));
         if !keys.is_empty() {
             return Ok(Verified { keys });
         }

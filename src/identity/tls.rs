@@ -9,21 +9,22 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_name};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, ServerConfig};
 
-use super::admission::{Admission, node_of};
+use super::admission::{Admission, NotAdmitted};
 use super::cert::{CertError, NodeCertificate};
+use super::certificate::CertificateState;
 use super::config::NodeConfig;
+use super::credentials::{Credentials, Current};
 use super::key::{NodeId, PrivateKey};
-use super::membership::{Membership, Stranger};
-use super::shown::Shown;
+use super::membership::Membership;
+use super::time::UnixTime;
+use super::verifier::Verifier;
 use crate::digest::KeyId;
 
 /// ALPN of the peer protocol over QUIC.
@@ -32,10 +33,13 @@ pub const PEER_ALPN: &[u8] = b"warmd/1";
 /// ALPN of gRPC.
 pub const RPC_ALPN: &[u8] = b"h2";
 
-const NODE_SUFFIX: &str = ".node.warmd";
+pub(super) const NODE_SUFFIX: &str = ".node.warmd";
 
 /// DER of an ed25519 SubjectPublicKeyInfo up to the 32 key bytes (RFC 8410 section 4).
 const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// What to do about a certificate that nobody accepts.
+pub const RENEW: &str = "Have the cluster's authority make another one (`warmd keys node`), and send SIGHUP to take it";
 
 /// TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,8 @@ pub enum TlsError {
     WrongKey { certificate: String, key: NodeId },
     #[error("the key in place is node {now}'s, and this is node {key}: another node begins with a restart")]
     AnotherNode { now: NodeId, key: NodeId },
+    #[error("{files}: the certificate {reason}. {way_out}", way_out = RENEW)]
+    Unfit { files: String, reason: NotAdmitted },
     #[error("build client verifier: {0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
@@ -72,9 +78,11 @@ pub fn server_name(node: NodeId) -> String {
 /// What one node needs to speak TLS as itself with those it admits.
 pub struct NodeTls {
     key: PrivateKey,
-    shown: Arc<Shown>,
-    admission: Admission,
+    current: Arc<Current>,
 }
+
+/// Certificate and authority as they are on disk now: see [`NodeTls::read_again`].
+pub struct Renewal(Arc<Credentials>);
 
 impl fmt::Debug for NodeTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,7 +98,7 @@ impl NodeTls {
             return Err(TlsError::WrongKey { certificate, key: key.node_id() });
         }
         let shown = CertifiedKey::from_der(certificate.chain().to_vec(), der_of(&key)?, &crypto_provider())?;
-        Ok(Self { key, shown: Arc::new(Shown::new(shown)), admission })
+        Ok(Self { key, current: Arc::new(Current::new(Credentials { shown: Arc::new(shown), admission })) })
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -99,24 +107,33 @@ impl NodeTls {
 
     /// For protocols with an encryption of their own.
     pub fn membership(&self) -> Membership {
-        Membership::new(self.shown.get().cert.clone(), self.admission.clone())
+        Membership::new(self.current.clone())
     }
 
-    /// Reads the certificate again, which all new connections over TLS show from then on. Key and authority stay: with
-    /// another key this would be another node.
-    pub fn renew(&self, config: &NodeConfig, state: &Path) -> Result<(), TlsError> {
+    /// Reads certificate, authority and the list of nodes again. Refused if the key is another one, which would be another
+    /// node, or if the certificate is new and no good.
+    pub fn read_again(&self, config: &NodeConfig, state: &Path) -> Result<Renewal, TlsError> {
         let new = config.tls(state)?;
         if new.node_id() != self.node_id() {
             return Err(TlsError::AnotherNode { now: new.node_id(), key: self.node_id() });
         }
-        self.shown.set(new.shown.get());
-        Ok(())
+        let (old, new) = (self.current.get(), new.current.get());
+        // What has expired since the start stops no other change.
+        let is_new = new.chain() != old.chain() || new.admission.roots() != old.admission.roots();
+        match new.check(UnixTime::now()) {
+            Err(reason) if is_new => Err(TlsError::Unfit { files: config.files(state, Some(&reason)), reason }),
+            _ => Ok(Renewal(new)),
+        }
     }
 
-    /// Whether this node would admit itself: a certificate that has expired, or is of another authority, says why not.
-    pub fn check_self(&self) -> Result<(), Stranger> {
-        let chain: Vec<Vec<u8>> = self.membership().chain().map(<[u8]>::to_vec).collect();
-        self.membership().check(self.node_id(), &chain)
+    /// For connections that begin from now on, over TLS and in discovery; those that are open go on.
+    pub fn take(&self, renewal: Renewal) {
+        self.current.set(renewal.0);
+    }
+
+    /// What nodes with this authority make of this node's certificate.
+    pub fn certificate(&self, now: UnixTime) -> CertificateState {
+        self.membership().certificate(now)
     }
 
     /// The private half of the node key, for protocols that want to sign with it themselves.
@@ -126,8 +143,9 @@ impl NodeTls {
 
     /// Names the cluster's authorities: a digest of their public keys; `None` where only listed nodes are admitted.
     pub fn cluster(&self) -> Option<KeyId> {
-        let roots = self.admission.roots()?;
-        let mut keys: Vec<_> = roots.roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
+        let credentials = self.current.get();
+        let roots = credentials.admission.roots()?;
+        let mut keys: Vec<_> = roots.iter().map(|root| root.subject_public_key_info.as_ref()).collect();
         keys.sort_unstable();
         Some(KeyId::of(&keys.concat()))
     }
@@ -135,15 +153,11 @@ impl NodeTls {
     /// For accepting: every client must present an admitted certificate.
     pub fn server_config(&self, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
         let provider = crypto_provider();
-        let chained = match self.admission.roots() {
-            Some(roots) => Some(WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?),
-            None => None,
-        };
-        let verifier = ClientVerifier { admission: self.admission.clone(), chained, provider: provider.clone() };
+        let verifier = Verifier { current: self.current.clone(), provider: provider.clone() };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(self.shown.clone());
+            .with_cert_resolver(self.current.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         // A resumed session would skip the check of the certificate.
         config.send_tls13_tickets = 0;
@@ -153,12 +167,12 @@ impl NodeTls {
     /// For dialling nodes (pinned by [`server_name`]) and metadata servers (by host name).
     pub fn client_config(&self, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
         let provider = crypto_provider();
-        let verifier = ServerVerifier { admission: self.admission.clone(), provider: provider.clone() };
+        let verifier = Verifier { current: self.current.clone(), provider: provider.clone() };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(self.shown.clone());
+            .with_client_cert_resolver(self.current.clone());
         config.alpn_protocols = vec![alpn.to_vec()];
         config.resumption = Resumption::disabled();
         Ok(config)
@@ -179,111 +193,12 @@ impl NodeId {
     }
 }
 
-#[derive(Debug)]
-struct ClientVerifier {
-    admission: Admission,
-    chained: Option<Arc<dyn ClientCertVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chained.as_ref().map_or(&[], |chained| chained.root_hint_subjects())
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        if let Some(chained) = &self.chained {
-            chained.verify_client_cert(end_entity, intermediates, now)?;
-        }
-        self.admission.check_listed(node_of(end_entity)?)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
-#[derive(Debug)]
-struct ServerVerifier {
-    admission: Admission,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
-        let node = self.admission.admit(&chain, now)?;
-        match pinned(server_name) {
-            Some(expected) if expected == node => {}
-            Some(_) => return Err(CertificateError::NotValidForName.into()),
-            None => verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?,
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
-fn pinned(name: &ServerName<'_>) -> Option<NodeId> {
-    let ServerName::DnsName(name) = name else { return None };
-    name.as_ref().strip_suffix(NODE_SUFFIX)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::io::{Read, Write};
+
+    use rustls::pki_types::ServerName;
 
     use super::*;
     use crate::identity::ClusterCa;

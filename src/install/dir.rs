@@ -100,11 +100,11 @@ impl Dir {
         fs::fstat(&self.0)
     }
 
-    /// A link counts as something that exists.
-    pub(super) fn exists(&self, name: &str) -> Result<bool> {
+    /// Of a link itself; `None` if there is nothing.
+    pub(super) fn kind(&self, name: &str) -> Result<Option<FileType>> {
         match fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
+            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+            Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
         }
     }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::dir::{DIR_MODE, Dir, set_mtime};
 use super::layout::{TREE, is_reserved};
 use super::marker::{BootId, InstalledMarker, Marker};
+use super::place::Place;
 use super::plan::{Part, Plan, split};
 use super::relocated::Relocated;
 use super::staging::Staging;
@@ -36,6 +37,8 @@ pub struct Installed {
     pub installed: Vec<RelPath>,
     /// Entries that were there before or came in the meantime; they win and were not looked into.
     pub existing: Vec<RelPath>,
+    /// Entries in whose place there is something else: a link, or a file where a directory belongs. It stays as it is.
+    pub in_the_way: Vec<RelPath>,
     /// Files and their bytes in the entries that were installed.
     pub files: u64,
     pub bytes: u64,
@@ -48,6 +51,7 @@ pub struct Installation<'r> {
     limits: Limits,
     plan: Plan,
     existing: Vec<RelPath>,
+    in_the_way: Vec<RelPath>,
     staging: Staging<'r>,
     /// [`WAITING`], [`BUSY`] or [`DONE`] for each chunk. One that failed half way stays busy, so nothing is committed.
     states: Vec<AtomicU8>,
@@ -75,9 +79,7 @@ impl<'r> Installation<'r> {
             return Err(InstallError::Reserved(entry.clone()));
         }
         check_kind(manifest)?;
-        let missing = missing_entries(root, manifest)?;
-        let here = |index: &usize| missing.binary_search(index).is_err();
-        let existing = (0..manifest.entries.len()).filter(here).map(|index| manifest.entries[index].clone()).collect();
+        let Place { missing, existing, in_the_way } = Place::of(root, manifest)?;
         let plan = Plan::new(manifest, missing);
         check_empty_files(manifest, &plan)?;
         let relocated = Relocated::new(root, manifest)?;
@@ -91,7 +93,7 @@ impl<'r> Installation<'r> {
             |files: &[usize]| Mutex::new(FileHasher::new(files.first().map_or(0, |f| manifest.files[*f].size)));
         let cuts = plan.cut.iter().map(|cut| hasher(&cut.files)).collect();
         let decoders = Mutex::default();
-        Ok(Self { root, limits, plan, existing, staging, states, cuts, decoders, relocated, admitted })
+        Ok(Self { root, limits, plan, existing, in_the_way, staging, states, cuts, decoders, relocated, admitted })
     }
 
     /// Chunks that the missing entries need.
@@ -306,7 +308,7 @@ impl<'r> Installation<'r> {
         let mut existing = self.existing;
         existing.extend(came_between);
         existing.sort_unstable();
-        Installed { installed, existing, files, bytes }
+        Installed { installed, existing, in_the_way: self.in_the_way, files, bytes }
     }
 }
 
@@ -337,29 +339,6 @@ fn create(dir: &Dir, name: &str, file: &File, bytes: &[u8]) -> rustix::io::Resul
 
 fn errno_of(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
-}
-
-/// Indices of entries of which nothing is there, ascending.
-fn missing_entries(root: &CacheRoot, manifest: &Manifest) -> Result<Vec<usize>, InstallError> {
-    let mut missing = Vec::new();
-    let mut open: Option<(&str, Option<Dir>)> = None;
-    for (index, entry) in manifest.entries.iter().enumerate() {
-        let (parent, name) = entry.as_str().rsplit_once('/').unwrap_or(("", entry.as_str()));
-        let dir = match open.take() {
-            Some((held, dir)) if held == parent => dir,
-            _ => match root.dir.open(parent) {
-                Err(Errno::NOENT) => None,
-                opened => Some(opened.at("open", root.path(), parent)?),
-            },
-        };
-        let exists =
-            dir.as_ref().map_or(Ok(false), |dir| dir.exists(name)).at("look at", root.path(), entry.as_str())?;
-        if !exists {
-            missing.push(index);
-        }
-        open = Some((parent, dir));
-    }
-    Ok(missing)
 }
 
 /// Nothing else ever hashes them.

@@ -100,13 +100,15 @@ impl Fixture {
 fn draft(tree: &Tree) -> (Draft, BTreeMap<Digest, Vec<u8>>) {
     let sources_dir = tempfile::tempdir().unwrap();
     let mut sources = Vec::new();
-    for (number, (path, content)) in tree.iter().enumerate() {
-        let source = sources_dir.path().join(number.to_string());
+    let read_from = crate::artifact::Tree::open(sources_dir.path()).unwrap();
+    for (path, content) in tree {
+        let source = sources_dir.path().join(path);
+        std::fs::create_dir_all(source.parent().unwrap()).unwrap();
         std::fs::write(&source, &content.bytes).unwrap();
         let stamp = Stamp::of(&source.metadata().unwrap());
         let path = RelPath::new(path).unwrap();
         let Content { executable, mtime_ns, .. } = *content;
-        sources.push(SourceFile { path, source, executable, mtime_ns, stamp, content: None });
+        sources.push(SourceFile { path, tree: read_from.clone(), executable, mtime_ns, stamp, content: None });
     }
     let chunks = Mutex::new(BTreeMap::new());
     let store = |chunk: &Chunk, bytes: &[u8]| {
@@ -250,7 +252,7 @@ fn an_entry_that_exists_wins_and_stays_untouched() {
     let before = root.path().join("deep/x/y/kernel").metadata().unwrap();
     let done = fixture.install(&root).unwrap();
     let names = |paths: &[RelPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(names(&done.existing), ["b", "deep/x/y"]);
+    assert_eq!((names(&done.existing), names(&done.in_the_way)), (vec!["deep/x/y".into()], vec!["b".into()]));
     assert_eq!(names(&done.installed), ["a", "big", "deep/x/z", "empty"]);
     let after = root.path().join("deep/x/y/kernel").metadata().unwrap();
     assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
@@ -258,6 +260,17 @@ fn an_entry_that_exists_wins_and_stays_untouched() {
     assert!(root.path().join("b").is_symlink());
     let report = verify_installed(&root, fixture.manifest()).unwrap();
     assert_eq!(names(&report.different), ["b", "deep/x/y/kernel"]);
+}
+
+#[test]
+fn a_link_in_the_place_of_everything_is_no_success() {
+    let (_dir, root) = root();
+    let fixture = Fixture::new(Tree::from([("real/f".into(), plain(b"f".to_vec()))]));
+    std::os::unix::fs::symlink("/etc", root.path().join("real")).unwrap();
+    let error = fixture.install(&root).unwrap_err();
+    let InstallError::InTheWay { path, wanted: "directory" } = &error else { panic!("{error}") };
+    assert!(path.ends_with("real") && staging_is_empty(root.path()));
+    assert_eq!(error.class(), NegativeClass::Incompatible);
 }
 
 #[test]

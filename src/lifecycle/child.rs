@@ -1,7 +1,10 @@
-//! Short-lived programs, run for what they print: bounded in time and output, and gone afterwards with all they started.
+//! Programs that are run for what they print, and are gone afterwards with all they started. [`Program::run`] is for short
+//! ones, bounded in time and output; [`Program::lines`] for one that goes on printing.
 //!
 //! A program is the leader of its own process group. The group is killed when the leader ends, when the deadline passes,
-//! when there is too much output, and when the run is dropped; what a program leaves in the background does not survive.
+//! when there is too much output, and when the run is dropped: what a program leaves in the background does not survive.
+
+mod lines;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,6 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_proce
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+
+pub use self::lines::Lines;
 
 /// How long a killed program may take to be gone.
 const REAPING: Duration = Duration::from_secs(1);
@@ -97,7 +102,7 @@ impl Program {
     /// Runs it. What its exit status means is for the caller to say.
     pub async fn run(&self) -> Result<Output, ProgramError> {
         let failed = |source| ProgramError::Io { program: self.path.clone(), source };
-        let mut group = Group::start(self)?;
+        let mut group = Group::start(self, Stdio::piped())?;
         let (Some(mut stdout), Some(stderr)) = (group.child.stdout.take(), group.child.stderr.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
@@ -137,7 +142,7 @@ struct Group {
 }
 
 impl Group {
-    fn start(program: &Program) -> Result<Self, ProgramError> {
+    fn start(program: &Program, stderr: Stdio) -> Result<Self, ProgramError> {
         let failed = |source| ProgramError::Start { program: program.path.clone(), source };
         let child = Command::new(&program.path)
             .args(&program.arguments)
@@ -145,7 +150,7 @@ impl Group {
             .envs(program.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -242,16 +247,16 @@ mod tests {
 
     use super::*;
 
-    fn shell(script: &str) -> Program {
+    pub(super) fn shell(script: &str) -> Program {
         let environment = [("PATH".to_owned(), std::env::var("PATH").unwrap())];
         Program::new(Path::new("/bin/sh")).arguments(["-c", script]).environment(environment)
     }
 
     /// A named pipe that is at its end once every process that inherited its writing end has ended.
-    struct Witness(tempfile::TempDir);
+    pub(super) struct Witness(tempfile::TempDir);
 
     impl Witness {
-        fn new() -> Self {
+        pub(super) fn new() -> Self {
             let witness = Self(tempfile::tempdir().unwrap());
             let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
             rustix::fs::mknodat(rustix::fs::CWD, witness.path(), kind, mode, 0).unwrap();
@@ -263,12 +268,12 @@ mod tests {
         }
 
         /// Says `here`, and starts a descendant that stays.
-        fn script(&self, then: &str) -> String {
+        pub(super) fn script(&self, then: &str) -> String {
             format!("exec 3>{}; echo here >&3; sleep 1000 & {then}", self.path().display())
         }
 
         /// Returns once the program runs.
-        async fn appears(&self) -> File {
+        pub(super) async fn appears(&self) -> File {
             let path = self.path();
             let (file, line) = tokio::task::spawn_blocking(move || {
                 let mut file = File::open(path).unwrap();
@@ -284,7 +289,7 @@ mod tests {
     }
 
     /// Blocks until every holder of the writing end is gone.
-    fn gone(mut file: File) -> bool {
+    pub(super) fn gone(mut file: File) -> bool {
         file.read_to_end(&mut Vec::new()).unwrap() == 0
     }
 

@@ -47,6 +47,8 @@ pub enum FleetPart {
 pub enum ClientError {
     #[error("no agent answers on {socket}: is `warmd agent` running, and is this its `local.socket`?", socket = socket.display())]
     Unreachable { socket: PathBuf, source: tonic::transport::Error },
+    #[error("this user may not open {socket}: have the agent's `local.allow_uids` name this uid, and let it into the directory", socket = socket.display())]
+    NotAllowed { socket: PathBuf },
     #[error("{}", .0.message())]
     Refused(Box<tonic::Status>),
     #[error("read chunks from the agent")]
@@ -56,6 +58,16 @@ pub enum ClientError {
 impl From<tonic::Status> for ClientError {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Box::new(status))
+    }
+}
+
+fn unreachable(socket: &Path, source: tonic::transport::Error) -> ClientError {
+    let mut causes = std::iter::successors(Some(&source as &dyn std::error::Error), |error| error.source());
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let socket = socket.to_owned();
+    match causes.any(|error| error.downcast_ref().is_some_and(denied)) {
+        true => ClientError::NotAllowed { socket },
+        false => ClientError::Unreachable { socket, source },
     }
 }
 
@@ -79,7 +91,7 @@ impl Client {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_with_connector(connector)
             .await
-            .map_err(|source| ClientError::Unreachable { socket: socket.to_owned(), source })?;
+            .map_err(|source| unreachable(socket, source))?;
         let agent = AgentClient::with_interceptor(channel, Propagate).max_decoding_message_size(MAX_MESSAGE);
         Ok(Self { agent, socket: socket.into() })
     }
@@ -179,10 +191,16 @@ impl Client {
         Ok(())
     }
 
-    /// What clients of the engine beside the agent wait from one token to the next.
-    pub async fn report_serving(&self, between_tokens: Duration) -> Result<(), ClientError> {
-        let between_tokens_us = u64::try_from(between_tokens.as_micros()).unwrap_or(u64::MAX);
-        self.agent.clone().report_serving(ServingReport { between_tokens_us }).await?;
+    /// The engine beside the agent serves: what its clients wait from one token to the next, and how many adapters it has, as
+    /// far as either is known.
+    pub async fn report_serving(
+        &self,
+        between_tokens: Option<Duration>,
+        adapters: Option<u32>,
+    ) -> Result<(), ClientError> {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let between_tokens_us = between_tokens.map_or(0, micros);
+        self.agent.clone().report_serving(ServingReport { between_tokens_us, adapters }).await?;
         Ok(())
     }
 

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crate::artifact::{Base, Draft, Outputs, Provenance, SourceIdentity, SourceIdentityError};
+use crate::artifact::{Base, Draft, Outputs, Provenance, SourceIdentity, SourceIdentityError, Tree};
 use crate::caches::{CacheFamily, ScanRules, Selection, Snapshot, SnapshotError, Special, snapshot, snapshot_subject};
 use crate::identity::{TrustClass, UnixTime};
+use crate::protocol::agent::MAX_SKIPPED;
 use crate::protocol::pb::PublishRequest;
-
-/// More names than this help nobody.
-const MAX_SKIPPED: usize = 100;
 
 /// A request to publish makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +91,17 @@ impl TryFrom<PublishRequest> for Publication {
 }
 
 impl Publication {
-    /// Reads the files, on top of the generation before. Blocking.
-    pub fn capture(&self, base: Option<&Base<'_>>, outputs: &Outputs<'_>) -> Result<Snapshot, SnapshotError> {
+    /// Reads the files of `tree`, which is the directory, on top of the generation before. Blocking.
+    pub fn capture(
+        &self,
+        tree: &Tree,
+        base: Option<&Base<'_>>,
+        outputs: &Outputs<'_>,
+    ) -> Result<Snapshot, SnapshotError> {
         match &self.content {
-            Content::All(rules) => snapshot(&self.directory, rules, base, outputs),
+            Content::All(rules) => snapshot(tree, rules, base, outputs),
             Content::Family { family, settled_by } => {
-                let selection =
-                    Selection { root: &self.directory, family, subject: &self.subject, settled_by: *settled_by };
+                let selection = Selection { root: tree, family, subject: &self.subject, settled_by: *settled_by };
                 snapshot_subject(&selection, base, outputs)
             }
         }

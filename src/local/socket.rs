@@ -3,11 +3,15 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
+
+use super::{Connection, Shares};
+use crate::identity::TrustClass;
 
 /// `[local]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,11 +21,37 @@ pub struct SocketConfig {
     pub socket: PathBuf,
     /// User ids that may use the socket, besides root and the agent's own.
     pub allow_uids: Vec<u32>,
+    /// User ids that may also change what others have, and have anything signed, besides root and the agent's own.
+    pub operator_uids: Vec<u32>,
+    /// User ids that may publish, besides operators. Absent: all that may use the socket.
+    pub publish_uids: Option<Vec<u32>>,
+    /// Highest class of what others than operators publish as a directory, or as a family that warmd does not know. Families
+    /// that it knows have their own.
+    pub publish_class: TrustClass,
+    /// Most bytes that the pushes of one user id may have sent while they are not complete. Operators: any.
+    pub push_bytes: u64,
 }
 
 impl Default for SocketConfig {
     fn default() -> Self {
-        Self { socket: PathBuf::from("/run/warmd/agent.sock"), allow_uids: Vec::new() }
+        Self {
+            socket: PathBuf::from("/run/warmd/agent.sock"),
+            allow_uids: Vec::new(),
+            operator_uids: Vec::new(),
+            publish_uids: None,
+            publish_class: TrustClass::Data,
+            push_bytes: 32 << 30,
+        }
+    }
+}
+
+impl SocketConfig {
+    pub fn is_operator(&self, uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || self.operator_uids.contains(&uid)
+    }
+
+    pub fn may_publish(&self, uid: u32) -> bool {
+        self.is_operator(uid) || self.publish_uids.as_ref().is_none_or(|uids| uids.contains(&uid))
     }
 }
 
@@ -36,12 +66,45 @@ pub enum SocketError {
     Io { path: PathBuf, source: io::Error },
 }
 
+/// Connections of one user: each may have windows of memory, and a descriptor is one of the process's. Far more than the pods
+/// of a node have.
+const CONNECTIONS: usize = 128;
+
 /// A bound socket; the file goes when this is dropped.
 #[derive(Debug)]
 pub struct Listener {
     listener: Option<UnixListener>,
     path: PathBuf,
-    allowed: Vec<u32>,
+    callers: Callers,
+    places: Shares,
+}
+
+/// Who may use a socket; clones are the same. Root and the agent's own user always may.
+#[derive(Debug, Clone)]
+pub struct Callers {
+    path: PathBuf,
+    uids: Arc<RwLock<Vec<u32>>>,
+}
+
+impl Callers {
+    fn of(config: &SocketConfig) -> Self {
+        Self { path: config.socket.clone(), uids: Arc::default() }
+    }
+
+    /// Of callers that come from now on; a connection that is open goes on.
+    pub fn allow(&self, config: &SocketConfig) -> Result<(), SocketError> {
+        let uids = [&config.allow_uids[..], &config.operator_uids[..]].concat();
+        // Others may be named: who connects is decided by credentials, not by the mode.
+        let mode = if uids.is_empty() { 0o600 } else { 0o666 };
+        *self.uids.write().unwrap_or_else(PoisonError::into_inner) = uids;
+        let set = std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode));
+        set.map_err(|source| SocketError::Io { path: self.path.clone(), source })
+    }
+
+    fn include(&self, uid: u32) -> bool {
+        let named = || self.uids.read().unwrap_or_else(PoisonError::into_inner).contains(&uid);
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || named()
+    }
 }
 
 impl Listener {
@@ -50,24 +113,31 @@ impl Listener {
         let failed = |source| SocketError::Io { path: path.clone(), source };
         remove_stale(&path).await?;
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        // Others may be named by `allow_uids`: who connects is decided by credentials, not by the mode.
-        let mode = if config.allow_uids.is_empty() { 0o600 } else { 0o666 };
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-        let mut allowed = config.allow_uids.clone();
-        allowed.extend([0, rustix::process::geteuid().as_raw()]);
-        Ok(Self { listener: Some(listener), path, allowed })
+        let callers = Callers::of(config);
+        callers.allow(config)?;
+        Ok(Self { listener: Some(listener), path, callers, places: Shares::new(CONNECTIONS) })
+    }
+
+    /// So many of one user at a time, in place of 128.
+    pub fn at_most(mut self, connections: usize) -> Self {
+        self.places = Shares::new(connections);
+        self
+    }
+
+    pub fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Connections of allowed callers. Call once.
-    pub fn incoming(&mut self) -> impl Stream<Item = io::Result<UnixStream>> + use<> {
-        let allowed = self.allowed.clone();
+    /// Connections of allowed callers; those of a user that has enough of them are closed. Call once.
+    pub fn incoming(&mut self) -> impl Stream<Item = io::Result<Connection>> + use<> {
+        let (callers, places) = (self.callers.clone(), self.places.clone());
         let stream = self.listener.take().map(UnixListenerStream::new);
         futures_util::stream::iter(stream).flatten().filter_map(move |stream| {
-            let stream = stream.and_then(|stream| admit(stream, &allowed)).transpose();
+            let stream = stream.and_then(|stream| admit(stream, &callers, &places)).transpose();
             std::future::ready(stream)
         })
     }
@@ -80,13 +150,17 @@ impl Drop for Listener {
     }
 }
 
-fn admit(stream: UnixStream, allowed: &[u32]) -> io::Result<Option<UnixStream>> {
+fn admit(stream: UnixStream, callers: &Callers, places: &Shares) -> io::Result<Option<Connection>> {
     let caller = stream.peer_cred()?;
-    if allowed.contains(&caller.uid()) {
-        return Ok(Some(stream));
+    if !callers.include(caller.uid()) {
+        tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: add its uid to `local.allow_uids`");
+        return Ok(None);
     }
-    tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: add its uid to `local.allow_uids`");
-    Ok(None)
+    let place = places.take(caller.uid());
+    if place.is_none() {
+        tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: its user has too many connections");
+    }
+    Ok(place.map(|place| Connection::new(stream, caller.uid(), place)))
 }
 
 async fn remove_stale(path: &Path) -> Result<(), SocketError> {
@@ -107,12 +181,14 @@ async fn remove_stale(path: &Path) -> Result<(), SocketError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[tokio::test]
     async fn a_live_socket_is_kept_a_stale_one_replaced_and_a_file_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let config = SocketConfig { socket: dir.path().join("agent.sock"), allow_uids: vec![] };
+        let config = SocketConfig { socket: dir.path().join("agent.sock"), ..SocketConfig::default() };
         let first = Listener::bind(&config).await.unwrap();
         assert!(matches!(Listener::bind(&config).await, Err(SocketError::InUse(_))));
         assert_eq!(config.socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
@@ -125,10 +201,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn callers_are_admitted_by_their_credentials() {
-        let (here, there) = UnixStream::pair().unwrap();
-        let me = rustix::process::geteuid().as_raw();
-        assert!(admit(here, &[me]).unwrap().is_some());
-        assert!(admit(there, &[me + 1]).unwrap().is_none());
+    async fn callers_are_admitted_by_their_credentials_and_by_the_list_of_the_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SocketConfig { socket: dir.path().join("agent.sock"), ..SocketConfig::default() };
+        let listener = Listener::bind(&config).await.unwrap();
+        let (here, _there) = UnixStream::pair().unwrap();
+        assert!(admit(here, listener.callers(), &Shares::new(1)).unwrap().is_some());
+        let (other, mode) = (rustix::process::geteuid().as_raw() + 1, || config.socket.metadata().unwrap().mode());
+        assert!(!listener.callers().include(other) && mode() & 0o777 == 0o600);
+        for uids in [vec![other], vec![]] {
+            let operators = SocketConfig { operator_uids: uids.clone(), ..config.clone() };
+            listener.callers().allow(&operators).unwrap();
+            let some = !uids.is_empty();
+            assert!(listener.callers().include(other) == some && mode() & 0o777 == if some { 0o666 } else { 0o600 });
+        }
+        listener.callers().allow(&SocketConfig { allow_uids: vec![other], ..config.clone() }).unwrap();
+        assert!(listener.callers().include(other) && mode() & 0o777 == 0o666);
+        listener.callers().allow(&config).unwrap();
+        assert!(!listener.callers().include(other) && mode() & 0o777 == 0o600);
+    }
+
+    #[test]
+    fn operators_may_publish_and_others_if_nobody_or_they_are_named() {
+        let other = rustix::process::geteuid().as_raw() + 4711;
+        let config = SocketConfig { allow_uids: vec![other], ..SocketConfig::default() };
+        assert!(!config.is_operator(other) && config.may_publish(other) && config.is_operator(0));
+        let named = SocketConfig { publish_uids: Some(vec![other + 1]), ..config.clone() };
+        assert!(!named.may_publish(other) && named.may_publish(other + 1) && !named.is_operator(other + 1));
+        let operator = SocketConfig { operator_uids: vec![other], publish_uids: Some(vec![]), ..config };
+        assert!(operator.is_operator(other) && operator.may_publish(other));
+    }
+
+    #[tokio::test]
+    async fn a_user_has_so_many_connections_and_one_more_when_one_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SocketConfig { socket: dir.path().join("agent.sock"), ..SocketConfig::default() };
+        let (callers, places) = (Callers::of(&config), Shares::new(2));
+        let connect = || admit(UnixStream::pair().unwrap().0, &callers, &places).unwrap();
+        let (first, second) = (connect().unwrap(), connect().unwrap());
+        assert!(connect().is_none());
+        drop(first);
+        let (stream, place) = second.into_parts();
+        let third = connect().unwrap();
+        drop(stream);
+        assert!(connect().is_none(), "its share is still held");
+        drop((third, place));
+        assert!(connect().is_some());
     }
 }

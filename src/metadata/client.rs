@@ -24,12 +24,12 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::digest::IdentityId;
-use crate::identity::{NodeTls, RPC_ALPN};
+use crate::identity::{NodeTls, RPC_ALPN, UnixTime};
 use crate::protocol::ProtocolError;
 use crate::protocol::fleet::{FleetPage, Key};
 use crate::protocol::metadata::{
-    AnnounceReply, Announcement, Found, Lookup, MAX_MESSAGE, Offer, Page, PageRequest, ServerEpoch, WatchEvent,
-    Withdrawal, pb,
+    AnnounceReply, Announcement, Found, Lookup, MAX_AHEAD, MAX_MESSAGE, Offer, Page, PageRequest, ServerEpoch,
+    WatchEvent, Withdrawal, pb,
 };
 use crate::protocol::report::NodeReport;
 use crate::telemetry::trace::Propagate;
@@ -192,7 +192,10 @@ impl Client {
                 remove_unreachable(server, offer);
                 !offer.holders.is_empty()
             });
-            found.offers.retain(|offer| lookup.identities.contains(&offer.artifact.identity));
+            let latest = UnixTime::now().after(MAX_AHEAD);
+            found.offers.retain(|offer| {
+                lookup.identities.contains(&offer.artifact.identity) && offer.artifact.created <= latest
+            });
             Ok(found)
         };
         self.call(Call::Lookup, rpc, convert).await

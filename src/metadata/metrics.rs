@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 use super::backend::shared::StoreError;
 use super::registry::Counts;
+use crate::identity::CertificateMetrics;
 use crate::telemetry::{Registry, label, labels};
 
 label! {
@@ -120,6 +121,7 @@ labels! {
 /// Of one server.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    pub(super) certificate: CertificateMetrics,
     nodes: Family<StateLabels, Gauge>,
     artifacts: Gauge,
     identities: Gauge,
@@ -144,6 +146,7 @@ impl Metrics {
         // 50 us to 3.3 s.
         let seconds = || Histogram::new(exponential_buckets(0.000_05, 4.0, 9));
         Self {
+            certificate: CertificateMetrics::register(r),
             nodes: r.add("warmd_metadata_nodes", "Nodes by state; 0 on a server that does not lead"),
             artifacts: r.add("warmd_metadata_artifacts", "Distinct artifacts; 0 on a server that does not lead"),
             identities: r.add(

@@ -13,6 +13,7 @@
 //! Where several servers share a store, each has a registry that does the same: [`Registry::decide`] checks a change, the
 //! store gives it its place in the order of all changes, [`Registry::apply`] does it everywhere.
 
+mod herd;
 mod nodes;
 mod order;
 mod query;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::NodeId;
 use crate::protocol::metadata::{Epoch, NodeState, ServerEpoch};
+pub use herd::Herds;
 use nodes::Node;
 pub use order::{Change, Decision, Version};
 use slab::Slab;

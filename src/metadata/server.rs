@@ -4,6 +4,8 @@
 //! deadline is cut, the store gets the last changes.
 
 mod connection;
+mod gate;
+mod pace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::TlsAcceptor;
@@ -22,26 +24,29 @@ use tonic::service::interceptor::InterceptedService;
 use super::backend::shared::{Drifted, Follower, JoinError, RedisConfig, Shared, StoreError, StoreUrl, follow};
 use super::backend::{self, Backend, BackendError, Marked};
 use super::fleet::{About, Fleet};
-use super::metrics::{self, Metrics, Reject};
+use super::metrics::{self, Metrics};
 use super::registry::{self, Registry};
 use super::room::Room;
 use super::service::{Directory, Door, Service};
 use super::trust::{self, TrustStore};
 use super::watch::{Caps, Watchers};
 use crate::identity::trust::TrustError;
-use crate::identity::{Envelope, NodeId, NodeTls, RPC_ALPN, TlsError};
+use crate::identity::{Envelope, NodeTls, RPC_ALPN, Shares, TlsError, watch_certificate};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata::{MAX_MESSAGE, ServerEpoch, pb};
 use crate::telemetry;
 use crate::telemetry::trace;
 pub(super) use connection::{Connection, Peer};
+use gate::Gate;
+use pace::Paced;
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Certificates are only looked at when a connection begins.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(3600);
 const MAX_STREAMS: u32 = 64;
+/// Connections of one node: of its agent, of an agent that ended a moment ago, and of commands with its key.
+pub(super) const MAX_OF_NODE: usize = 32;
 const MAX_HEADERS: u32 = 16 * 1024;
 /// How often leases are expired, gauges set and changes written.
 const TICK: Duration = Duration::from_secs(1);
@@ -185,14 +190,18 @@ impl Server {
         let gate = Gate {
             acceptor,
             slots: Arc::new(Semaphore::new(config.max_connections)),
+            of_nodes: Shares::new(MAX_OF_NODE),
             ready,
             cut: server.connections.token().clone(),
             metrics: directory.metrics.clone(),
         };
         let drain = server.serving.token();
-        let accepting = accept(listener, gate, server.connections.child(), drain.clone());
+        let accepting = gate::accept(listener, gate, server.connections.child(), drain.clone());
         server.serving.spawn_finishing("metadata accept", accepting);
         server.serving.spawn_finishing("metadata rpc", serve(directory.clone(), incoming, drain.clone()));
+        server
+            .upkeep
+            .spawn("certificate", watch_certificate(tls.membership(), server.directory.metrics.certificate.clone()));
         let token = server.upkeep.token().clone();
         match shared.zip(follower) {
             Some((shared, follower)) => {
@@ -224,7 +233,7 @@ impl Server {
     #[cfg(test)]
     pub(super) fn rejected_handshakes(&self) -> u64 {
         use super::metrics::RejectLabels;
-        self.directory.metrics.rejects.get_or_create(&RejectLabels { reason: Reject::Handshake }).get()
+        self.directory.metrics.rejects.get_or_create(&RejectLabels { reason: metrics::Reject::Handshake }).get()
     }
 
     /// True if everything ended in good order before the deadline.
@@ -243,58 +252,6 @@ impl Server {
 /// Never 0, and never one that was used before.
 fn new_server_epoch() -> Result<ServerEpoch, ServerError> {
     Ok(ServerEpoch(getrandom::u64().map_err(ServerError::Random)?.max(1)))
-}
-
-/// What a connection passes through before it reaches gRPC.
-#[derive(Clone)]
-struct Gate {
-    acceptor: TlsAcceptor,
-    slots: Arc<Semaphore>,
-    ready: mpsc::Sender<io::Result<Connection>>,
-    cut: CancellationToken,
-    metrics: Metrics,
-}
-
-async fn accept(listener: TcpListener, gate: Gate, handshakes: Tasks, drain: CancellationToken) {
-    let accepting = async {
-        loop {
-            match listener.accept().await {
-                Ok((stream, addr)) => match gate.slots.clone().try_acquire_owned() {
-                    Ok(slot) => handshakes.spawn("metadata handshake", handshake(gate.clone(), stream, addr, slot)),
-                    Err(_) => gate.metrics.reject(Reject::Full),
-                },
-                Err(error) => {
-                    // Out of descriptors: wait for some to be closed instead of spinning.
-                    tracing::warn!(%error, "accept metadata connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    };
-    drain.run_until_cancelled(accepting).await;
-}
-
-async fn handshake(gate: Gate, stream: TcpStream, addr: SocketAddr, slot: tokio::sync::OwnedSemaphorePermit) {
-    // Small answers wait for nothing.
-    let _ = stream.set_nodelay(true);
-    let node = match tokio::time::timeout(HANDSHAKE_TIMEOUT, gate.acceptor.accept(stream)).await {
-        Ok(Ok(tls)) => {
-            let certificates = tls.get_ref().1.peer_certificates();
-            certificates.and_then(|chain| chain.first()).and_then(NodeId::from_certificate).map(|node| (tls, node))
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%addr, %error, "metadata handshake");
-            None
-        }
-        Err(_) => None,
-    };
-    let Some((tls, node)) = node else {
-        gate.metrics.reject(Reject::Handshake);
-        return;
-    };
-    let connection = Connection::new(tls, Peer { node, addr }, slot, gate.cut, gate.metrics.connections.clone());
-    // Fails only when the server ends.
-    let _ = gate.ready.send(Ok(connection)).await;
 }
 
 async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Connection>>, drain: CancellationToken) {
@@ -319,10 +276,11 @@ async fn serve(directory: Arc<Directory>, incoming: mpsc::Receiver<io::Result<Co
 }
 
 type Handlers = pb::metadata_server::MetadataServer<Service>;
+
 /// The handlers, none of which a stranger reaches.
-fn guarded(directory: Arc<Directory>) -> InterceptedService<Handlers, Door> {
+fn guarded(directory: Arc<Directory>) -> Paced<InterceptedService<Handlers, Door>> {
     let handlers = Handlers::new(Service(directory.clone())).max_decoding_message_size(MAX_MESSAGE);
-    InterceptedService::new(handlers, Door(directory))
+    Paced(InterceptedService::new(handlers, Door(directory)))
 }
 
 /// Expires leases, sets gauges, writes changes; the last time when the server ends.
@@ -379,7 +337,7 @@ pub(super) mod tests {
     use super::*;
 
     /// What stands behind the TLS gate.
-    pub(in crate::metadata) fn bare_service() -> InterceptedService<Handlers, Door> {
+    pub(in crate::metadata) fn bare_service() -> Paced<InterceptedService<Handlers, Door>> {
         guarded(bare_directory())
     }
 

@@ -3,6 +3,7 @@
 //! A caller is the node of its TLS certificate, put there by the connection; no handler runs without one. Every error
 //! becomes a gRPC status here and nowhere else.
 
+mod door;
 mod error;
 
 use std::collections::HashSet;
@@ -13,14 +14,13 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::time::Instant;
-use tonic::service::Interceptor;
 use tonic::{Request, Response, Status};
 
 use super::backend::Marked;
 use super::backend::shared::{Shared, StoreError};
 use super::fleet::{About, Feed, Fleet, Reports, Told};
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
-use super::registry::{Change, Changes, Registry};
+use super::registry::{Change, Changes, Herds, Registry};
 use super::room::Room;
 use super::server::Peer;
 use super::trust::TrustStore;
@@ -31,8 +31,12 @@ use crate::identity::{NodeId, UnixTime};
 use crate::protocol::ProtocolError;
 use crate::protocol::fleet::{FleetPage, Key};
 use crate::protocol::metadata::pb::metadata_server::Metadata;
-use crate::protocol::metadata::{AnnounceReply, Announcement, Lookup, PageRequest, ServerEpoch, Withdrawal, pb};
+use crate::protocol::metadata::{
+    AnnounceReply, Announcement, Found, Lookup, MAX_AHEAD, PageRequest, ServerEpoch, Withdrawal, pb,
+};
 use crate::protocol::report::{NodeReport, UnixMillis};
+pub(super) use door::Door;
+use door::peer;
 pub(super) use error::ServiceError;
 
 /// What handlers and the server's tasks share.
@@ -41,6 +45,7 @@ pub(super) struct Directory {
     /// The registry's time at an instant. A server of its own begins at 0; one that shares a store has the store's.
     clock: RwLock<(Instant, Duration)>,
     registry: RwLock<Registry>,
+    herds: Mutex<Herds>,
     marked: Mutex<Marked>,
     shared: Option<Arc<Shared>>,
     pub(super) trust: Arc<TrustStore>,
@@ -69,6 +74,7 @@ impl Directory {
         let directory = Self {
             clock: RwLock::new((Instant::now(), Duration::ZERO)),
             registry: RwLock::new(registry),
+            herds: Mutex::default(),
             marked: Mutex::new(marked),
             counts: AtomicBool::new(shared.is_none()),
             shared,
@@ -165,6 +171,16 @@ impl Directory {
         Ok(self)
     }
 
+    fn lookup(&self, lookup: &Lookup, by: NodeId) -> Found {
+        self.read(|registry, now| {
+            let mut rng = rand::rng();
+            let mut found = registry.lookup(lookup, now, &mut rng);
+            let mut herds = self.herds.lock().unwrap_or_else(PoisonError::into_inner);
+            herds.join(registry, lookup, by, &mut found, now, &mut rng);
+            found
+        })
+    }
+
     async fn announce(&self, told: Announcement) -> Result<AnnounceReply, ServiceError> {
         let reply = match &self.shared {
             None => self.change(|registry, now| registry.announce(&told, now))?,
@@ -208,28 +224,6 @@ impl Directory {
 #[derive(Debug, Clone)]
 pub(super) struct Service(pub(super) Arc<Directory>);
 
-/// In front of every handler, also of those that are still to be written: no stranger passes, and no more than there is
-/// room for.
-#[derive(Debug, Clone)]
-pub(super) struct Door(pub(super) Arc<Directory>);
-
-impl Interceptor for Door {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        peer(&request)?;
-        let place = self.0.room.enter().ok_or_else(|| {
-            self.0.metrics.turned_away.inc();
-            ServiceError::Crowded
-        })?;
-        // Dropped with the request.
-        request.extensions_mut().insert(place);
-        Ok(request)
-    }
-}
-
-fn peer<T>(request: &Request<T>) -> Result<Peer, ServiceError> {
-    request.extensions().get::<Peer>().copied().ok_or(ServiceError::NoCaller)
-}
-
 impl Service {
     async fn answer<T, U: TryInto<D, Error = ProtocolError>, D>(
         &self,
@@ -261,6 +255,18 @@ fn only_for_itself(peer: Peer, node: NodeId) -> Result<(), ServiceError> {
     if peer.node == node { Ok(()) } else { Err(ServiceError::NotYours { caller: peer.node, node }) }
 }
 
+/// The newest are offered first: what claims to be of tomorrow would stay the newest. Whoever holds it may be honest, so
+/// the rest is taken.
+fn without_tomorrow(mut told: Announcement, now: UnixTime) -> Announcement {
+    let (latest, before) = (now.after(MAX_AHEAD), told.held.len());
+    told.held.retain(|held| held.artifact.created <= latest);
+    if told.held.len() < before {
+        let (node, artifacts) = (told.node, before - told.held.len());
+        tracing::warn!(%node, artifacts, "artifacts of tomorrow are left out: is a clock wrong?");
+    }
+    told
+}
+
 type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -271,7 +277,7 @@ impl Metadata for Service {
             if !peer.is_local() && told.endpoints.iter().any(|endpoint| endpoint.is_loopback()) {
                 return Err(ServiceError::Loopback);
             }
-            Ok(directory.announce(told).await?.into())
+            Ok(directory.announce(without_tomorrow(told, UnixTime::now())).await?.into())
         };
         self.answer(Method::Announce, request, handle).await
     }
@@ -285,9 +291,8 @@ impl Metadata for Service {
     }
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Result<Response<pb::LookupReply>, Status> {
-        let handle = async |directory: &Directory, _, lookup: Lookup| {
-            let found = |registry: &Registry, now| registry.lookup(&lookup, now, &mut rand::rng());
-            Ok(directory.known()?.read(found).into())
+        let handle = async |directory: &Directory, peer: Peer, lookup: Lookup| {
+            Ok(directory.known()?.lookup(&lookup, peer.node).into())
         };
         self.answer(Method::Lookup, request, handle).await
     }
@@ -347,9 +352,20 @@ impl Metadata for Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::registry::tests::{announcement, node};
+    use crate::metadata::registry::tests::{announcement, held, node};
     use crate::metadata::server::tests::bare_directory;
     use crate::protocol::metadata::NodeState;
+
+    #[test]
+    fn what_is_of_tomorrow_is_left_out_of_an_announcement() {
+        let now = UnixTime::from_seconds(1_000_000);
+        let mut told = announcement(1, 1, 1, NodeState::Ready);
+        told.held = vec![held(1, 1, 1, 1), held(2, 1, 1, 1)];
+        Arc::make_mut(&mut told.held[0].artifact).created = now.after(MAX_AHEAD);
+        Arc::make_mut(&mut told.held[1].artifact).created = now.after(MAX_AHEAD * 2);
+        let kept = without_tomorrow(told.clone(), now);
+        assert_eq!(kept.held, told.held[..1]);
+    }
 
     #[tokio::test]
     async fn loopback_endpoints_are_taken_from_this_machine_only() {

@@ -5,6 +5,7 @@ mod failover;
 mod fleet;
 mod flood;
 mod hostile;
+mod reports;
 mod shared;
 mod trust;
 
@@ -331,7 +332,7 @@ async fn a_crowded_server_sends_away_and_who_was_sent_away_comes_again() {
     let server = cluster.server(None).await;
     let client = cluster.client(2, &server);
     let (room, turned_away) = (&server.directory().room, &server.directory().metrics.turned_away);
-    let mut places: Vec<_> = std::iter::from_fn(|| room.enter()).collect();
+    let mut places: Vec<_> = std::iter::from_fn(|| (20..40).find_map(|seed| room.enter(key(seed)))).collect();
     let crowded = async {
         while turned_away.get() == 0 {
             tokio::task::yield_now().await;

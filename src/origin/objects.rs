@@ -12,6 +12,9 @@ use tokio::time::{Instant, timeout};
 use super::OriginError;
 use super::metrics::{Metrics, Operation, Outcome};
 
+/// Bytes of a value that could be a secret: a shorter one would tear words apart.
+const MIN_SECRET: usize = 8;
+
 /// Characters of a store's own words that we repeat.
 const MAX_WORDS: usize = 300;
 
@@ -116,8 +119,36 @@ async fn collect(found: GetResult, limit: usize) -> object_store::Result<Option<
     Ok(Some(bytes.freeze()))
 }
 
-/// What the store says, made harmless for logs and terminals.
+/// What the store says, made harmless for logs and terminals. Stores tell in their errors what they were asked, with headers:
+/// S3's session token is one (`SignatureDoesNotMatch`, its `CanonicalRequest`).
 pub(super) fn words(error: &Error) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
-    error.to_string().chars().take(MAX_WORDS).map(plain).collect()
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()));
+    without_secrets(error.to_string(), variables).chars().take(MAX_WORDS).map(plain).collect()
+}
+
+/// Takes out the values of variables that clients of stores read secrets from.
+fn without_secrets(text: String, variables: impl Iterator<Item = (String, String)>) -> String {
+    let is_of_store = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|cloud| name.starts_with(cloud));
+    let is_secret = |name: &str| ["KEY", "TOKEN", "SECRET", "SAS"].iter().any(|word| name.contains(word));
+    let secrets = variables.filter(|(name, value)| is_of_store(name) && is_secret(name) && value.len() >= MIN_SECRET);
+    secrets.fold(text, |text, (_, secret)| text.replace(&secret, "..."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_the_environment_are_not_said_again_and_names_of_regions_are() {
+        let variables =
+            [("AWS_SESSION_TOKEN", "token-12345"), ("AWS_REGION", "eu-central-1"), ("HOME_KEY", "elsewhere-1")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let said = "x-amz-security-token: token-12345, eu-central-1, elsewhere-1".to_owned();
+        assert_eq!(
+            without_secrets(said, variables.into_iter()),
+            "x-amz-security-token: ..., eu-central-1, elsewhere-1"
+        );
+    }
 }

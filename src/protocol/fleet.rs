@@ -192,6 +192,20 @@ impl Fleet {
         }
         Ok(())
     }
+
+    /// For people: nodes of one name have the beginning of their id behind it.
+    pub fn told_apart(mut self) -> Self {
+        let mut nodes_of: BTreeMap<String, u32> = BTreeMap::new();
+        self.nodes.iter().for_each(|node| *nodes_of.entry(node.called()).or_default() += 1);
+        for node in &mut self.nodes {
+            let (name, id) = (node.called(), node.id.short());
+            if let Some(report) = node.report.as_mut().filter(|_| nodes_of[&name] > 1) {
+                let name = Text::<{ NAME - NodeId::SHORT - 1 }>::cut(&name);
+                report.name = Text::cut(&format!("{name}~{id}"));
+            }
+        }
+        self
+    }
 }
 
 impl Document {

@@ -3,14 +3,20 @@
 //! What arrives is converted with `TryFrom` and refused if it breaks a limit of this page; what is sent is converted with
 //! `From`. Repeated fields are counted on the raw bytes, before anything is allocated for them.
 
+use std::time::Duration;
+
 mod codec;
 mod convert;
 mod summary;
+mod turns;
 mod types;
 
+#[cfg(test)]
+pub(in crate::protocol) use codec::check;
 pub(crate) use codec::{BoundedCodec, Repeated, Shaped};
 pub use convert::trust::{decode_trust, encode_trust, trust_documents};
 pub(in crate::protocol) use convert::{copy, decode, id, node};
+pub use turns::in_turn;
 pub use types::{
     AnnounceReply, Announcement, Closeness, Endpoint, Epoch, Found, Held, HolderInfo, Holdings, InvalidEndpoint, Load,
     Locality, Lookup, NodeState, Offer, Page, PageRequest, PageToken, Question, ServerEpoch, Summary, WatchEvent,
@@ -35,6 +41,8 @@ pub const MAX_PAGE: usize = 1_000;
 /// Bytes of a subject, as in manifests, and of the name of a region, zone or rack.
 pub const MAX_SUBJECT: usize = 4_096;
 pub const MAX_PLACE: usize = 64;
+/// Artifacts that were made later than this from now are not believed: how far the clocks of a cluster may differ.
+pub const MAX_AHEAD: Duration = Duration::from_secs(86_400);
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 

@@ -5,6 +5,7 @@
 //! fit [`MAX_REPORT`].
 
 mod convert;
+mod gpu;
 pub(crate) mod seconds;
 mod text;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::Family;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
+pub use gpu::{Gpu, GpuMemory, NotPercent, Percent};
 pub use text::{InvalidText, Text};
 
 /// Encoded bytes of a report.
@@ -27,6 +29,7 @@ pub const MAX_TRANSFERS: usize = 16;
 /// Holders that are told of one transfer.
 pub const MAX_TRANSFER_HOLDERS: usize = 8;
 pub const MAX_PROBLEMS: usize = 16;
+pub const MAX_GPUS: usize = 16;
 
 /// Bytes of texts.
 pub const NAME: usize = 64;
@@ -82,6 +85,9 @@ pub struct NodeReport {
     pub transfers: Vec<Transfer>,
     pub problems: Vec<Problem>,
     pub network: Network,
+    /// By index. Empty: nobody tells of them.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
 }
 
 /// Who is asked for holders.
@@ -298,6 +304,10 @@ pub enum ProblemKind {
     BadPeers,
     EngineCrashed,
     ColdStart,
+    /// The node's own: others refuse it, or soon will.
+    Certificate,
+    /// The last start of an engine had what is revoked since.
+    RevokedInUse,
 }
 
 impl NodeReport {
@@ -311,16 +321,23 @@ impl NodeReport {
             transfer.holders.truncate(MAX_TRANSFER_HOLDERS);
         }
         self.problems.truncate(MAX_PROBLEMS);
+        self.gpus.truncate(MAX_GPUS);
         while self.encoded_len() > MAX_REPORT && !self.starts.is_empty() {
             self.starts.remove(0);
         }
         self
     }
 
-    /// Nothing is under way, and all else is the same but for when it was said and what others write to the disk.
+    /// Nothing is under way, and all else is the same but for when it was said, what others write to the disk, and what the
+    /// GPUs do.
     pub fn adds_nothing_to(&self, before: &Self) -> bool {
         let disk = Disk { free: before.disk.free, ..self.disk };
-        self.transfers.is_empty() && Self { clock: before.clock, disk, ..self.clone() } == *before
+        let has_same_gpus = self.gpus.len() == before.gpus.len()
+            && self.gpus.iter().zip(&before.gpus).all(|(now, before)| now.is(before));
+        let gpus = before.gpus.clone();
+        has_same_gpus
+            && self.transfers.is_empty()
+            && Self { clock: before.clock, disk, gpus, ..self.clone() } == *before
     }
 }
 

@@ -58,12 +58,18 @@ pub trait Admission: Send + Sync {
 }
 
 /// Admits everybody as one tenant.
-#[derive(Debug, Clone, Default)]
-pub struct Everybody(AnonymousConfig);
+#[derive(Debug, Clone)]
+pub struct Everybody(Caller);
+
+impl Default for Everybody {
+    fn default() -> Self {
+        Self(Caller::anonymous(&AnonymousConfig::default()))
+    }
+}
 
 impl Admission for Everybody {
     fn authenticate(&self, _: &Asking<'_>, _: Option<&[u8]>) -> Result<Option<Caller>, Answer> {
-        Ok(Some(Caller::anonymous(&self.0)))
+        Ok(Some(self.0.clone()))
     }
 
     fn look_for_unknown(&self, _: &Caller) -> Result<(), Answer> {

@@ -69,9 +69,17 @@ pub enum AuthError {
 #[derive(Debug)]
 pub struct Authenticator {
     config: AuthConfig,
+    anonymous: Option<Caller>,
     api_keys: Option<RwLock<Arc<ApiKeys>>>,
     jwt: Option<JwtVerifier>,
     wallets: Option<Wallets>,
+}
+
+/// Keys as their files have them now.
+#[derive(Debug)]
+pub struct FreshKeys {
+    api_keys: Option<Arc<ApiKeys>>,
+    jwt: Option<KeySet>,
 }
 
 impl Authenticator {
@@ -84,7 +92,9 @@ impl Authenticator {
         if config.anonymous.is_some() {
             tracing::warn!("[auth] anonymous: requests without credentials are served");
         }
-        Ok(Self { api_keys: api_keys.map(|keys| RwLock::new(Arc::new(keys))), jwt, wallets, config })
+        let anonymous = config.anonymous.as_ref().map(Caller::anonymous);
+        let api_keys = api_keys.map(|keys| RwLock::new(Arc::new(keys)));
+        Ok(Self { anonymous, api_keys, jwt, wallets, config })
     }
 
     /// Who sends `authorization`, the header's value. Texts that are signed for one request are told
@@ -109,11 +119,11 @@ impl Authenticator {
         request: Option<&Request<'_>>,
         now: UnixTime,
     ) -> Result<Caller, Denied> {
-        if let Some(anonymous) = &self.config.anonymous {
+        if let Some(anonymous) = &self.anonymous {
             // Clients send some placeholder even where nothing asks for a key.
             let nothing_else = self.api_keys.is_none() && self.jwt.is_none() && self.wallets.is_none();
             if authorization.is_none() || nothing_else {
-                return Ok(Caller::anonymous(anonymous));
+                return Ok(anonymous.clone());
             }
         }
         let token = bearer(authorization.ok_or(Denied::Missing)?)?;
@@ -146,13 +156,26 @@ impl Authenticator {
         }
     }
 
-    /// Reads the files of API keys and of JWT keys again. If one of them cannot be used, what was there stays.
-    pub fn reload(&self) -> Result<(), AuthError> {
-        if let (Some(config), Some(current)) = (&self.config.keys, &self.api_keys) {
-            let fresh = Arc::new(read_api_keys(&config.file)?);
-            *current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// Reads the files of API keys and of JWT keys again, for [`Authenticator::take`]. Blocks.
+    pub fn read_again(&self) -> Result<FreshKeys, AuthError> {
+        let api_keys = self.config.keys.as_ref().map(|keys| read_api_keys(&keys.file)).transpose()?;
+        let jwt = self.jwt.as_ref().map(JwtVerifier::read_again).transpose()?.flatten();
+        Ok(FreshKeys { api_keys: api_keys.map(Arc::new), jwt })
+    }
+
+    pub fn take(&self, fresh: FreshKeys) {
+        if let (Some(keys), Some(current)) = (fresh.api_keys, &self.api_keys) {
+            *current.write().unwrap_or_else(PoisonError::into_inner) = keys;
         }
-        self.jwt.as_ref().map_or(Ok(()), JwtVerifier::reload)
+        if let Some(keys) = fresh.jwt {
+            self.set_key_set(keys);
+        }
+    }
+
+    /// Takes what the files of keys say now. If one of them cannot be used, what was there stays.
+    pub fn reload(&self) -> Result<(), AuthError> {
+        self.take(self.read_again()?);
+        Ok(())
     }
 
     /// Replaces the JWT keys by what somebody fetched from the issuer. Nothing happens if JWT is not configured.

@@ -1,16 +1,16 @@
 //! Bodies of answers: the proxy's own, and the engine's as it comes.
 
 use std::error::Error;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::Answer;
 use super::metrics::{By, Metrics, Phase, Stage};
@@ -18,6 +18,7 @@ use super::models::Lease;
 use super::rewrite::Rewriter;
 use super::slots::Slot;
 use super::upstream::Exchange;
+use crate::lifecycle::Cancelled;
 
 /// Ends a body that must not look whole: the connection is closed without its end.
 type Broken = Box<dyn Error + Send + Sync>;
@@ -76,12 +77,11 @@ pub(super) struct Relay {
     rewriter: Rewriter,
     /// Longest time between two pieces.
     idle: Duration,
-    timer: Pin<Box<Sleep>>,
     /// When the last piece came, or the head.
     heard: Instant,
     /// Until the first piece: when the request came.
     begun: Option<Instant>,
-    aborted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    aborted: Option<Cancelled>,
     state: Progress,
     metrics: Arc<Metrics>,
     account: Option<Account>,
@@ -103,13 +103,11 @@ impl Relay {
         begun: Instant,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let timer = Box::pin(tokio::time::sleep(idle));
         let state = if exchange.is_over() { Progress::Over } else { Progress::Flowing };
         Self {
             exchange,
             rewriter,
             idle,
-            timer,
             heard: Instant::now(),
             begun: Some(begun),
             aborted: None,
@@ -120,17 +118,12 @@ impl Relay {
         }
     }
 
-    pub(super) fn holding(
-        mut self,
-        held: Held,
-        aborted: Option<WaitForCancellationFutureOwned>,
-        account: Account,
-    ) -> Self {
-        self.aborted = aborted.map(Box::pin);
+    pub(super) fn holding(mut self, held: Held, aborted: Option<CancellationToken>, account: Account) -> Self {
         self.account = Some(account);
         self.held = Some(held);
-        if matches!(self.state, Progress::Over) {
-            self.over();
+        match self.state {
+            Progress::Over => self.over(),
+            Progress::Flowing | Progress::Last(_) => self.aborted = aborted.as_ref().map(Cancelled::of),
         }
         self
     }
@@ -142,7 +135,7 @@ impl Relay {
                 Progress::Last(bytes) => return Poll::Ready(Some(Ok(bytes))),
                 Progress::Over => return Poll::Ready(None),
             }
-            if self.aborted.as_mut().is_some_and(|aborted| aborted.as_mut().poll(cx).is_ready()) {
+            if self.aborted.as_mut().is_some_and(|aborted| aborted.poll_unpin(cx).is_ready()) {
                 self.metrics.aborted(By::Operator);
                 return Poll::Ready(Some(self.broken(&Answer::Aborted)));
             }
@@ -158,7 +151,7 @@ impl Relay {
                     self.over();
                     rest
                 }
-                Poll::Pending if self.is_late(cx) => {
+                Poll::Pending if self.exchange.is_late(cx, self.heard + self.idle) => {
                     self.metrics.failed(Phase::Idle);
                     return Poll::Ready(Some(self.broken(&Answer::EngineTimeout("its answer stalled"))));
                 }
@@ -190,18 +183,6 @@ impl Relay {
             }
         }
         data
-    }
-
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            // The timer is not moved for each piece, but once when it rings.
-            let due = self.heard + self.idle;
-            if due <= Instant::now() {
-                return true;
-            }
-            self.timer.as_mut().reset(due);
-        }
-        false
     }
 
     /// Ends a stream with an event that says why, if that can be said between two others. Otherwise the body is cut off,

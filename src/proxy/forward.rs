@@ -18,18 +18,18 @@ use super::metrics::Phase;
 use super::rewrite::Framing;
 use super::route::Endpoint;
 use super::trace::Trace;
-use super::upstream::{Ask, Exchange, Link, Pool, Upstream};
+use super::upstream::{Ask, Exchange, Link, Pool, Unanswered, Upstream};
 use super::{Config, Metrics};
 
 /// Headers of clients that the engine gets; no key, no cookie, and nothing that chooses a replica is among them.
-const ASKED: [HeaderName; 4] =
+static ASKED: [HeaderName; 4] =
     [ACCEPT, USER_AGENT, HeaderName::from_static("anthropic-version"), HeaderName::from_static("anthropic-beta")];
 
 /// Says that the client itself would send the request again.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Headers that concern one connection (RFC 9110, 7.6.1), and those that tell about the engine.
-const OWN: [HeaderName; 11] = [
+static OWN: [HeaderName; 11] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -46,6 +46,9 @@ const OWN: [HeaderName; 11] = [
 /// Longer answers that a model was not found are not understood.
 const MAX_NOT_FOUND: usize = 64 * 1024;
 
+/// That a request to the engine has, and those of its message.
+const MOST_HEADERS: usize = 12;
+
 /// What the engine is asked, apart from the body.
 pub(super) struct Head<'r> {
     pub(super) endpoint: Endpoint,
@@ -60,10 +63,11 @@ impl Head<'_> {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = hyper::Uri::from_static(self.endpoint.path());
         let headers = request.headers_mut();
+        headers.reserve(MOST_HEADERS);
         headers.insert(HOST, HeaderValue::from_static("localhost"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        for name in ASKED {
-            if let Some(value) = self.headers.get(&name) {
+        for name in &ASKED {
+            if let Some(value) = self.headers.get(name) {
                 headers.insert(name, value.clone());
             }
         }
@@ -105,11 +109,7 @@ impl Forward {
     }
 
     pub(super) async fn ask(&self, upstream: &Upstream, head: &Head<'_>, body: Bytes) -> Result<Answered, Answer> {
-        let sent = self.send(upstream, head, body);
-        let (response, link) = timeout(self.first_byte, sent).await.map_err(|_| {
-            self.metrics.failed(Phase::FirstByte);
-            Answer::EngineTimeout("no answer")
-        })??;
+        let (response, link) = self.send(upstream, head, body).await?;
         let (parts, body) = response.into_parts();
         let exchange = Exchange::new(body, link, self.pool.clone(), upstream.epoch);
         if parts.status == StatusCode::UNAUTHORIZED {
@@ -126,11 +126,13 @@ impl Forward {
         head: &Head<'_>,
         body: Bytes,
     ) -> Result<(Response<Incoming>, Box<Link>), Answer> {
+        let due = Instant::now() + self.first_byte;
         let mut request = head.request(upstream, body.clone());
         if let Some(mut link) = self.pool.take(upstream.epoch) {
-            let mut error = match link.ask(request).await {
+            let mut error = match link.ask(request, due).await {
                 Ok(response) => return Ok((response, link)),
-                Err(error) => error,
+                Err(Unanswered::Late) => return Err(self.late()),
+                Err(Unanswered::Broken(error)) => error,
             };
             // The engine may have closed the connection just now. Once is safe what it did not begin to read, or what the
             // client would repeat itself; anything else may be what the engine died of.
@@ -142,8 +144,11 @@ impl Forward {
             self.metrics.retries.inc();
         }
         let mut link = self.connected(upstream).await?;
-        let response = link.ask(request).await.map_err(|error| self.broke(error.error()))?;
-        Ok((response, link))
+        match link.ask(request, due).await {
+            Ok(response) => Ok((response, link)),
+            Err(Unanswered::Late) => Err(self.late()),
+            Err(Unanswered::Broken(error)) => Err(self.broke(error.error())),
+        }
     }
 
     async fn connected(&self, upstream: &Upstream) -> Result<Box<Link>, Answer> {
@@ -161,6 +166,11 @@ impl Forward {
             }
             Err(_) => Err(failed(Answer::EngineTimeout("no connection"))),
         }
+    }
+
+    fn late(&self) -> Answer {
+        self.metrics.failed(Phase::FirstByte);
+        Answer::EngineTimeout("no answer")
     }
 
     fn broke(&self, error: &hyper::Error) -> Answer {
@@ -196,7 +206,7 @@ pub(super) fn names_us(body: &[u8], served: &str) -> bool {
 }
 
 /// Headers of an answer without those that concern the connection to the engine.
-pub(super) fn relayed(mut headers: HeaderMap, keeps_length: bool) -> HeaderMap {
+pub(super) fn relayed(mut headers: HeaderMap, framing: Framing, keeps_length: bool) -> HeaderMap {
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -204,13 +214,14 @@ pub(super) fn relayed(mut headers: HeaderMap, keeps_length: bool) -> HeaderMap {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in listed.iter().chain(&OWN) {
+    let is_own = |name: &&HeaderName| OWN.contains(name) || listed.contains(name);
+    while let Some(name) = headers.keys().find(is_own).cloned() {
         headers.remove(name);
     }
     if !keeps_length {
         headers.remove(CONTENT_LENGTH);
     }
-    if framing(&headers) == Framing::Events {
+    if framing == Framing::Events {
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
@@ -221,10 +232,10 @@ pub(super) fn framing(headers: &HeaderMap) -> Framing {
     if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Framing::Opaque;
     }
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    match kind.split(';').next().unwrap_or_default().trim() {
-        "text/event-stream" => Framing::Events,
-        "application/json" => Framing::Json,
+    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    match kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii() {
+        b"text/event-stream" => Framing::Events,
+        b"application/json" => Framing::Json,
         _ => Framing::Opaque,
     }
 }
@@ -266,7 +277,7 @@ mod tests {
         ] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let relayed = relayed(headers, false);
+        let relayed = relayed(headers, Framing::Events, false);
         let mut names: Vec<&str> = relayed.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["cache-control", "content-type", "x-accel-buffering", "x-kept"]);

@@ -8,7 +8,7 @@ mod places;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 pub use config::{Allowance, InvalidRate, LimitsConfig, Rate};
@@ -90,7 +90,7 @@ struct Rates {
 /// All callers' buckets and places. Shared by all connections.
 #[derive(Debug)]
 pub struct Limits {
-    config: RwLock<Arc<LimitsConfig>>,
+    config: RwLock<LimitsConfig>,
     keys: Mutex<Table<(Tenant, Box<str>), Rates>>,
     unknown: Mutex<Table<Tenant, Bucket>>,
     places: Arc<Mutex<Places>>,
@@ -98,17 +98,16 @@ pub struct Limits {
 
 impl Limits {
     pub fn new(config: LimitsConfig) -> Self {
-        let config = RwLock::new(Arc::new(config));
-        Self { config, keys: Mutex::default(), unknown: Mutex::default(), places: Arc::default() }
+        Self { config: RwLock::new(config), keys: Mutex::default(), unknown: Mutex::default(), places: Arc::default() }
     }
 
-    fn config(&self) -> Arc<LimitsConfig> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn config(&self) -> RwLockReadGuard<'_, LimitsConfig> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on. Every key begins with a full bucket, and nobody loses the place that he has.
     pub fn set(&self, config: LimitsConfig) {
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Table::default();
         *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = Table::default();
     }

@@ -130,7 +130,8 @@ impl Asked {
 
 /// As a JSON string.
 pub(super) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let is_plain = text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
+    if is_plain { format!("\"{text}\"") } else { serde_json::Value::from(text).to_string() }
 }
 
 fn flag(field: &'static str, value: Option<&Value>) -> Result<bool, BadBody> {

@@ -105,6 +105,12 @@ impl Rewriter {
         self.out.split().freeze()
     }
 
+    /// As [`Self::push`] and [`Self::finish`], of a whole body.
+    pub(super) fn whole(&mut self, body: Bytes) -> Bytes {
+        let pushed = self.push(body);
+        if self.held.is_empty() { pushed } else { [pushed, self.finish()].concat().into() }
+    }
+
     pub(super) fn is_events(&self) -> bool {
         self.framing == Framing::Events
     }

@@ -1,5 +1,6 @@
 //! The way of one request.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::Proxy;
@@ -27,7 +29,7 @@ use super::rewrite::{Framing, Rewriter};
 use super::route::Endpoint;
 use super::slots::Slot;
 use super::trace::Trace;
-use super::upstream::Upstream;
+use super::upstream::{Exchange, Upstream};
 
 /// How long an adapter that the engine has lost may take to be there again.
 const HEALING: Duration = Duration::from_secs(30);
@@ -81,14 +83,15 @@ impl Proxy {
         let (endpoint, trace) = (Endpoint::of(head.uri.path()), Trace::of(&head.headers));
         let mut received = Received { begun: Instant::now(), endpoint, head, trace, class: Class::None };
         let span = received.trace.span(endpoint);
-        let answered = self.answer(&mut received, body, has_length).instrument(span).await;
+        let is_framed_twice = has_length && received.head.headers.contains_key(TRANSFER_ENCODING);
+        let answered = self.answer(&mut received, body, is_framed_twice).instrument(span).await;
         let mut response = answered.unwrap_or_else(|answer| {
             tracing::debug!(request = received.trace.id(), code = answer.code(), %answer, "refused");
             answer.response()
         });
         self.metrics.answered(received.class, endpoint, response.status().as_u16());
         received.trace.answer(response.headers_mut());
-        if self.draining.is_cancelled() {
+        if is_framed_twice || self.draining.is_cancelled() {
             close(&mut response);
         }
         response
@@ -106,9 +109,9 @@ impl Proxy {
         self: &Arc<Self>,
         received: &mut Received,
         body: Incoming,
-        has_length: bool,
+        is_framed_twice: bool,
     ) -> Result<Response<Body>, Answer> {
-        if has_length && received.head.headers.contains_key(TRANSFER_ENCODING) {
+        if is_framed_twice {
             let message = "the request has both Content-Length and Transfer-Encoding".to_owned();
             return Err(Answer::BadRequest { message, param: None });
         }
@@ -125,7 +128,7 @@ impl Proxy {
                 _ => Ok(self.capabilities(&caller).await),
             };
         }
-        self.engine()?;
+        self.has_engine()?;
         let stage = self.metrics.enter(State::Reading);
         let taken = self.intake.take(body).await?;
         let caller = caller.map_or_else(|| self.known(&received.head, &taken.body), Ok)?;
@@ -137,19 +140,30 @@ impl Proxy {
         if permit.waited {
             target = self.settled(self.models.resolve(&asked.model, &caller).await, &asked)?;
         }
-        let aborted = permit.aborted.clone().unwrap_or_default();
-        let turn = Turn { caller, asked, target, permit, slot };
-        let response = tokio::select! {
+        let aborted = permit.aborted.clone();
+        let relayed = self.relay(received, Turn { caller, asked, target, permit, slot });
+        let response = match aborted {
+            None => relayed.await,
+            Some(aborted) => self.unless_aborted(&aborted, relayed).await,
+        };
+        // The body is not needed again once the engine has begun to answer.
+        drop(taken.share);
+        response
+    }
+
+    async fn unless_aborted(
+        &self,
+        aborted: &CancellationToken,
+        relayed: impl Future<Output = Result<Response<Body>, Answer>>,
+    ) -> Result<Response<Body>, Answer> {
+        tokio::select! {
             biased;
             () = aborted.cancelled() => {
                 self.metrics.aborted(By::Operator);
                 Err(Answer::Aborted)
             }
-            response = self.relay(received, turn) => response,
-        };
-        // The body is not needed again once the engine has begun to answer.
-        drop(taken.share);
-        response
+            response = relayed => response,
+        }
     }
 
     fn caller(&self, head: &Parts, body: Option<&[u8]>) -> Result<Option<Caller>, Answer> {
@@ -179,15 +193,22 @@ impl Proxy {
     }
 
     fn engine(&self) -> Result<Upstream, Answer> {
-        let retry_after = self.config.retry_after;
-        self.upstream.borrow().clone().ok_or(Answer::NotReady { retry_after })
+        self.upstream.borrow().clone().ok_or_else(|| self.not_ready())
+    }
+
+    fn has_engine(&self) -> Result<(), Answer> {
+        self.upstream.borrow().is_some().then_some(()).ok_or_else(|| self.not_ready())
+    }
+
+    fn not_ready(&self) -> Answer {
+        Answer::NotReady { retry_after: self.config.retry_after }
     }
 
     fn health(&self) -> Result<Response<Body>, Answer> {
         if self.draining.is_cancelled() {
             return Err(Answer::Draining);
         }
-        self.engine().map(|_| Response::new(Body::from(Bytes::new())))
+        self.has_engine().map(|()| Response::new(Body::from(Bytes::new())))
     }
 
     async fn list(&self, caller: &Caller) -> Response<Body> {
@@ -291,7 +312,8 @@ impl Proxy {
                     return Err(Answer::ModelNotFound { model: turn.asked.model });
                 }
             }
-            return Ok(reply(answered.status, relayed(answered.headers, true), error.into()));
+            let framing = framing(&answered.headers);
+            return Ok(reply(answered.status, relayed(answered.headers, framing, true), error.into()));
         }
         drop(stage);
         Ok(self.streamed(answered, turn, received.begun))
@@ -309,20 +331,33 @@ impl Proxy {
         Ok(())
     }
 
-    fn streamed(&self, answered: Answered, turn: Turn, begun: Instant) -> Response<Body> {
-        let Turn { caller, target, permit, slot, .. } = turn;
+    fn streamed(&self, mut answered: Answered, turn: Turn, begun: Instant) -> Response<Body> {
         let framing = framing(&answered.headers);
-        let differ = target.engine_name != target.client_name;
-        let names = differ.then_some((target.engine_name.as_str(), target.client_name.as_str()));
-        let rewriter = Rewriter::new(framing, names);
-        let headers = relayed(answered.headers, !rewriter.changes_length());
-        let stage = self.metrics.enter(if framing == Framing::Events { State::Streaming } else { State::Engine });
+        let Target { engine_name, client_name, .. } = &turn.target;
+        let names = (engine_name != client_name).then_some((engine_name.as_str(), client_name.as_str()));
+        let mut rewriter = Rewriter::new(framing, names);
+        let headers = relayed(answered.headers, framing, !rewriter.changes_length());
+        let whole = if framing == Framing::Events { None } else { answered.exchange.whole() };
+        let body = match whole {
+            Some(body) => {
+                let body = rewriter.whole(body);
+                self.metrics.tokens.inc_by(rewriter.tokens());
+                self.admission.account(&turn.caller, rewriter.tokens());
+                Body::Whole(body)
+            }
+            None => Body::Relay(self.relaying(answered.exchange, rewriter, turn, begun)),
+        };
+        reply(answered.status, headers, body)
+    }
+
+    fn relaying(&self, exchange: Exchange, rewriter: Rewriter, turn: Turn, begun: Instant) -> Box<Relay> {
+        let Turn { caller, target, permit, slot, .. } = turn;
+        let stage = self.metrics.enter(if rewriter.is_events() { State::Streaming } else { State::Engine });
         let held = Held { lease: target.lease, permit: permit.held, slot, stage };
-        let aborted = permit.aborted.map(tokio_util::sync::CancellationToken::cancelled_owned);
         let admission = self.admission.clone();
         let account = Box::new(move |tokens| admission.account(&caller, tokens));
-        let relay = Relay::new(answered.exchange, rewriter, self.config.idle, begun, self.metrics.clone());
-        reply(answered.status, headers, Body::Relay(Box::new(relay.holding(held, aborted, account))))
+        let relay = Relay::new(exchange, rewriter, self.config.idle, begun, self.metrics.clone());
+        Box::new(relay.holding(held, permit.aborted, account))
     }
 }
 

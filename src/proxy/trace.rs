@@ -29,20 +29,21 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let random: [u8; 24] = rand::random();
+        let mut random = [0; 80];
+        HEXLOWER.encode_mut(&rand::random::<[u8; 40]>(), &mut random);
+        let (ours, random) = random.split_at(32);
+        let (trace, span) = random.split_at(32);
         let id = headers.get(REQUEST_ID).filter(|id| is_id(id.as_bytes())).cloned();
-        let id = id.unwrap_or_else(|| value(&HEXLOWER.encode(&random[..16])));
-        let span = HEXLOWER.encode(&random[16..]);
+        let id = id.unwrap_or_else(|| value(ours));
         // A trace that is named twice is named by neither.
         let mut parents = headers.get_all(PARENT).iter();
         let parent =
             parents.next().filter(|_| parents.next().is_none()).and_then(|parent| Parent::parse(parent.as_bytes()));
         let state = headers.get(STATE).filter(|state| parent.is_some() && state.len() <= MAX_STATE).cloned();
-        let given = parent.as_ref().and_then(|_| headers.get(PARENT).cloned());
-        let parent = match parent {
-            Some(Parent { trace, flags }) => value(&format!("00-{trace}-{span}-{flags}")),
-            None => value(&format!("00-{}-{span}-00", HEXLOWER.encode(&rand::random::<[u8; 16]>()))),
-        };
+        let given = headers.get(PARENT).filter(|_| parent.is_some()).cloned();
+        let theirs = parent.as_ref().map(|parent| (parent.trace.as_bytes(), parent.flags.as_bytes()));
+        let (trace, flags) = theirs.unwrap_or((trace, b"00"));
+        let parent = value(&[&b"00"[..], trace, span, flags].join(&b'-'));
         Self { id, given, parent, state }
     }
 
@@ -52,7 +53,7 @@ impl Trace {
         let span =
             tracing::debug_span!(target: trace::OPERATIONS, "request", request = self.id(), ?endpoint, traceparent);
         if let Some(context) = trace::of(&span) {
-            self.parent = value(&context.to_string());
+            self.parent = value(context.to_string().as_bytes());
         }
         span
     }
@@ -75,8 +76,8 @@ impl Trace {
 }
 
 /// Of hex digits and dashes.
-fn value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+fn value(text: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn is_id(id: &[u8]) -> bool {

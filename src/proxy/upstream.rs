@@ -19,6 +19,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
+use super::alarm::Alarm;
+use super::gather::Gather;
 use crate::engine::{Address, Secret};
 
 /// Of the head of an engine's answer, and what is read of its body at a time.
@@ -35,13 +37,21 @@ pub struct Upstream {
 
 pub(super) type Ask = Request<Full<Bytes>>;
 
-type Io = TokioIo<Either<UnixStream, TcpStream>>;
+type Io = TokioIo<Gather<Either<UnixStream, TcpStream>>>;
 
 /// One connection to the engine.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
-    driver: Connection<Io, Full<Bytes>>,
-    over: bool,
+    /// None once the connection has ended.
+    driver: Option<Connection<Io, Full<Bytes>>>,
+    alarm: Alarm,
+}
+
+/// Why there is no answer.
+pub(super) enum Unanswered {
+    Late,
+    /// With the request, if nothing of it was sent.
+    Broken(Box<TrySendError<Ask>>),
 }
 
 impl Link {
@@ -49,34 +59,51 @@ impl Link {
         let stream = address.connect().await?;
         let mut builder = http1::Builder::new();
         let (sender, driver) =
-            builder.max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        Ok(Box::new(Self { sender, driver, over: false }))
+            builder.max_buf_size(MAX_BUFFER).handshake(TokioIo::new(Gather(stream))).await.map_err(io::Error::other)?;
+        Ok(Box::new(Self { sender, driver: Some(driver), alarm: Alarm::default() }))
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
-        self.over = self.over || Pin::new(&mut self.driver).poll(cx).is_ready();
+        drive(&mut self.driver, cx);
+    }
+
+    /// Whether the driver has seen the end of the last answer.
+    fn is_done(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
     }
 
     /// Whether the next request can be sent: the last answer has ended, and the engine has not closed its side.
     fn is_free(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        !self.over && self.sender.is_ready()
+        self.drive(&mut unwoken());
+        self.is_done()
     }
 
     /// The head of the answer.
-    pub(super) async fn ask(&mut self, request: Ask) -> Result<Response<Incoming>, Box<TrySendError<Ask>>> {
-        let mut answer = pin!(self.sender.try_send_request(request));
+    pub(super) async fn ask(&mut self, request: Ask, due: Instant) -> Result<Response<Incoming>, Unanswered> {
+        let Self { sender, driver, alarm } = self;
+        let mut answer = pin!(sender.try_send_request(request));
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer.map_err(Box::new));
+            drive(driver, cx);
+            // It is there or not: only the driver brings it, so nobody has to be woken for it.
+            match answer.as_mut().poll(&mut unwoken()) {
+                Poll::Ready(answer) => Poll::Ready(answer.map_err(|error| Unanswered::Broken(Box::new(error)))),
+                Poll::Pending => alarm.poll(cx, due).map(|()| Err(Unanswered::Late)),
             }
-            if !self.over {
-                self.over = Pin::new(&mut self.driver).poll(cx).is_ready();
-            }
-            answer.as_mut().poll(cx).map_err(Box::new)
         })
         .await
     }
+}
+
+/// An ended connection is dropped, which tells everybody who waits for it.
+fn drive(driver: &mut Option<Connection<Io, Full<Bytes>>>, cx: &mut Context<'_>) {
+    if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+        *driver = None;
+    }
+}
+
+/// For what is polled again anyway before the task waits.
+fn unwoken<'w>() -> Context<'w> {
+    Context::from_waker(Waker::noop())
 }
 
 /// Connections that wait for the next request, the latest used last.
@@ -113,7 +140,7 @@ impl Pool {
     }
 
     fn put(&self, epoch: u64, mut link: Box<Link>) {
-        if !link.is_free() {
+        if !link.is_done() && !link.is_free() {
             return;
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +164,8 @@ impl Pool {
 /// The body of an answer, and the connection that it comes over; the pool gets that back at the end.
 pub(super) struct Exchange {
     body: Incoming,
+    /// What [`Self::whole`] has found.
+    found: Option<Result<Bytes, hyper::Error>>,
     link: Option<Box<Link>>,
     pool: Arc<Pool>,
     epoch: u64,
@@ -144,15 +173,40 @@ pub(super) struct Exchange {
 
 impl Exchange {
     pub(super) fn new(body: Incoming, link: Box<Link>, pool: Arc<Pool>, epoch: u64) -> Self {
-        let mut exchange = Self { body, link: Some(link), pool, epoch };
+        let mut exchange = Self { body, found: None, link: Some(link), pool, epoch };
         exchange.end_if_over();
         exchange
     }
 
+    /// A body that has come with its head, as short ones do.
+    pub(super) fn whole(&mut self) -> Option<Bytes> {
+        self.body.size_hint().exact()?;
+        let Poll::Ready(Some(frame)) = Pin::new(&mut self.body).poll_frame(&mut unwoken()) else { return None };
+        let found = frame.map(|frame| frame.into_data().unwrap_or_default());
+        match found {
+            Ok(data) if self.body.is_end_stream() => {
+                self.give_back();
+                Some(data)
+            }
+            found => {
+                self.found = Some(found);
+                None
+            }
+        }
+    }
+
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, hyper::Error>>> {
-        let mut driven = false;
+        if let Some(found) = self.found.take() {
+            if found.is_err() {
+                self.link = None;
+            }
+            return Poll::Ready(Some(found));
+        }
+        // Whoever takes a piece wakes the driver, and the driver whoever takes pieces: both are here. Only the last look
+        // before the task waits leaves its waker.
+        let mut wakers = [unwoken(), Context::from_waker(cx.waker())].into_iter();
         loop {
-            match Pin::new(&mut self.body).poll_frame(cx) {
+            match Pin::new(&mut self.body).poll_frame(&mut unwoken()) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     self.end_if_over();
@@ -166,13 +220,10 @@ impl Exchange {
                     self.give_back();
                     return Poll::Ready(None);
                 }
-                Poll::Pending if driven => return Poll::Pending,
-                Poll::Pending => {
-                    if let Some(link) = &mut self.link {
-                        link.drive(cx);
-                    }
-                    driven = true;
-                }
+                Poll::Pending => match (wakers.next(), &mut self.link) {
+                    (Some(mut cx), Some(link)) => link.drive(&mut cx),
+                    _ => return Poll::Pending,
+                },
             }
         }
     }
@@ -188,6 +239,11 @@ impl Exchange {
         if let Some(link) = self.link.take() {
             self.pool.put(self.epoch, link);
         }
+    }
+
+    /// After [`Self::poll_data`] had nothing: whether `due` has passed.
+    pub(super) fn is_late(&mut self, cx: &mut Context<'_>, due: Instant) -> bool {
+        self.link.as_mut().is_some_and(|link| link.alarm.poll(cx, due).is_ready())
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `GET /admin/v1/health` | the engine, adapters by state and tier, requests in flight |
 //! | `GET /admin/v1/engine`, `POST .../restart`, `.../stop`, `.../start` | the engine; requests under way end first |
+//! | `GET /admin/v1/config` | `{"toml": "..."}`: the configuration in force, every key at its value |
 //! | `GET /admin/v1/capacity` | slots for adapters and requests: all, used, free |
 //! | `GET /admin/v1/adapters`, `GET .../{name}` | what there is of each |
 //! | `POST /admin/v1/adapters/{name}/load`, `unload`, `pin`, `unpin` | before anybody asks; until it is loaded again; to stay |
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 
 use self::http::{Answers, Asked, failed};
 use super::adapters::{AdapterStatus, Adapters, OrderError};
-use super::serving::Catalogue;
+use super::serving::{Catalogue, Effective};
 use super::target::Say;
 use crate::adapters::{Address, Alias};
 use crate::engine::Supervisor;
@@ -44,7 +45,7 @@ pub(super) struct Admin {
 impl Admin {
     /// For this user and root.
     pub(super) async fn bind(socket: PathBuf) -> Result<Listener, SocketError> {
-        Listener::bind(&SocketConfig { socket, allow_uids: Vec::new() }).await
+        Listener::bind(&SocketConfig { socket, ..SocketConfig::default() }).await
     }
 
     pub(super) fn serve(mut listener: Listener, control: Control, say: &Say) -> Self {
@@ -67,6 +68,7 @@ pub(super) struct Control {
     catalogue: Arc<Catalogue>,
     /// Absent where somebody else runs the engine.
     supervisor: Option<Arc<Supervisor>>,
+    config: Effective,
 }
 
 type Answer = Result<Value, Reply>;
@@ -81,8 +83,13 @@ impl Answers for Control {
 }
 
 impl Control {
-    pub(super) fn new(access: Arc<Access>, catalogue: Arc<Catalogue>, supervisor: Option<Arc<Supervisor>>) -> Self {
-        Self { access, catalogue, supervisor }
+    pub(super) fn new(
+        access: Arc<Access>,
+        catalogue: Arc<Catalogue>,
+        supervisor: Option<Arc<Supervisor>>,
+        config: Effective,
+    ) -> Self {
+        Self { access, catalogue, supervisor, config }
     }
 
     async fn route(&self, asked: &Asked) -> Answer {
@@ -90,6 +97,7 @@ impl Control {
         let parts: Vec<&str> = path.split('/').collect();
         match (asked.method.as_str(), parts.as_slice()) {
             ("GET", ["health"]) => Ok(self.health()),
+            ("GET", ["config"]) => self.config(),
             ("GET", ["capacity"]) => Ok(self.capacity()),
             ("GET", ["engine"]) => Ok(self.engine()),
             ("POST", ["engine", order]) => self.order(order),
@@ -132,6 +140,12 @@ impl Control {
             "adapters": {"known": statuses.len(), "by_state": by_state, "tiers": {"engine": registered, "disk": on_disk}},
             "requests": {"in_flight": requests, "waiting": self.access.limits().taken(Place::Waiter)},
         })
+    }
+
+    fn config(&self) -> Answer {
+        let toml = self.config.as_toml();
+        let toml = toml.map_err(|error| failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))?;
+        Ok(json!({"toml": toml}))
     }
 
     fn capacity(&self) -> Value {

@@ -16,7 +16,7 @@ use super::quarantine::Release;
 use super::records::{Records, RecordsError};
 use super::target::Say;
 use crate::artifact::RelPath;
-use crate::digest::KeyId;
+use crate::digest::{ArtifactId, KeyId};
 use crate::identity::{Policy, Refusal};
 use crate::install::{CacheRoot, InstallError, LockError};
 use crate::local::chain;
@@ -89,28 +89,39 @@ pub(super) fn add(root: &Path, admission: Admission) -> Result<(), RecordsError>
     let records = Records::make(root)?;
     let _lock = records.lock(LOCK)?;
     let mut all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
-    match all.iter_mut().find(|known| known.is_of(&admission)) {
-        Some(known) => {
+    let newest = match all.iter().position(|known| known.is_of(&admission)) {
+        Some(at) => {
+            let mut known = all.remove(at);
             known.entries.extend(admission.entries);
-            known.used = false;
+            Admission { used: false, ..known }
         }
-        None => all.push(admission),
-    }
+        None => admission,
+    };
+    all.push(newest);
     let surplus = all.len().saturating_sub(MAX_ADMISSIONS);
     all.drain(..surplus);
-    records.write(FILE, &all)
+    loop {
+        match records.write(FILE, &all) {
+            // Else nothing could be installed here any more.
+            Err(RecordsError::TooLarge { .. }) if all.len() > 1 => drop(all.drain(..all.len() / 2)),
+            written => return written,
+        }
+    }
 }
 
-/// An engine is about to be started. Blocking.
-pub(super) fn mark_used(root: &Path) -> Result<(), RecordsError> {
-    let Some(records) = Records::find(root)? else { return Ok(()) };
+/// An artifact, and the keys of the signers that let it in.
+pub(super) type Used = (ArtifactId, Vec<KeyId>);
+
+/// An engine is about to be started: what it may read, oldest first. Blocking.
+pub(super) fn mark_used(root: &Path) -> Result<Vec<Used>, RecordsError> {
+    let Some(records) = Records::find(root)? else { return Ok(Vec::new()) };
     let _lock = records.lock(LOCK)?;
     let mut all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
-    if all.iter().all(|admission| admission.used) {
-        return Ok(());
+    if !all.iter().all(|admission| admission.used) {
+        all.iter_mut().for_each(|admission| admission.used = true);
+        records.write(FILE, &all)?;
     }
-    all.iter_mut().for_each(|admission| admission.used = true);
-    records.write(FILE, &all)
+    Ok(all.into_iter().map(|admission| (admission.release.artifact, admission.keys)).collect())
 }
 
 /// Asks `policy` again; what it does not confirm is taken away. Blocking.
@@ -164,17 +175,20 @@ pub(super) async fn withdraw(root: PathBuf, policy: Arc<Policy>, whose: Whose, s
     Vec::new()
 }
 
-/// Marks what is below `roots` as used; a record that cannot be written costs a later removal while an engine runs.
-pub(super) async fn use_all(roots: Vec<PathBuf>) {
+/// Marks what is below `roots` as used, and tells it; a record that cannot be written costs a later removal while an engine
+/// runs.
+pub(super) async fn use_all(roots: Vec<PathBuf>) -> Vec<Used> {
     let marking = tokio::task::spawn_blocking(move || {
-        for root in &roots {
-            if let Err(error) = mark_used(root) {
+        let mark = |root: &PathBuf| {
+            mark_used(root).unwrap_or_else(|error| {
                 tracing::warn!(%error, "what is used is not recorded");
-            }
-        }
+                Vec::new()
+            })
+        };
+        roots.iter().flat_map(mark).collect()
     });
     // It goes on by itself where it takes longer.
-    let _ = timeout(PATIENCE, marking).await;
+    timeout(PATIENCE, marking).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
 }
 
 #[cfg(test)]

@@ -13,17 +13,19 @@ use rustix::fs::{Access, access};
 use serde::Serialize;
 use tokio::time::timeout;
 
-pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, diagnose};
+pub use self::diagnosis::{Answers, Described, Diagnosis, Finding, Near, Neighbour, Offered, Rules, diagnose};
 use super::last_start::LastStart;
 use super::outlook::{Inquiry, Outlook};
+use super::quarantine::Quarantine;
 use super::target::Target;
 use super::trust::Trust;
 use crate::caches::{CacheFamily, Directories, Environment, Launch, survey};
-use crate::digest::{IdentityId, KeyId};
+use crate::digest::{ArtifactId, IdentityId, KeyId};
 use crate::engine;
 use crate::identity::UnixTime;
-use crate::local::{Client, chain};
+use crate::local::{Client, FleetPart, chain};
 use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
+use crate::protocol::report::ProblemKind;
 
 /// What to look at, and how long.
 #[derive(Debug, Clone)]
@@ -86,7 +88,9 @@ impl Doctor {
                 None
             }
         };
-        found.families = diagnose(&outlook, &canonical, answers.as_ref(), policy);
+        let quarantine = found.quarantine(root.clone(), self.timeout).await;
+        let rules = Rules { policy, quarantine: Some(&quarantine) };
+        found.families = diagnose(&outlook, &canonical, answers.as_ref(), rules);
         found.look(&outlook, root, &canonical, self.timeout).await;
         found
     }
@@ -126,6 +130,7 @@ impl Doctor {
         let asked = timeout(self.timeout, async {
             let client = Client::connect(&self.target.socket).await.map_err(|error| error.to_string())?;
             problems.extend(self.trust.ask(&client, self.timeout).await.err());
+            problems.extend(of_certificate(&client).await);
             ask(&client, outlook, problems).await
         });
         match asked.await.unwrap_or_else(|_| Err(format!("the agent did not answer within {:?}", self.timeout))) {
@@ -136,6 +141,14 @@ impl Doctor {
             }
         }
     }
+}
+
+/// What the agent says of its certificate: with a bad one no other node speaks with it.
+async fn of_certificate(client: &Client) -> Vec<String> {
+    let nodes = client.fleet(FleetPart::Here).await.map(|here| here.nodes).unwrap_or_default();
+    let own = nodes.into_iter().filter_map(|node| node.report).flat_map(|report| report.problems);
+    let own = own.filter(|problem| problem.kind == ProblemKind::Certificate);
+    own.map(|problem| format!("the agent: {}. {}", problem.text.as_str(), problem.way_out.as_str())).collect()
 }
 
 /// What the agent, and through it the directory and other holders, have of these families and what nearly fits.
@@ -167,8 +180,10 @@ pub async fn ask(client: &Client, outlook: &Outlook, problems: &mut Vec<String>)
 
 fn offered(told: FoundArtifact) -> Option<Offered> {
     Some(Offered {
+        artifact: ArtifactId::try_from(&told.artifact_id[..]).ok()?,
         identity: IdentityId::try_from(&told.identity[..]).ok()?,
         subject: told.subject,
+        generation: told.generation,
         created: UnixTime::from_seconds(told.created_s),
         bytes: told.size,
         signer: KeyId::try_from(&told.signer[..]).ok()?,
@@ -213,6 +228,19 @@ fn look(roots: Vec<(&'static CacheFamily, PathBuf)>, root: Option<&Path>) -> Loo
 }
 
 impl Examination {
+    /// What these caches do not take again.
+    async fn quarantine(&mut self, root: Option<PathBuf>, limit: Duration) -> Quarantine {
+        let Some(root) = root else { return Quarantine::default() };
+        let loaded = timeout(limit, tokio::task::spawn_blocking(move || Quarantine::load(&root))).await;
+        let trouble = match loaded {
+            Ok(Ok(Ok(quarantine))) => return quarantine,
+            Ok(Ok(Err(error))) => chain(&error),
+            Ok(Err(_)) | Err(_) => format!("not read within {limit:?}"),
+        };
+        self.problems.push(format!("the quarantine is not known: {trouble}"));
+        Quarantine::default()
+    }
+
     /// What is installed already, whether more could be, and what came of the last start.
     async fn look(
         &mut self,

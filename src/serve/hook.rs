@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::time::{timeout, timeout_at};
 
-use super::admissions::Whose;
 use super::publishing::{Publishing, Unpublished};
 use super::quarantine::Quarantine;
 use super::records::{Records, RecordsError};
@@ -86,7 +85,11 @@ pub async fn warm(job: Warm, say: &Say) -> Warming {
     let brought = bring(&job, &mut site, begun, say).await;
     let (cold, warmed) = match brought {
         Ok(warmed) => (None, warmed),
-        Err(reason) => (Some(reason), Vec::new()),
+        Err(reason) => {
+            // A cold start may find what an earlier one has brought.
+            job.trust.withdraw_all(&trust::roots(&site.environment), None, say).await;
+            (Some(reason), Vec::new())
+        }
     };
     let families = warmed.into_iter().map(|one| FamilyWarming {
         family: one.prospect.family.name,
@@ -112,7 +115,7 @@ async fn bring(job: &Warm, site: &mut Site, begun: Instant, say: &Say) -> Result
         say(&format!("no news of the trust policy: {reason}"));
     }
     let roots = trust::roots(&site.environment);
-    job.trust.withdraw(&roots, Whose::Everybodys, Some(&client), say).await;
+    job.trust.withdraw_all(&roots, Some(&client), say).await;
     let terms = Terms {
         policy: job.trust.policy()?,
         quarantine: Arc::new(timeout(left(), quarantine(site.root.clone(), say)).await.map_err(over)?),

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::artifact::{Base, BuildError, Chunk, ManifestError, Outputs, SignedManifest};
+use crate::artifact::{Base, BuildError, Chunk, ManifestError, Outputs, SignedManifest, Tree};
 use crate::caches::SnapshotError;
 use crate::digest::Digest;
 use crate::local::{Client, ClientError, Publication, chain};
@@ -121,7 +121,8 @@ fn capture<P: Fn(u64) + Sync>(
     let base = base.map(|base| Base { manifest: base.manifest(), has_chunk: &|_| true });
     let store = |chunk: &Chunk, encoded: &[u8]| output.chunk(chunk, encoded);
     let progress = |bytes| output.read(bytes);
-    let taken = match publication.capture(base.as_ref(), &Outputs { store: &store, progress: &progress }) {
+    let tree = Tree::open(&publication.directory).map_err(|error| SnapshotError::Scan(error.into()))?;
+    let taken = match publication.capture(&tree, base.as_ref(), &Outputs { store: &store, progress: &progress }) {
         Err(SnapshotError::Build(BuildError::Sink(_))) => return Err(PushError::NoAnswer),
         taken => taken?,
     };

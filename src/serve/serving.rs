@@ -15,8 +15,9 @@ mod config;
 mod entrance;
 mod fleet;
 mod ownership;
-mod pace;
 mod registry;
+mod reload;
+mod report;
 mod starts;
 
 use std::io;
@@ -49,6 +50,7 @@ use crate::proxy::{self, Access, Proxy, Server, Upstream, access};
 use crate::telemetry::{MetricsServer, Registry};
 
 pub(super) use self::catalogue::Catalogue;
+pub(super) use self::reload::Effective;
 pub use config::{Preparation, ServeConfig};
 
 /// For what is left when requests and engine are gone.
@@ -105,6 +107,7 @@ pub struct Serving {
     supervisor: Option<Arc<Supervisor>>,
     catalogue: Arc<Catalogue>,
     access: Arc<Access>,
+    effective: Effective,
     admin: Admin,
     metrics: Option<MetricsServer>,
     tasks: Tasks,
@@ -171,7 +174,8 @@ impl Serving {
         let socket = config.admin.clone().unwrap_or_else(|| state.join("admin.sock"));
         let admin = Admin::bind(socket).await?;
         let metrics_server = metrics_server(&config, registry).await?;
-        tasks.spawn("pace", pace::tell(Arc::downgrade(&proxy), known.socket.clone()));
+        let (catalogue_now, socket) = (catalogue.clone(), known.socket.clone());
+        tasks.spawn("report", report::tell(Arc::downgrade(&proxy), catalogue_now, upstream.clone(), socket));
         let supervisor = engine.run(&config, &state, &proxy, metrics.engine, &tasks, upstream_sender);
         let (trust, agent, roots, told) = (known.trust.clone(), known.socket.clone(), known.roots.clone(), say.clone());
         tasks.spawn("trust", async move { trust.watch(&agent, &roots, &told).await });
@@ -187,19 +191,13 @@ impl Serving {
             say: say.clone(),
         };
         tasks.spawn("catalogue", begin.run(catalogue.clone()));
-        let admin = Admin::serve(admin, Control::new(access.clone(), catalogue.clone(), supervisor.clone()), &say);
         let drain_deadline = config.drain_deadline;
+        let effective = Effective::new(config);
+        let control = Control::new(access.clone(), catalogue.clone(), supervisor.clone(), effective.clone());
+        let admin = Admin::serve(admin, control, &say);
         let metrics = metrics_server;
         metrics.iter().for_each(|metrics| metrics.set_ready(true));
-        Ok(Self { server, proxy, supervisor, catalogue, access, admin, metrics, tasks, drain_deadline })
-    }
-
-    /// Takes limits, and reads the files of API keys and key sets again. On an error nothing is changed but what was read
-    /// before it.
-    pub fn reload(&self, config: &ServeConfig) -> Result<(), AuthError> {
-        self.access.authenticator().reload()?;
-        self.access.limits().set(config.limits.clone());
-        Ok(())
+        Ok(Self { server, proxy, supervisor, catalogue, access, effective, admin, metrics, tasks, drain_deadline })
     }
 
     pub fn addr(&self) -> SocketAddr {

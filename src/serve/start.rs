@@ -22,7 +22,7 @@ use self::history::{Current, History};
 pub use self::proof::{FamilyProof, Proof};
 use self::reporting::Reporting;
 use self::trial::{End, Kind};
-use super::admissions::{self, Whose};
+use super::admissions::{self, Used};
 use super::last_start::LastStart;
 use super::outlook::Prospect;
 use super::publishing::Publishing;
@@ -151,7 +151,9 @@ impl Plan {
 
     /// Whatever was installed, now or before: what the newest policy revokes is taken away. If the agent does not answer in
     /// time, the newest policy that is known decides.
-    async fn ask_again(&self, spec: &Spec, left: Duration, say: &Say) {
+    ///
+    /// What is left, and the engine may read.
+    async fn ask_again(&self, spec: &Spec, left: Duration, say: &Say) -> Vec<Used> {
         let asked = match &self.client {
             Some(client) => spec.trust.ask(client, left).await,
             // A cold start may find what an earlier one has brought.
@@ -164,18 +166,18 @@ impl Plan {
             say(&format!("the trust policy was not asked again before the start: {reason}"));
         }
         let roots = trust::roots(&self.site.environment);
-        spec.trust.withdraw(&roots, Whose::Everybodys, self.client.as_ref(), say).await;
-        admissions::use_all(roots).await;
+        spec.trust.withdraw_all(&roots, self.client.as_ref(), say).await;
+        admissions::use_all(roots).await
     }
 
     /// The engine is about to be started.
     pub(super) async fn begin(mut self, spec: Arc<Spec>, begun: Instant, say: Say) -> Start {
         let left = spec.budget.saturating_sub(begun.elapsed()).max(LEAST_LOOK);
-        self.ask_again(&spec, left, &say).await;
+        let used = self.ask_again(&spec, left, &say).await;
         self.look_at_roots(spec.budget.saturating_sub(begun.elapsed()), warming::look, &say).await;
         let kind = self.history.start;
         let current = std::mem::take(&mut self.history).begin(&self.warmed, &say).await;
-        let reporting = Reporting::new(self.client.clone(), kind, begun.elapsed(), spec.budget);
+        let reporting = Reporting::new(self.client.clone(), kind, begun.elapsed(), spec.budget, used);
         say(&format!("starting the engine after {:.2} s", begun.elapsed().as_secs_f64()));
         let start = std::mem::replace(&mut self.span, Span::none());
         let engine = tracing::debug_span!(target: trace::OPERATIONS, parent: &start, "engine start");

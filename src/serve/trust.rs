@@ -131,8 +131,14 @@ impl Trust {
         }
     }
 
+    /// Before an engine may read it: takes away all that is installed below `roots` and is revoked by the newest policy that
+    /// is known. With a `client` the agent's audit log has it.
+    pub async fn withdraw_all(&self, roots: &[PathBuf], client: Option<&Client>, say: &Say) {
+        self.withdraw(roots, Whose::Everybodys, client, say).await;
+    }
+
     /// Takes away what is installed below `roots` and is revoked by the newest policy that is known.
-    pub(super) async fn withdraw(&self, roots: &[PathBuf], whose: Whose, client: Option<&Client>, say: &Say) {
+    async fn withdraw(&self, roots: &[PathBuf], whose: Whose, client: Option<&Client>, say: &Say) {
         let Ok(policy) = self.known() else { return };
         let mut events = Vec::new();
         for root in roots {

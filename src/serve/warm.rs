@@ -325,6 +325,7 @@ impl Attempt<'_> {
                 report.installed = done.installed.len();
                 report.added.clone_from(&done.installed);
                 report.existing = done.existing.len();
+                report.in_the_way.clone_from(&done.in_the_way);
                 report.files = done.files;
                 report.bytes = done.bytes;
             }

@@ -233,9 +233,11 @@ fn line(warmed: &Warmed) -> String {
         Verdict::Shared => format!("{name}: warm: another process has just installed it into {root}"),
         Verdict::Installed => {
             let sum = |of: fn(&warm::ArtifactReport) -> u64| report.artifacts.iter().map(of).sum::<u64>();
+            let blocked = report.artifacts.iter().flat_map(|artifact| &artifact.in_the_way);
+            let blocked: String = blocked.map(|path| format!("; something else is in the way of {path}")).collect();
             let left_out: String = report.quarantined.iter().map(|reason| format!("; left out: {reason}")).collect();
             format!(
-                "{name}: warm: {} entries installed into {root}, {} there before ({} files, {:.1} MB; {:.1} MB over the wire) in {:.2} s{left_out}",
+                "{name}: warm: {} entries installed into {root}, {} there before ({} files, {:.1} MB; {:.1} MB over the wire) in {:.2} s{left_out}{blocked}",
                 sum(|artifact| artifact.installed as u64),
                 sum(|artifact| artifact.existing as u64),
                 sum(|artifact| artifact.files),

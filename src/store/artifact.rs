@@ -53,6 +53,7 @@ pub struct Artifact {
     have: Box<[AtomicU64]>,
     progress: watch::Sender<Progress>,
     pub(super) pinned: AtomicBool,
+    revoked: AtomicBool,
     last_used_s: AtomicU64,
     holds: AtomicUsize,
 }
@@ -69,6 +70,7 @@ impl Artifact {
             have: (0..words).map(|_| AtomicU64::new(0)).collect(),
             progress: watch::Sender::new(Progress { state: State::Partial, chunks: 0, bytes: 0 }),
             pinned: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
             last_used_s: AtomicU64::new(last_used.seconds()),
             holds: AtomicUsize::new(0),
             signed,
@@ -145,6 +147,16 @@ impl Artifact {
 
     pub fn is_pinned(&self) -> bool {
         self.pinned.load(Ordering::Acquire)
+    }
+
+    /// As [`Artifact::set_revoked`] was told last.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Whether the trust policy revokes it: then it is the first to go.
+    pub fn set_revoked(&self, revoked: bool) {
+        self.revoked.store(revoked, Ordering::Release);
     }
 
     pub fn last_used(&self) -> UnixTime {

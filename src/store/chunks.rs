@@ -46,6 +46,23 @@ impl Store {
         Ok(new)
     }
 
+    /// As [`Store::put_chunk`], for one for whom no room was made: chunks of no artifact whose time is over go for it.
+    pub fn put_new_chunk(&self, digest: &Digest, encoded: &[u8]) -> Result<bool, StoreError> {
+        match self.put_chunk(digest, encoded) {
+            Err(error) if error.is_no_space() => match self.sweep() {
+                0 => Err(error),
+                _ => self.put_chunk(digest, encoded),
+            },
+            put => put,
+        }
+    }
+
+    /// Chunks that were brought at these times for an artifact that will not come: they are the first to go, unless an
+    /// artifact has them, or somebody brought them again.
+    pub fn abandon(&self, brought: &[(Digest, UnixTime)]) {
+        brought.iter().for_each(|(digest, at)| self.shared.index.abandon(digest, *at));
+    }
+
     pub fn has_chunk(&self, digest: &Digest) -> bool {
         self.shared.index.file(digest).is_some()
     }

@@ -11,6 +11,8 @@ pub struct Candidate {
     /// share counts for the one used last, and a chunk shared with one that must stay counts for none.
     pub bytes: u64,
     pub last_used: UnixTime,
+    /// By the trust policy: nobody may use it.
+    pub revoked: bool,
     pub pinned: bool,
     pub in_use: bool,
 }
@@ -20,13 +22,13 @@ impl Candidate {
         !self.pinned && !self.in_use
     }
 
-    /// Least recently used first; ids decide ties, so that the order is one.
-    pub fn order(&self) -> (UnixTime, ArtifactId) {
-        (self.last_used, self.id)
+    /// What is revoked first, then the least recently used; ids decide ties, so that the order is one.
+    pub fn order(&self) -> (bool, UnixTime, ArtifactId) {
+        (!self.revoked, self.last_used, self.id)
     }
 }
 
-/// The least recently used artifacts that together free `need` bytes, or all that free anything if that is not enough.
+/// The first artifacts of that order that together free `need` bytes, or all that free anything if that is not enough.
 /// None of the chosen could be left out.
 pub fn decide(inventory: &[Candidate], need: u64) -> Vec<ArtifactId> {
     let mut order: Vec<&Candidate> = inventory.iter().filter(|one| one.may_go() && one.bytes > 0).collect();
@@ -60,7 +62,7 @@ mod tests {
 
     fn candidate(name: u8, bytes: u64, last_used: u64) -> Candidate {
         let last_used = UnixTime::from_seconds(last_used);
-        Candidate { id: ArtifactId::of(&[name]), bytes, last_used, pinned: false, in_use: false }
+        Candidate { id: ArtifactId::of(&[name]), bytes, last_used, revoked: false, pinned: false, in_use: false }
     }
 
     fn ids(names: &[u8]) -> Vec<ArtifactId> {
@@ -76,6 +78,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_revoked_goes_before_all_that_is_older() {
+        let revoked = Candidate { revoked: true, ..candidate(1, 10, 300) };
+        let inventory = [revoked, candidate(2, 10, 100), candidate(3, 10, 200)];
+        assert_eq!(decide(&inventory, 1), ids(&[1]));
+        assert_eq!(decide(&inventory, 11), ids(&[1, 2]));
+    }
+
+    #[test]
     fn a_small_old_one_stays_if_a_large_one_must_go_anyway() {
         let inventory = [candidate(1, 1, 100), candidate(2, 1000, 200), candidate(3, 1000, 300)];
         assert_eq!(decide(&inventory, 1000), ids(&[2]));
@@ -83,10 +93,12 @@ mod tests {
     }
 
     fn inventories() -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0..2000u64, 0..20u64, prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+        let flag = || prop::bool::weighted(0.2);
+        let one = (0..2000u64, 0..20u64, flag(), flag(), flag());
         prop::collection::vec(one, 0..20).prop_map(|all| {
             let with_name = all.into_iter().zip(0..);
-            let build = |((bytes, last_used, pinned, in_use), name)| Candidate {
+            let build = |((bytes, last_used, revoked, pinned, in_use), name)| Candidate {
+                revoked,
                 pinned,
                 in_use,
                 ..candidate(name, bytes, last_used)

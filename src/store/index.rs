@@ -173,6 +173,16 @@ impl Index {
         (chunks, bytes)
     }
 
+    /// Ends the grace of a chunk that no artifact uses, and that nobody brought after `brought`.
+    pub(super) fn abandon(&self, digest: &Digest, brought: UnixTime) {
+        if let Some(entry) = self.shard(digest).get_mut(digest)
+            && entry.users.is_empty()
+            && entry.brought <= brought
+        {
+            entry.brought = UnixTime::from_seconds(0);
+        }
+    }
+
     /// Visits every chunk file with its length and the artifacts that use it.
     pub(super) fn visit(&self, mut visit: impl FnMut(u64, &mut dyn Iterator<Item = &Arc<Artifact>>)) {
         for shard in &self.shards {

@@ -2,16 +2,16 @@
 //! listed.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use tokio::sync::watch;
 
 use super::artifact::{Artifact, Role, State};
@@ -20,7 +20,7 @@ use super::layout::Layout;
 use super::{Config, Limits, Metrics, Shared, Store, StoreError, chunks, space};
 use crate::artifact::{MAX_ENVELOPE, SignedManifest};
 use crate::digest::{ArtifactId, Digest};
-use crate::durable;
+use crate::durable::{self, Lock, LockError};
 use crate::identity::UnixTime;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -170,50 +170,12 @@ fn own_directory(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The right to be the one process that uses the store.
-#[derive(Debug)]
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    /// Closing is not enough: a child that is being spawned has a copy of the file until it executes.
-    fn drop(&mut self) {
-        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
-            tracing::warn!(%error, "unlock the store");
-        }
-    }
-}
-
-/// The file is never unlinked, so there is only one lock.
 fn lock(layout: &Layout) -> Result<Lock, StoreError> {
     let path = layout.lock();
-    let failed = |error: io::Error| StoreError::io("lock", &path, error);
-    let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(no_follow)
-        .open(&path)
-        .map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // The holder may be about to write it.
-            let known = (&file).take(16).read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-            let pid = if known { holder.trim().to_owned() } else { "(unknown)".to_owned() };
-            return Err(StoreError::Locked { path: layout.root().to_owned(), pid });
-        }
-        Err(errno) => return Err(failed(errno.into())),
-    }
-    let pid = format!("{}\n", std::process::id());
-    if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(pid.as_bytes())) {
-        // The lock holds without it, also on a full disk; only the message to others is poorer.
-        tracing::warn!(path = %path.display(), %error, "write process id");
-    }
-    Ok(Lock(file))
+    Lock::take(&path).map_err(|error| match error {
+        LockError::Held { pid } => StoreError::Locked { path: layout.root().to_owned(), pid },
+        LockError::Io(error) => StoreError::io("lock", &path, error),
+    })
 }
 
 fn make_directories(layout: &Layout) -> Result<(), StoreError> {

@@ -38,14 +38,17 @@ impl Store {
         *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As the same keys of [`super::Config`], from now on. What is over them goes when room is needed, or by
-    /// [`Store::gc`].
-    pub fn set_limits(&self, max_bytes: Option<u64>, reserve_bytes: Option<u64>) -> Result<(), StoreError> {
+    /// As the same keys of [`super::Config`], for this store's file system.
+    pub fn limits_of(&self, max_bytes: Option<u64>, reserve_bytes: Option<u64>) -> Result<Limits, StoreError> {
         let root = self.shared.layout.root();
         let reserve =
             reserve(root, reserve_bytes).map_err(|error| StoreError::io("look at free space of", root, error))?;
-        *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner) = Limits { max_bytes, reserve };
-        Ok(())
+        Ok(Limits { max_bytes, reserve })
+    }
+
+    /// From now on. What is over them goes when room is needed, or by [`Store::gc`].
+    pub fn set_limits(&self, limits: Limits) {
+        *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Makes room for `needed` bytes that are about to be put, by eviction if need be and if that is enough.
@@ -161,6 +164,7 @@ fn candidate(artifact: &Artifact) -> Candidate {
         id: artifact.id(),
         bytes: 0,
         last_used: artifact.last_used(),
+        revoked: artifact.is_revoked(),
         pinned: artifact.is_pinned(),
         in_use: artifact.is_held(),
     }

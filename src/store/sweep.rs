@@ -19,6 +19,8 @@ pub struct Swept {
     pub orphans: u64,
     /// Partial artifacts that nobody went on fetching.
     pub abandoned: Vec<ArtifactId>,
+    /// Artifacts that the trust policy revokes.
+    pub revoked: Vec<ArtifactId>,
     /// Artifacts removed to make room.
     pub evicted: Vec<ArtifactId>,
     pub freed_bytes: u64,
@@ -40,7 +42,8 @@ pub struct Report {
 }
 
 impl Store {
-    /// Removes chunks of no artifact and partial artifacts that nobody goes on fetching, then evicts what is over the limits.
+    /// Removes what is revoked, chunks of no artifact, and partial artifacts that nobody goes on fetching, then evicts what is
+    /// over the limits. What is pinned or in use stays.
     pub fn gc(&self, now: UnixTime) -> Result<Swept, StoreError> {
         let change = self.change();
         let mut swept = Swept::default();
@@ -56,10 +59,27 @@ impl Store {
                 swept.freed_bytes += freed;
             }
         }
+        let revoked = |artifact: &&Arc<Artifact>| artifact.is_revoked() && !artifact.is_pinned();
+        let revoked: Vec<ArtifactId> =
+            self.artifacts().values().filter(revoked).map(|artifact| artifact.id()).collect();
+        for id in revoked {
+            if let Ok(freed) = self.remove_within(&change, &id) {
+                swept.revoked.push(id);
+                swept.freed_bytes += freed;
+            }
+        }
         self.sweep_orphans(now, &mut swept);
         let excess = self.excess()?;
         self.evict(&change, excess, &mut swept);
         Ok(swept)
+    }
+
+    /// Removes chunks of no artifact whose time is over; returns how many.
+    pub(super) fn sweep(&self) -> u64 {
+        let _change = self.change();
+        let mut swept = Swept::default();
+        self.sweep_orphans(UnixTime::now(), &mut swept);
+        swept.orphans
     }
 
     pub(super) fn sweep_orphans(&self, now: UnixTime, swept: &mut Swept) {

@@ -238,10 +238,21 @@ fn last_of(path: &Path) -> Result<Option<Head>, AuditError> {
     }
 }
 
-/// Reads the log of a directory, oldest line first, and checks that each line follows the one before it. `each` gets them
-/// as they are read. A line that is being written at the moment is left out.
+/// Reads the log of a directory, oldest line first, and checks that each line follows the one before it; the first that does
+/// not is the error. `each` gets them as they are read, also those after it.
 pub fn verify(directory: &Path, mut each: impl FnMut(Line)) -> Result<Verified, AuditError> {
-    let mut verified = Verified { lines: 0, first: 0, head: Head::begin() };
+    let mut broken = None;
+    let verified = read(directory, |found| match found {
+        Ok(line) => each(line),
+        Err(error) => broken = broken.take().or(Some(error)),
+    })?;
+    broken.map_or(Ok(verified), Err)
+}
+
+/// As [`verify`], and goes on where the chain is broken: `each` gets the break before the line that does not follow, or in
+/// place of one that is none of this log. A line that is being written at the moment is left out.
+pub fn read(directory: &Path, mut each: impl FnMut(Result<Line, AuditError>)) -> Result<Verified, AuditError> {
+    let mut chain = Chain { verified: Verified { lines: 0, first: 0, head: Head::begin() }, torn: false };
     if !directory.is_dir() {
         return Err(AuditError::Missing(directory.to_owned()));
     }
@@ -253,29 +264,51 @@ pub fn verify(directory: &Path, mut each: impl FnMut(Line)) -> Result<Verified, 
             opened => opened.map_err(io)?,
         };
         let mut reader = BufReader::new(file);
-        for at in 1.. {
+        for line in 1.. {
             let mut text = Vec::new();
             io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut text).map_err(io)?;
-            let Some(bytes) = text.strip_suffix(b"\n") else {
-                if text.len() as u64 == MAX_LINE {
-                    return Err(AuditError::Malformed { path, line: at });
-                }
+            let whole = text.strip_suffix(b"\n");
+            if whole.is_none() && (text.len() as u64) < MAX_LINE {
                 break;
-            };
-            let line: Line =
-                serde_json::from_slice(bytes).map_err(|_| AuditError::Malformed { path: path.clone(), line: at })?;
-            let is_oldest = verified.lines == 0 && line.number > 1;
-            let follows = line.number == verified.head.number + 1 && line.before == verified.head.digest;
-            if !is_oldest && !follows {
-                return Err(AuditError::Broken { path, line: at });
             }
-            verified.first = if verified.lines == 0 { line.number } else { verified.first };
-            verified.lines += 1;
-            verified.head = Head { number: line.number, digest: Digest::of(bytes) };
-            each(line);
+            if whole.is_none() {
+                reader.skip_until(b'\n').map_err(io)?;
+            }
+            match whole.and_then(|bytes| Some((bytes, serde_json::from_slice(bytes).ok()?))) {
+                Some((bytes, told)) => {
+                    if !chain.add(&told, bytes) {
+                        each(Err(AuditError::Broken { path: path.clone(), line }));
+                    }
+                    each(Ok(told));
+                }
+                None => {
+                    chain.torn = true;
+                    each(Err(AuditError::Malformed { path: path.clone(), line }));
+                }
+            }
         }
     }
-    Ok(verified)
+    Ok(chain.verified)
+}
+
+/// What was read so far.
+struct Chain {
+    verified: Verified,
+    /// The last line was none: what comes after it is not told as a break of its own.
+    torn: bool,
+}
+
+impl Chain {
+    /// Whether it follows the one before; the next has to follow this one in any case.
+    fn add(&mut self, line: &Line, bytes: &[u8]) -> bool {
+        let Self { verified, torn } = self;
+        let is_oldest = verified.lines == 0 && line.number > 1;
+        let follows = line.number == verified.head.number + 1 && line.before == verified.head.digest;
+        verified.first = if verified.lines == 0 { line.number } else { verified.first };
+        verified.lines += 1;
+        verified.head = Head { number: line.number, digest: Digest::of(bytes) };
+        std::mem::take(torn) || is_oldest || follows
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `/metrics` as text, and what supervisors ask: `/livez` (and `/healthz`) whether the process answers,
-//! `/readyz` whether it takes work. Header and idle timeouts hold: hyper applies none without a timer.
+//! `/readyz` whether it takes work.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,19 +10,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use super::{Format, Registry};
-use crate::lifecycle::Tasks;
+use crate::http::{Limits, Server};
 
-const MAX_CONNECTIONS: usize = 64;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// No longer than supervisors and scrapers wait.
+const LIMITS: Limits = Limits {
+    connections: 64,
+    head: Duration::from_secs(5),
+    stalled: Duration::from_secs(60),
+    connection: Duration::from_secs(10),
+};
 
 /// `[metrics]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,21 +35,19 @@ pub struct MetricsSection {
 /// Serves one registry over plain HTTP. Bind it to an address that only the operator's scraper reaches.
 #[derive(Debug)]
 pub struct MetricsServer {
-    addr: SocketAddr,
+    server: Server,
     ready: Arc<AtomicBool>,
-    tasks: Tasks,
 }
 
 impl MetricsServer {
     /// Not ready until [`Self::set_ready`] says so.
     pub async fn bind(addr: SocketAddr, registry: Arc<Registry>) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr).await?;
-        let addr = listener.local_addr()?;
-        let tasks = Tasks::new();
-        let connections = tasks.child();
         let ready = Arc::new(AtomicBool::new(false));
-        tasks.spawn("metrics server", accept(listener, registry, ready.clone(), connections));
-        Ok(Self { addr, ready, tasks })
+        let told = ready.clone();
+        let answer = move |request: Request<Incoming>, _| {
+            std::future::ready(answer(&request, &registry, told.load(Ordering::Relaxed)))
+        };
+        Ok(Self { server: Server::bind("metrics", addr, LIMITS, answer).await?, ready })
     }
 
     /// What `/readyz` answers: false before a role is reachable, and once it drains.
@@ -59,47 +56,11 @@ impl MetricsServer {
     }
 
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.server.addr()
     }
 
     pub async fn shutdown(self, deadline: Duration) {
-        self.tasks.shutdown(deadline).await;
-    }
-}
-
-async fn accept(listener: TcpListener, registry: Arc<Registry>, ready: Arc<AtomicBool>, connections: Tasks) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (registry, ready) = (registry.clone(), ready.clone());
-                connections.spawn("metrics connection", async move {
-                    let _slot = slot;
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve(stream, registry, ready)).await;
-                });
-            }
-            Err(error) => {
-                // Out of descriptors: wait for some to be closed instead of spinning.
-                tracing::warn!(%error, "accept metrics connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn serve(stream: TcpStream, registry: Arc<Registry>, ready: Arc<AtomicBool>) {
-    let service = service_fn(move |request| {
-        let response = answer(&request, &registry, ready.load(Ordering::Relaxed));
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "metrics connection");
+        self.server.shutdown(deadline).await;
     }
 }
 
@@ -126,6 +87,7 @@ fn answer(request: &Request<Incoming>, registry: &Registry, ready: bool) -> Resp
 mod tests {
     use prometheus_client::metrics::counter::Counter;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -150,6 +112,21 @@ mod tests {
             assert!(get(server.addr(), alive).await.ends_with("ok\n"));
         }
         assert!(get(server.addr(), "/").await.starts_with("HTTP/1.1 404"));
+        server.shutdown(Duration::from_secs(5)).await;
+    }
+
+    #[tokio::test]
+    async fn connections_that_others_hold_do_not_keep_a_supervisor_out() {
+        let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), Arc::default()).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..LIMITS.connections {
+            held.push(TcpStream::connect(server.addr()).await.unwrap());
+        }
+        // Less than any of them may last.
+        let alive = tokio::time::timeout(LIMITS.head / 2, get(server.addr(), "/livez")).await.unwrap();
+        assert!(alive.ends_with("ok\n"));
+        let closed = tokio::time::timeout(LIMITS.head / 2, held[0].read_u8()).await.unwrap().unwrap_err();
+        assert_eq!(closed.kind(), io::ErrorKind::UnexpectedEof);
         server.shutdown(Duration::from_secs(5)).await;
     }
 

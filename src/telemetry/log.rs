@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -44,7 +44,7 @@ impl Default for LogConfig {
 
 impl LogConfig {
     /// Whether the level can be used.
-    pub fn check(&self) -> Result<(), ParseError> {
+    pub fn check(&self) -> Result<(), LevelError> {
         filter(&self.level).map(drop)
     }
 }
@@ -53,8 +53,22 @@ impl LogConfig {
 /// them counts more.
 const QUIET: &str = "libp2p_swarm=warn,libp2p_kad=error";
 
-fn filter(level: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(format!("{QUIET},{level}"))
+/// Not a level or filter.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// To the library it would be a module, and nothing else would be logged.
+    #[error("`{0}` is no level: error, warn, info, debug, trace or off; one module's is `MODULE=LEVEL`")]
+    Word(String),
+    #[error(transparent)]
+    Filter(#[from] ParseError),
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LevelError> {
+    let words = level.split(',').map(str::trim).filter(|part| !part.is_empty() && !part.contains(['=', '[']));
+    if let Some(word) = words.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(LevelError::Word(word.to_owned()));
+    }
+    Ok(EnvFilter::builder().parse(format!("{QUIET},{level}"))?)
 }
 
 /// The filter in force, for [`set_level`].
@@ -64,7 +78,7 @@ static FILTER: OnceLock<Mutex<reload::Handle<EnvFilter, Registry>>> = OnceLock::
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     #[error("log.level: {0}")]
-    Level(#[from] ParseError),
+    Level(#[from] LevelError),
     #[error(transparent)]
     Tracing(#[from] TracingError),
 }
@@ -98,11 +112,27 @@ pub fn init(log: &LogConfig, tracing: &TracingConfig, service: &str) -> Result<O
 }
 
 /// Changes the level of a running process.
-pub fn set_level(level: &str) -> Result<(), ParseError> {
+pub fn set_level(level: &str) -> Result<(), LevelError> {
     let filter = filter(level)?;
     if let Some(handle) = FILTER.get() {
         // Fails only where the subscriber is gone, and with it whoever would read the lines.
         let _ = handle.lock().unwrap_or_else(PoisonError::into_inner).reload(filter);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused_instead_of_logging_nothing() {
+        for level in ["info", "OFF", "warmd=debug,quinn=warn", "warn,warmd::transfer=trace", "info,[warm]=debug", ""] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        let said = filter("inof").unwrap_err().to_string();
+        assert_eq!(said, "`inof` is no level: error, warn, info, debug, trace or off; one module's is `MODULE=LEVEL`");
+        assert!(matches!(filter("info,quinn"), Err(LevelError::Word(word)) if word == "quinn"));
+        assert!(matches!(filter("warmd=inof"), Err(LevelError::Filter(_))));
+    }
 }

@@ -22,7 +22,7 @@ use super::reloads;
 use super::trace::TraceMetrics;
 
 /// Units that names end with, the longer ones first.
-const UNITS: [&str; 4] = ["bytes_per_second", "seconds", "bytes", "ratio"];
+const UNITS: [&str; 6] = ["bytes_per_second", "celsius", "seconds", "bytes", "ratio", "watts"];
 
 /// The metrics of one role.
 #[derive(Debug, Default)]
@@ -71,14 +71,15 @@ impl Registry {
         metric
     }
 
-    /// Registers what is read when somebody scrapes. `descriptions` tell name, type and help of what it encodes.
+    /// Registers what is read when somebody scrapes. `descriptions` tell name, type, help and labels of what it encodes;
+    /// values of the labels come from outside.
     pub(crate) fn collect(
         &mut self,
-        descriptions: &[(&'static str, MetricType, &'static str)],
+        descriptions: &[(&'static str, MetricType, &'static str, &'static [&'static str])],
         collector: impl Collector,
     ) {
-        for (name, kind, help) in descriptions {
-            self.describe(name, help, *kind, Vec::new());
+        for (name, kind, help, labels) in descriptions {
+            self.describe(name, help, *kind, labels.iter().map(|label| (*label, Vec::new())).collect());
         }
         self.metrics.register_collector(Box::new(collector));
     }
@@ -108,7 +109,7 @@ impl Registry {
 }
 
 /// A name without suffix and unit, and the unit.
-fn parts(name: &'static str) -> (&'static str, Option<&'static str>) {
+pub(crate) fn parts(name: &'static str) -> (&'static str, Option<&'static str>) {
     let name = name.strip_suffix("_total").unwrap_or(name);
     let of = |unit: &&'static str| Some((name.strip_suffix(unit)?.strip_suffix('_')?, Some(*unit)));
     UNITS.iter().find_map(of).unwrap_or((name, None))

@@ -23,6 +23,7 @@ use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
 use super::plan::{Locality, PlanConfig};
 use super::request::{Event, Peer, Shared};
+use super::wanted::Wanted;
 use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
@@ -38,7 +39,7 @@ const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// While a fetch runs, the directory is asked again, because pullers that started with us have become holders.
-pub const FIND_AGAIN: Doubling = Doubling::new(Duration::from_millis(40), Duration::from_secs(2));
+pub const FIND_AGAIN: Doubling = Doubling::new(Duration::from_millis(20), Duration::from_secs(2));
 
 /// Events that requests may be ahead of the driver.
 const EVENTS: usize = 1024;
@@ -49,8 +50,27 @@ pub struct Source {
     pub node: NodeId,
     pub addrs: Vec<SocketAddr>,
     pub locality: Locality,
-    /// All chunks, as far as the directory knows.
-    pub complete: bool,
+    pub holds: Holds,
+}
+
+/// How much of an artifact a source has, as far as the directory knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// It looks for the artifact as we do.
+    Nothing,
+    Part,
+    All,
+}
+
+impl Holds {
+    /// `held` of so many chunks.
+    pub fn of(held: u32, chunks: u32) -> Self {
+        match held {
+            _ if held >= chunks => Self::All,
+            0 => Self::Nothing,
+            _ => Self::Part,
+        }
+    }
 }
 
 impl Source {
@@ -62,7 +82,7 @@ impl Source {
             node: other.node,
             addrs: vec![other.endpoint.addr()],
             locality: Locality::Other,
-            complete: false,
+            holds: Holds::Nothing,
         })
     }
 }
@@ -114,24 +134,42 @@ pub struct Fetcher {
     buffers: Buffers,
     config: PlanConfig,
     port: Option<NonZeroU16>,
+    wanted: Arc<Wanted>,
     metrics: Metrics,
 }
 
 impl Fetcher {
-    /// `port` is where this node serves, if it does: holders name it to others.
+    /// `port` is where this node serves, if it does: holders name it to others. `wanted` is its
+    /// [`Provider`](super::Provider)'s.
     pub fn new(
         connections: Arc<Connections>,
         store: Store,
         config: PlanConfig,
         port: Option<NonZeroU16>,
+        wanted: Arc<Wanted>,
         metrics: Metrics,
     ) -> Self {
-        Self { connections, store, buffers: Buffers::default(), config, port, metrics }
+        Self { connections, store, buffers: Buffers::default(), config, port, wanted, metrics }
     }
 
     /// The envelope of an artifact from whichever source answers first with one that `accept` takes: [`Search`] says who is
     /// asked when.
     pub async fn manifest(
+        &self,
+        artifact: ArtifactId,
+        sources: &[Source],
+        context: TraceParent,
+        accept: &(dyn Fn(Bytes) -> bool + Sync),
+    ) -> Result<(), FetchError> {
+        self.wanted.begin(artifact, Instant::now());
+        let found = self.search(artifact, sources, context, accept).await;
+        if found.is_err() {
+            self.wanted.end(&artifact);
+        }
+        found
+    }
+
+    async fn search(
         &self,
         artifact: ArtifactId,
         sources: &[Source],
@@ -188,7 +226,10 @@ impl Fetcher {
         progress: &watch::Sender<Progress>,
     ) -> Result<Fetched, FetchError> {
         let started = Instant::now();
+        let id = admitted.id();
+        self.wanted.begin(id, started);
         let result = self.run(admitted, sources, find, deadline, context, progress).await;
+        self.wanted.end(&id);
         let outcome = match &result {
             Ok(_) => FetchOutcome::Complete,
             Err(FetchError::NoHolder(_)) => FetchOutcome::NoHolder,

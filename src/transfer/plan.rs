@@ -41,7 +41,10 @@ use rate::Rate;
 use request::Request;
 
 /// Most holders that a plan uses at a time. One bit of a word for each, and one is for what was given to others.
-pub const MAX_HOLDERS: usize = 63;
+pub const MAX_HOLDERS: usize = 32;
+
+/// No neighbour is added to so many live holders: places are left for those whom the directory names, because it knows all.
+const MAX_NEIGHBOURS: usize = 16;
 
 /// The fetch of one artifact's missing chunks.
 pub struct Plan {
@@ -119,11 +122,12 @@ impl Plan {
     }
 
     /// As [`add_holder`](Self::add_holder), of a node that fetches the artifact as we do and may not have begun: it is asked
-    /// again when it knows nothing. Where it is, is not known, nor changed.
+    /// again when it knows nothing. Where it is, is not known, nor changed. False also if there are holders enough.
     pub fn add_neighbour(&mut self, node: NodeId, now: Instant) -> bool {
         match self.slot(node) {
             Some(slot) if self.holders[slot].is_live() => true,
             Some(slot) => self.add_holder(node, self.holders[slot].locality, now),
+            None if self.holders.iter().filter(|holder| holder.is_live()).count() >= MAX_NEIGHBOURS => false,
             None => {
                 let added = self.add_holder(node, Locality::Other, now);
                 if let Some(slot) = self.slot(node).filter(|_| added) {

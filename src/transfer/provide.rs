@@ -10,13 +10,13 @@ mod desk;
 mod given;
 mod parts;
 mod recent;
+mod upload;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
@@ -25,28 +25,31 @@ pub use self::desk::{Ask, Desk, NotNow, Slot, What};
 use self::parts::Parts;
 use super::cap::Cap;
 use super::connections;
-use super::metrics::{Direction, Holder, Metrics, Outcome, OutcomeLabel, Refusal};
+use super::metrics::{Metrics, Outcome, OutcomeLabel, Refusal};
+use super::wanted::Wanted;
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
-use crate::identity::{NodeId, UnixTime};
+use crate::identity::{NodeId, Share, Shares};
 use crate::lifecycle::Tasks;
 use crate::protocol::metadata;
-use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len, chunk_head};
-use crate::store::{Artifact, State, Store};
+use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len};
+use crate::store::{Artifact, Store};
 use crate::transport::{Connection, Endpoint, Incoming, RecvStream, SendStream, StreamCode, TransportError};
 
 /// A request must arrive whole within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A peer must take bytes at least this fast, and every chunk has this time at least.
-const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// An answer to a holder's have waits so long for news. Pullers wait a multiple of it.
 const HAVE_WAIT: Duration = Duration::from_millis(200);
 
-/// Bytes of chunks opened ahead of the one that is being sent.
-const READ_AHEAD: u64 = 8 * 1024 * 1024;
+/// Who asks for a manifest that this node looks for itself waits for it so long.
+pub const MANIFEST_WAIT: Duration = Duration::from_millis(200);
+
+/// This part of the connections that there may be can be at their handshake: nobody knows yet who that is.
+const HANDSHAKING: u32 = 4;
+
+/// Connections of one node: it needs one, and another while it starts anew.
+const MAX_OF_NODE: usize = 8;
 
 /// Tells whether an artifact may still be handed out; false once it is revoked.
 pub type MayServe = Arc<dyn Fn(&ArtifactId) -> bool + Send + Sync>;
@@ -58,11 +61,14 @@ pub struct Provider {
     metrics: Metrics,
     may_serve: MayServe,
     desk: Mutex<Desk>,
+    wanted: Arc<Wanted>,
     /// Uploads in progress.
     uploads: watch::Sender<u32>,
     /// Bytes of chunks so far.
     sent: AtomicU64,
+    handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    of_nodes: Shares,
     draining: AtomicBool,
     cap: Cap,
 }
@@ -87,9 +93,12 @@ impl Provider {
         metrics.upload_slots.set(config.upload_slots.into());
         Arc::new(Self {
             desk: Mutex::new(Desk::new(config.upload_slots)),
+            wanted: Arc::default(),
             uploads: watch::Sender::new(0),
             sent: AtomicU64::new(0),
+            handshakes: Arc::new(Semaphore::new((config.max_connections / HANDSHAKING).max(1) as usize)),
             connections: Arc::new(Semaphore::new(config.max_connections.max(1) as usize)),
+            of_nodes: Shares::new(MAX_OF_NODE),
             cap: Cap::new(config.max_rate, Instant::now()),
             draining: AtomicBool::new(false),
             store,
@@ -97,6 +106,11 @@ impl Provider {
             metrics,
             may_serve,
         })
+    }
+
+    /// For the [`Fetcher`](super::Fetcher) of this node.
+    pub fn wanted(&self) -> Arc<Wanted> {
+        self.wanted.clone()
     }
 
     /// Uploads in progress, and how many there can be.
@@ -142,19 +156,18 @@ impl Provider {
     /// Accepts connections until `tasks` is cancelled; every connection and request is a task of `tasks`.
     pub async fn serve(self: Arc<Self>, endpoint: Arc<Endpoint>, tasks: Arc<Tasks>) {
         while let Some(incoming) = endpoint.accept().await {
-            let Ok(slot) = self.connections.clone().try_acquire_owned() else {
+            let Ok(handshake) = self.handshakes.clone().try_acquire_owned() else {
                 self.metrics.refuse(Refusal::Full);
-                tracing::warn!(addr = %incoming.remote_address(), "too many connections: refused");
+                tracing::warn!(addr = %incoming.remote_address(), "too many handshakes at once: refused");
                 continue;
             };
             let provider = self.clone();
             let owner = tasks.clone();
-            tasks.spawn("peer connection", async move { provider.connection(incoming, slot, owner).await });
+            tasks.spawn("peer connection", async move { provider.connection(incoming, handshake, owner).await });
         }
     }
 
-    async fn connection(self: Arc<Self>, incoming: Incoming, slot: OwnedSemaphorePermit, tasks: Arc<Tasks>) {
-        let _slot = slot;
+    async fn connection(self: Arc<Self>, incoming: Incoming, handshake: OwnedSemaphorePermit, tasks: Arc<Tasks>) {
         let connection = match incoming.handshake().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -162,6 +175,12 @@ impl Provider {
                 tracing::info!(%error, "peer refused");
                 return;
             }
+        };
+        drop(handshake);
+        let Some(_slot) = self.place(connection.peer()) else {
+            self.metrics.refuse(Refusal::Full);
+            tracing::warn!(peer = %connection.peer().short(), "too many connections: refused");
+            return connection.close(StreamCode::Cancelled);
         };
         connections::watch(&tasks, &self.metrics, connection.clone(), || true);
         let parts = Arc::new(Parts::new(connection.peer()));
@@ -172,6 +191,11 @@ impl Provider {
             let request = async move { provider.request(&connection, &parts, &owner, send, recv).await };
             tasks.spawn("peer request", request);
         }
+    }
+
+    /// For a connection of a node, while there is room and the node has not had its share.
+    fn place(&self, node: NodeId) -> Option<(Share, OwnedSemaphorePermit)> {
+        Some((self.of_nodes.take(node)?, self.connections.clone().try_acquire_owned().ok()?))
     }
 
     async fn request(
@@ -210,12 +234,14 @@ impl Provider {
         let ask = |artifact, what| self.slot(&Ask { artifact, by: peer, reachable, what });
         match traced.request {
             Request::Manifest(id) => {
+                self.wait_for_manifest(&id).await;
                 let envelope = self.artifact(&id)?.signed().envelope().clone();
                 let _slot = ask(id, What::Manifest)?;
                 self.write(send, Answer::Manifest { len: envelope.len() }.encode()).await?;
                 self.write(send, envelope).await?;
             }
             Request::Have(id, known) => {
+                reachable.iter().for_each(|neighbour| self.wanted.meet(&id, *neighbour));
                 let artifact = self.artifact(&id)?;
                 if let Some(known) = known {
                     let mut progress = artifact.subscribe();
@@ -240,6 +266,14 @@ impl Provider {
         Ok(())
     }
 
+    /// While this node looks for it, too.
+    async fn wait_for_manifest(&self, id: &ArtifactId) {
+        let mut changes = self.store.subscribe();
+        let is_over = |_: &u64| self.store.get(id).is_some() || !self.wanted.comes_soon(id, Instant::now());
+        // Whether it came or not: the answer is what the store says then.
+        let _ = tokio::time::timeout(MANIFEST_WAIT, changes.wait_for(is_over)).await;
+    }
+
     fn artifact(&self, id: &ArtifactId) -> Result<Arc<Artifact>, Refused> {
         let artifact = self.store.get(id).ok_or(Refused::Reason(Reason::NotFound))?;
         if (self.may_serve)(id) { Ok(artifact) } else { Err(Refused::Reason(Reason::Forbidden)) }
@@ -255,106 +289,8 @@ impl Provider {
         indices.iter().map(chunk).collect()
     }
 
-    fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
-        let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
-        self.uploads.send_modify(|uploads| *uploads += 1);
-        self.metrics.uploads.inc();
-        Ok(Upload { provider: self, slot: Some(slot) })
-    }
-
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn send_chunks(
-        &self,
-        artifact: &Artifact,
-        indices: &[u32],
-        chunks: Vec<Chunk>,
-        send: &mut SendStream,
-    ) -> Result<(), Refused> {
-        let len = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
-        self.write(send, Answer::Chunks { len }.encode()).await?;
-        let holder = if artifact.state() == State::Complete { Holder::Peer } else { Holder::Partial };
-        let sent = self.metrics.bytes(artifact.manifest().identity.family(), Direction::Sent, holder);
-        let mut rest = chunks.as_slice();
-        let mut indices = indices.iter();
-        let mut opening = self.open(&mut rest);
-        while let Some(opened) = opening.take() {
-            let opened = opened.await.map_err(Refused::Store)?;
-            // The next ones are opened while these are on their way.
-            opening = self.open(&mut rest);
-            for (bytes, index) in opened.into_iter().zip(&mut indices) {
-                let len = bytes.len();
-                let head = chunk_head(*index, u32::try_from(len).unwrap_or(u32::MAX));
-                self.throttle(len as u64).await;
-                self.write_all(send, &mut [Bytes::copy_from_slice(&head), bytes]).await?;
-                sent.inc_by(len as u64);
-                self.sent.fetch_add(len as u64, Ordering::Relaxed);
-            }
-        }
-        self.store.touch(artifact, UnixTime::now());
-        Ok(())
-    }
-
-    /// Opens the next chunks on a blocking thread: their pages must be in memory before a network thread touches them.
-    fn open(
-        &self,
-        rest: &mut &[Chunk],
-    ) -> Option<impl Future<Output = Result<Vec<Bytes>, crate::store::StoreError>> + use<>> {
-        let mut bytes = 0;
-        let count = rest
-            .iter()
-            .take_while(|chunk| {
-                let first = bytes == 0;
-                bytes += u64::from(chunk.encoded_len);
-                first || bytes <= READ_AHEAD
-            })
-            .count();
-        let (now, later) = rest.split_at(count);
-        *rest = later;
-        if now.is_empty() {
-            return None;
-        }
-        let (store, now) = (self.store.clone(), now.to_vec());
-        let opened = tokio::task::spawn_blocking(move || {
-            now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>()
-        });
-        Some(async move { opened.await.unwrap_or_else(|_| Ok(Vec::new())) })
-    }
-
-    async fn throttle(&self, bytes: u64) {
-        let wait = self.cap.wait(bytes, Instant::now());
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    async fn write(&self, send: &mut SendStream, bytes: Bytes) -> Result<(), Refused> {
-        self.write_all(send, &mut [bytes]).await
-    }
-
-    async fn write_all(&self, send: &mut SendStream, parts: &mut [Bytes]) -> Result<(), Refused> {
-        let len: usize = parts.iter().map(Bytes::len).sum();
-        let time = STALL_TIMEOUT + Duration::from_secs(len as u64 / SLOWEST_BYTES_PER_SECOND);
-        tokio::time::timeout(time, send.write_all(parts)).await.map_err(|_| Refused::TooSlow)??;
-        Ok(())
-    }
-}
-
-/// Given back when dropped.
-struct Upload<'p> {
-    provider: &'p Provider,
-    slot: Option<Slot>,
-}
-
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.provider.desk().end(slot, Instant::now());
-        }
-        self.provider.uploads.send_modify(|uploads| *uploads -= 1);
-        self.provider.metrics.uploads.dec();
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use quinn::rustls::pki_types::CertificateDer;
+use tracing::{Dispatch, dispatcher};
 
 use super::{Buffers, MAX_PIECE, PathStats, StreamCode, TransportConfig, TransportError, socket};
 use crate::identity::{NodeId, NodeTls, PEER_ALPN, server_name};
@@ -43,8 +44,10 @@ impl Sockets {
     pub(super) async fn dial(&self, node: NodeId, addr: SocketAddr) -> Result<Connection, TransportError> {
         let refused = |reason: String| TransportError::Refused { addr, reason };
         let socket = self.next.fetch_add(1, Ordering::Relaxed) % self.dialling.len();
-        let connecting =
-            self.dialling[socket].connect(addr, &server_name(node)).map_err(|error| refused(error.to_string()))?;
+        // quinn keeps the span of whoever dials for as long as the connection lives: a trace would lack it until then.
+        let connecting = dispatcher::with_default(&Dispatch::none(), || {
+            self.dialling[socket].connect(addr, &server_name(node)).map_err(|error| refused(error.to_string()))
+        })?;
         let connection = connecting.await.map_err(|error| refused(error.to_string()))?;
         Connection::new(connection).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))
     }

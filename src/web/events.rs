@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::board::{Changes, Cursor};
@@ -50,7 +50,7 @@ impl Coding {
     }
 }
 
-struct Events {
+struct Events<S> {
     board: LiveBoard,
     changed: watch::Receiver<u64>,
     cursor: Cursor,
@@ -59,7 +59,7 @@ struct Events {
     /// When to look again.
     next: Instant,
     ends: Instant,
-    _slot: OwnedSemaphorePermit,
+    _slot: S,
 }
 
 /// What happened since `cursor`, and what happens until `ends`. Holds `slot` as long as it lives.
@@ -67,7 +67,7 @@ pub(super) fn events(
     board: LiveBoard,
     cursor: Cursor,
     ends: Instant,
-    slot: OwnedSemaphorePermit,
+    slot: impl Send,
     compressed: bool,
 ) -> io::Result<impl Stream<Item = Bytes> + Send> {
     let (changed, coding) = (board.follow(), Coding::new(compressed)?);
@@ -79,7 +79,7 @@ pub(super) fn events(
     }))
 }
 
-impl Events {
+impl<S> Events<S> {
     /// The next event or comment. `None` at the end.
     async fn next(&mut self) -> Option<Vec<u8>> {
         let silent = (Instant::now() + SILENCE).min(self.ends);

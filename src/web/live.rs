@@ -15,6 +15,8 @@ struct Shared {
     /// Tells this board's versions from those of one before.
     epoch: u64,
     board: Mutex<Board>,
+    /// Of the role, as TOML.
+    configuration: Mutex<Option<String>>,
     version: watch::Sender<u64>,
 }
 
@@ -22,7 +24,21 @@ impl LiveBoard {
     pub fn new(limits: Limits) -> Self {
         let board = Board::new(limits);
         let version = watch::Sender::new(board.version());
-        Self(Arc::new(Shared { epoch: rand::random(), board: Mutex::new(board), version }))
+        Self(Arc::new(Shared {
+            epoch: rand::random(),
+            board: Mutex::new(board),
+            configuration: Mutex::default(),
+            version,
+        }))
+    }
+
+    /// What the role tells of its configuration: the whole as TOML, without secrets.
+    pub fn configured(&self, toml: String) {
+        *self.0.configuration.lock().unwrap_or_else(PoisonError::into_inner) = Some(toml);
+    }
+
+    pub(super) fn configuration(&self) -> Option<String> {
+        self.0.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Many changes together; readers are woken once.

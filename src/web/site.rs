@@ -18,6 +18,7 @@ use super::assets::{self, Assets};
 use super::auth::{self, Door, Entrance, Refusal};
 use super::events::events;
 use super::live::LiveBoard;
+use super::metrics::{Metrics, Route};
 use super::reply::{self, Reply, TEXT};
 use super::request::{self, Hosts};
 use super::{WebError, WebSection};
@@ -46,10 +47,16 @@ pub(super) struct Site {
     assets: Assets,
     board: LiveBoard,
     streams: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl Site {
-    pub(super) fn new(section: &WebSection, listen: SocketAddr, board: LiveBoard) -> Result<Self, WebError> {
+    pub(super) fn new(
+        section: &WebSection,
+        listen: SocketAddr,
+        board: LiveBoard,
+        metrics: Metrics,
+    ) -> Result<Self, WebError> {
         Ok(Self {
             door: Door::new(section, listen)?,
             hosts: Hosts::new(&section.hosts, listen.ip().is_loopback()),
@@ -57,6 +64,7 @@ impl Site {
             assets: Assets::new(),
             board,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            metrics,
         })
     }
 
@@ -65,16 +73,36 @@ impl Site {
     where
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let route = self.route(request.uri().path());
+        let answer = self.admit(request, from).await;
+        self.metrics.answered(route, reply::guarded(answer))
+    }
+
+    fn route(&self, path: &str) -> Route {
+        match path {
+            "/events" => Route::Events,
+            "/api/fleet" => Route::Fleet,
+            "/login" => Route::Login,
+            "/logout" => Route::Logout,
+            path if self.assets.contains(path) => Route::Page,
+            _ => Route::Other,
+        }
+    }
+
+    async fn admit<B: HttpBody<Data = Bytes>>(&self, request: Request<B>, from: SocketAddr) -> Reply
+    where
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let (head, body) = request.into_parts();
         let headers = &head.headers;
         if !self.hosts.admits(headers) {
             let why = "the page is not reached by this name: add it to `web.hosts`\n";
-            return reply::guarded(reply::whole(StatusCode::MISDIRECTED_REQUEST, TEXT, why));
+            return reply::whole(StatusCode::MISDIRECTED_REQUEST, TEXT, why);
         }
         if request::is_foreign(headers) {
-            return reply::guarded(reply::whole(StatusCode::FORBIDDEN, TEXT, "asked by a page of another site\n"));
+            return reply::whole(StatusCode::FORBIDDEN, TEXT, "asked by a page of another site\n");
         }
-        let answer = match (&head.method, head.uri.path()) {
+        match (&head.method, head.uri.path()) {
             (&Method::GET | &Method::HEAD, path) => self.show(&head.method, path, headers, from),
             (&Method::POST, "/login" | "/logout") if request::comes_from_elsewhere(headers) => {
                 reply::whole(StatusCode::FORBIDDEN, TEXT, "asked by a page of another site\n")
@@ -82,8 +110,7 @@ impl Site {
             (&Method::POST, "/login") => self.log_in(request::token(body).await, from),
             (&Method::POST, "/logout") => self.log_out(),
             (_, path) => self.not_allowed(path),
-        };
-        reply::guarded(answer)
+        }
     }
 
     fn show(&self, method: &Method, path: &str, headers: &HeaderMap, from: SocketAddr) -> Reply {
@@ -101,7 +128,15 @@ impl Site {
             },
             "/events" => entrance().map_or_else(refused, |entrance| self.follow(headers, entrance, is_head)),
             "/api/fleet" => entrance().map_or_else(refused, |_| self.snapshot()),
+            "/api/config" => entrance().map_or_else(refused, |_| self.configuration()),
             path => self.asset(path, headers),
+        }
+    }
+
+    fn configuration(&self) -> Reply {
+        match self.board.configuration() {
+            Some(toml) => reply::whole(StatusCode::OK, TEXT, toml),
+            None => reply::whole(StatusCode::NOT_FOUND, TEXT, "an agent tells it over its socket\n"),
         }
     }
 
@@ -114,7 +149,7 @@ impl Site {
         let allowed = match path {
             "/login" => "GET, HEAD, POST",
             "/logout" => "POST",
-            "/events" | "/api/fleet" => "GET, HEAD",
+            "/events" | "/api/fleet" | "/api/config" => "GET, HEAD",
             path if self.assets.contains(path) => "GET, HEAD",
             _ => return self.asset(path, &HeaderMap::new()),
         };
@@ -142,7 +177,8 @@ impl Site {
         };
         let ends = tokio::time::Instant::now() + left.min(STREAM_LIFE);
         let compressed = request::takes_zstd(headers);
-        let events = match events(self.board.clone(), self.board.resume(mark), ends, slot, compressed) {
+        let open = self.metrics.open(slot);
+        let events = match events(self.board.clone(), self.board.resume(mark), ends, open, compressed) {
             Ok(events) => events,
             Err(error) => return reply::whole(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         };

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use warmd::agent::Agent;
 use warmd::serve::warm::Verdict;
 
 use crate::harness::cluster::{Cluster, DEADLINE, identity, reason};
@@ -66,4 +67,33 @@ async fn what_came_from_whom_by_which_rule_is_written_down_and_a_changed_line_is
     std::fs::write(&path, text.replacen("\"builder", "\"somebody else", 1)).unwrap();
     let told = audit(&state, &["--verify"]).unwrap_err();
     assert!(told.contains("were changed, left out or put in"), "{told}");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+    let shown = command.arg("audit").arg("--state-dir").arg(&state).output().unwrap();
+    let table = String::from_utf8(shown.stdout).unwrap();
+    assert_eq!(shown.status.code(), Some(1), "{table}");
+    assert!(table.contains("BROKEN") && table.lines().count() == text.lines().count() + 2, "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_agent_changes_nothing_of_the_first_ones_state_directory() {
+    let cluster = Cluster::start().await;
+    let config = cluster.config("a");
+    let a = cluster.agent_with(config.clone()).await;
+    until(&cluster.path("a"), "policy").await;
+    let seen = || std::fs::read(cluster.path("a/policy.seen")).unwrap();
+    let (lines, before) = (events(&cluster.path("a")).len(), seen());
+
+    cluster.write_policy(500, "");
+    let mut second = config.clone();
+    // Not even with a store of its own.
+    second.store.directory = Some(cluster.path("another-store"));
+    second.local.socket = cluster.path("another.sock");
+    let refused = Agent::start(second).await.err().expect("a second agent").to_string();
+    assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
+    assert_eq!((events(&cluster.path("a")).len(), seen()), (lines, before));
+
+    cluster.write_policy(1, "");
+    a.stop().await;
+    audit(&cluster.path("a"), &["--verify"]).unwrap();
+    cluster.agent_with(config).await.stop().await;
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use warmd::artifact::{Admitted, Chunk, Draft, Outputs, Provenance, SignedManifest, SourceIdentity};
+use warmd::artifact::{Admitted, Chunk, Draft, Outputs, Provenance, SignedManifest, SourceIdentity, Tree};
 use warmd::caches::{CacheFamily, Selection, snapshot_subject, survey};
 use warmd::digest::Digest;
 use warmd::identity::{Policy, PrivateKey, UnixTime};
@@ -25,7 +25,8 @@ fn publish(root: &Path, family: &str, subject: &str) -> Published {
         chunks.lock().unwrap().insert(chunk.digest, bytes.to_vec());
         Ok(())
     };
-    let selection = Selection { root, family, subject, settled_by: None };
+    let root = Tree::open(root).unwrap();
+    let selection = Selection { root: &root, family, subject, settled_by: None };
     let taken = snapshot_subject(&selection, None, &Outputs { store: &store, progress: &|_| () }).unwrap();
     let key = PrivateKey::generate().unwrap();
     let draft = Draft {

@@ -1,17 +1,26 @@
 //! `warmd config` as an operator uses it, and what a role says of a file that it cannot use, before anything is started.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rustix::process::{Pid, Signal, kill_process};
+use hyper::Method;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use warmd::agent::AgentConfig;
+use warmd::config::MetadataConfig;
+use warmd::discovery::Mode;
 use warmd::identity::{ClusterCa, PrivateKey};
+use warmd::transport::{Endpoint, TransportConfig};
 
-use super::harness::cluster::{Cluster, DEADLINE};
+use super::harness::cluster::{Cluster, DEADLINE, certify};
+use super::harness::engine::own_proc;
+use super::harness::http::Connection;
+use super::harness::program::Program;
+use super::harness::served::Fleet;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn warmd(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
@@ -67,6 +76,97 @@ fn a_file_that_cannot_be_read_and_one_that_is_no_toml_are_named() {
     std::fs::write(&file, "state_dir = \"/s\"\n[transport\n").unwrap();
     let told = stderr(&warmd(&["metadata", "--config", text(&file)], &[]));
     assert!(told.contains("broken.toml:2: this is no TOML"), "{told}");
+}
+
+/// What is wrong with a certificate.
+#[derive(Debug, Clone, Copy)]
+enum Flaw {
+    Expired,
+    NotYet,
+    Foreign,
+}
+
+/// Makes a certificate with that flaw, in the place of the one of the state directory.
+fn spoil(cluster: &Cluster, state: &Path, flaw: Flaw) {
+    if let Flaw::Foreign = flaw {
+        let ca = ClusterCa::create("test", &PrivateKey::generate().unwrap()).unwrap();
+        return certify(&ca, state, 30 * DAY);
+    }
+    let pem_of = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let key = |pem: &str| rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(pem, &rcgen::PKCS_ED25519).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(cluster.authority_pem(), key(&cluster.authority_key_pem())).unwrap();
+    let node = PrivateKey::load(&state.join("node.key")).unwrap().node_id();
+    let mut params = rcgen::CertificateParams::new(vec![warmd::identity::server_name(node)]).unwrap();
+    let now = SystemTime::now();
+    let (from, until) = match flaw {
+        Flaw::Expired => (now - 20 * DAY, now - 10 * DAY),
+        _ => (now + 10 * DAY, now + 20 * DAY),
+    };
+    (params.not_before, params.not_after) = (from.into(), until.into());
+    let certificate = params.signed_by(&key(&pem_of(&state.join("node.key"))), &issuer).unwrap();
+    std::fs::write(state.join("node.pem"), certificate.pem()).unwrap();
+}
+
+/// `2026-11-22` of the day that is so many from today.
+fn date(days: i64) -> String {
+    let day = (SystemTime::now() + 1000 * DAY) - Duration::from_secs(86_400 * (1000 - days) as u64);
+    humantime::format_rfc3339_seconds(day).to_string()[..10].to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_no_good_is_told_of_by_check_at_the_start_and_by_whoever_refuses_it() {
+    let cluster = Cluster::without_server();
+    let open = |name: &str| {
+        let mut config = cluster.config(name);
+        config.transport.listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        (config.discovery.mode, config.metrics.listen) = (Mode::Serverless, None);
+        let file = cluster.path(&format!("{name}.toml"));
+        std::fs::write(&file, warmd::config::render(&config)).unwrap();
+        (config, text(&file).to_owned())
+    };
+    let start = |file: &str| Program::start(&["agent", "--config", file, "--log-level", "info"], &[]);
+    let (good, good_file) = open("good");
+    let mut good_agent = start(&good_file);
+    good_agent.says("agent ready").await;
+    for (name, flaw, fact) in [
+        ("expired", Flaw::Expired, format!("expired at {}", date(-10))),
+        ("early", Flaw::NotYet, format!("is not valid before {}", date(10))),
+        ("foreign", Flaw::Foreign, "is of another authority than this cluster's".to_owned()),
+    ] {
+        let (config, file) = open(name);
+        spoil(&cluster, &config.state_dir, flaw);
+        let certificate = config.state_dir.join("node.pem");
+        let told_by_all = [fact.as_str(), "`warmd keys node`", "SIGHUP"];
+        let is_told = |text: &str, by: &str| {
+            let lacking = told_by_all.iter().find(|word| !text.contains(**word));
+            assert!(lacking.is_none(), "{name}, {by}: `{lacking:?}` is not in {text}");
+        };
+        let checked = warmd(&["config", "check", "agent", &file], &[]);
+        is_told(&stdout(&checked), "check");
+        assert!(stdout(&checked).contains(text(&certificate)), "{}", stdout(&checked));
+        let names_ca = stdout(&checked).contains(text(&config.state_dir.join("ca.pem")));
+        assert_eq!(names_ca, matches!(flaw, Flaw::Foreign));
+
+        let mut agent = start(&file);
+        let told = agent.says("nobody will speak with this node: ").await;
+        is_told(&told, "start");
+        assert!(told.contains(text(&certificate)), "{told}");
+        agent.says("agent ready").await;
+
+        let tls = config.node.tls(&config.state_dir).unwrap();
+        let dial = TransportConfig { listen: ([127, 0, 0, 1], 0).into(), ..TransportConfig::default() };
+        let endpoint = Endpoint::bind(&dial, &tls).unwrap();
+        let node = good.node.tls(&good.state_dir).unwrap().node_id();
+        let refused = async {
+            let connection = endpoint.connect(node, &[good.transport.listen]).await?;
+            connection.closed().await;
+            Ok::<(), warmd::transport::TransportError>(())
+        };
+        // Over QUIC the client is done before it hears that it is refused.
+        let _ = tokio::time::timeout(DEADLINE, refused).await.unwrap();
+        let told = good_agent.says("a node is refused: its certificate ").await;
+        is_told(&told, "who refuses it");
+    }
 }
 
 /// A state directory whose certificate is not good, a policy that has expired, and a file that names both.
@@ -162,42 +262,142 @@ async fn what_differs_from_another_file_or_from_the_agent_that_runs_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_takes_limits_and_refuses_the_whole_of_what_is_wrong_or_needs_a_restart() {
+async fn an_agent_that_runs_by_the_file_is_no_problem_of_the_file() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    (config.transport.listen, config.metrics.listen) = (free(), Some(free()));
+    let (file, other) = (cluster.path("a.toml"), cluster.path("b.toml"));
+    std::fs::write(&file, warmd::config::render(&config)).unwrap();
+    let check = async |file: &Path| {
+        let file = file.to_owned();
+        let run = move || warmd(&["config", "check", "agent", text(&file)], &[]);
+        tokio::task::spawn_blocking(run).await.unwrap()
+    };
+    let _node = cluster.agent_with(config.clone()).await;
+    let checked = check(&file).await;
+    let told = stdout(&checked);
+    assert_eq!(checked.status.code(), Some(0), "{told}");
+    assert!(told.contains("note: ") && told.contains("the agent that is running by it listens there"), "{told}");
+    // What another one holds is wrong all the same.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    config.metrics.listen = Some(taken.local_addr().unwrap());
+    std::fs::write(&other, warmd::config::render(&config)).unwrap();
+    let checked = check(&other).await;
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(stdout(&checked).contains("stop what is there"), "{}", stdout(&checked));
+}
+
+/// What `config diff` says with the file's own role, before and after the file has changed.
+async fn differs(role: &'static str, file: &Path, change: (&str, &str)) -> [Output; 2] {
+    let arguments: Vec<String> = ["config", "diff", role, text(file)].map(str::to_owned).to_vec();
+    let diff = async || {
+        let arguments = arguments.clone();
+        let run = move || warmd(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+        tokio::task::spawn_blocking(run).await.unwrap()
+    };
+    let same = diff().await;
+    let before = std::fs::read_to_string(file).unwrap();
+    assert!(before.contains(change.0), "{before}");
+    std::fs::write(file, before.replacen(change.0, change.1, 1)).unwrap();
+    [same, diff().await]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metadata_server_and_a_serving_pod_tell_what_they_run_with_too() {
+    let cluster = Cluster::start().await;
+    let (page, token) = (TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(), cluster.path("token"));
+    std::fs::write(&token, "canary-token-of-the-page-77\n").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let state_dir = cluster.state_dir("another", &["localhost"]);
+    let mut config = MetadataConfig { state_dir, ..MetadataConfig::default() };
+    config.server.listen = ([127, 0, 0, 1], 0).into();
+    (config.web.listen, config.web.token_file) = (Some(page), Some(token));
+    config.web.hosts = vec!["x".to_owned()];
+    let file = cluster.path("metadata.toml");
+    std::fs::write(&file, warmd::config::render(&config)).unwrap();
+    let arguments = ["metadata", "--config", text(&file), "--log-level", "info"];
+    let mut server = Program::start(&arguments, &[]);
+    server.says("metadata server ready").await;
+    let [same, differs_now] = differs("metadata", &file, ("sample = 1.0", "sample = 0.5")).await;
+    assert_eq!((same.status.code(), stdout(&same)), (Some(0), String::new()), "{}", stderr(&same));
+    assert_eq!(differs_now.status.code(), Some(1));
+    assert!(stdout(&differs_now).contains("tracing.sample  0.5"), "{}{}", stdout(&differs_now), stderr(&differs_now));
+    let shut = Connection::tcp(page, None).await.unwrap().ask(Method::GET, "/api/config", "").await.unwrap();
+    assert_eq!(shut.status, 401, "{}", shut.text);
+    server.hang_up().await.unwrap();
+    let taken = warmd(&["config", "diff", "metadata", text(&file)], &[]);
+    assert_eq!(taken.status.code(), Some(0), "{}{}", stdout(&taken), stderr(&taken));
+
+    if !own_proc() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let config = fleet.config();
+    let file = fleet.cluster.path("serve.toml");
+    std::fs::write(&file, warmd::config::render(&config)).unwrap();
+    let served = fleet.serve(config, "").await;
+    let [same, differs_now] = differs("serve", &file, ("sample = 1.0", "sample = 0.5")).await;
+    assert_eq!((same.status.code(), stdout(&same)), (Some(0), String::new()), "{}", stderr(&same));
+    assert!(stdout(&differs_now).contains("tracing.sample  0.5"), "{}{}", stdout(&differs_now), stderr(&differs_now));
+    served.shutdown().await;
+    let [gone, _] = differs("serve", &file, ("sample = 0.5", "sample = 0.5")).await;
+    assert!(stderr(&gone).contains("admin.sock"), "{}", stderr(&gone));
+}
+
+#[test]
+fn what_a_hook_takes_from_its_environment_is_checked_and_shown_like_a_file() {
+    let wrong = warmd(&["config", "check", "hook"], &[("WARMD_TRACING_SAMPLE", "7"), ("WARMD_TRACING_ENDPIONT", "x")]);
+    assert_eq!(wrong.status.code(), Some(1));
+    let told = stdout(&wrong);
+    assert!(told.contains("WARMD_TRACING_ENDPIONT: tracing.endpiont: unknown key: did you mean `endpoint`?"), "{told}");
+    let arguments = ["config", "show", "hook", "--origin", "--json"];
+    let shown = warmd(&arguments, &[("WARMD_TRACING_SAMPLE", "0.5"), ("WARMD_SOCKET", "/s")]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["tracing.sample"]["origin"], "WARMD_TRACING_SAMPLE");
+    assert!(stdout(&warmd(&["config", "example", "hook"], &[])).contains("WARMD_TRACING_ENDPOINT"));
+    let asked = warmd(&["config", "diff", "hook", "/dev/null"], &[]);
+    assert!(stderr(&asked).contains("name a second file"), "{}", stderr(&asked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_takes_limits_and_callers_and_refuses_the_whole_of_what_is_wrong_or_needs_a_restart() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config("a");
     config.metrics.listen = None;
     let file = cluster.path("a.toml");
     let write = |config: &AgentConfig| std::fs::write(&file, warmd::config::render(config)).unwrap();
     write(&config);
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
-    command.args(["agent", "--config", text(&file), "--log-level", "info"]);
-    let mut child = command.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let pid = Pid::from_raw(child.id().unwrap() as i32).unwrap();
-    let mut says = async |text: &str| loop {
-        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("it ended");
-        if line.contains(text) {
-            return line;
-        }
-    };
-    says("agent ready").await;
+    let mut program = Program::start(&["agent", "--config", text(&file), "--log-level", "info"], &[]);
+    program.says("agent ready").await;
     let running = warmd::local::Client::connect(&config.local.socket).await.unwrap();
+    let modes = || {
+        let sockets = [config.local.socket.clone(), warmd::local::chunk_socket(&config.local.socket)];
+        sockets.map(|socket| socket.metadata().unwrap().permissions().mode() & 0o777)
+    };
+    assert_eq!(modes(), [0o600; 2]);
 
-    config.provide.max_rate = Some(1_000_000);
-    write(&config);
-    kill_process(pid, Signal::HUP).unwrap();
-    assert!(says("was read again").await.contains("provide.max_rate"));
+    let mut capped = config.clone();
+    capped.provide.max_rate = Some(1_000_000);
+    capped.local.allow_uids = vec![4711];
+    write(&capped);
+    let told = program.hang_up().await.unwrap();
+    assert!(told.contains("provide.max_rate") && told.contains("local.allow_uids"), "{told}");
     assert!(running.configuration().await.unwrap().contains("max_rate = 1000000"));
+    assert_eq!(modes(), [0o666; 2], "others may come to the door, where their user id is looked at");
 
-    let mut moved = config.clone();
+    let mut moved = capped.clone();
     moved.provide.max_rate = Some(2_000_000);
     moved.fetch_deadline = Duration::from_secs(1);
+    moved.transport.max_streams = 7;
     write(&moved);
-    kill_process(pid, Signal::HUP).unwrap();
-    assert!(says("is not taken").await.contains("fetch_deadline needs a restart"));
+    let refused = program.hang_up().await.unwrap_err();
+    assert!(refused.contains("fetch_deadline, transport.max_streams need a restart"), "{refused}");
     assert!(running.configuration().await.unwrap().contains("max_rate = 1000000"), "nothing of it is taken");
 
     std::fs::write(&file, "[provide]\nlink_share = 7.0\n").unwrap();
-    kill_process(pid, Signal::HUP).unwrap();
-    assert!(says("is not taken").await.contains("provide.link_share"));
+    assert!(program.hang_up().await.unwrap_err().contains("provide.link_share"));
+    write(&config);
+    program.hang_up().await.unwrap();
+    assert_eq!(modes(), [0o600; 2]);
 }

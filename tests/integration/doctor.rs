@@ -6,7 +6,7 @@ use std::time::Duration;
 use warmd::artifact::SourceIdentity;
 use warmd::caches::CacheFamily;
 use warmd::serve::difference::in_words;
-use warmd::serve::doctor::{Answers, Finding, ask, diagnose};
+use warmd::serve::doctor::{Answers, Finding, Rules, ask, diagnose};
 use warmd::serve::outlook::{Outlook, Prospect};
 
 use crate::harness::cluster::{Cluster, Node, identity};
@@ -21,7 +21,9 @@ fn outlook(identity: SourceIdentity) -> Outlook {
 async fn finding(cluster: &Cluster, node: &Node, identity: SourceIdentity) -> (Finding, Vec<String>) {
     let (outlook, mut problems) = (outlook(identity), Vec::new());
     let answers: Answers = ask(&node.client, &outlook, &mut problems).await.unwrap();
-    let mut found = diagnose(&outlook, &BTreeMap::new(), Some(&answers), Some(&cluster.policy()));
+    let policy = cluster.policy();
+    let rules = Rules { policy: Some(&policy), quarantine: None };
+    let mut found = diagnose(&outlook, &BTreeMap::new(), Some(&answers), rules);
     (found.remove(0).finding, problems)
 }
 

@@ -35,6 +35,18 @@ fn a_seed_gives_the_same_run_each_time_and_another_one_another() {
 }
 
 #[test]
+fn manifest_first_chunk_and_half_come_before_the_whole() {
+    let outcome = run(&setup(16, 1));
+    let marks = [
+        outcome.last(|marks| marks.manifest),
+        outcome.last(|marks| marks.first_chunk),
+        outcome.last(|marks| marks.half),
+        outcome.quantile(1.0),
+    ];
+    assert!(marks[0] > 0.0 && marks.is_sorted() && marks[3].is_finite(), "{marks:?}");
+}
+
+#[test]
 fn one_puller_takes_as_long_as_its_card_needs() {
     let herd = setup(1, 1);
     let outcome = run(&herd);
@@ -43,6 +55,14 @@ fn one_puller_takes_as_long_as_its_card_needs() {
     assert_eq!(outcome.sent[0], herd.size() as f64);
     assert_eq!(outcome.manifests, herd.manifest);
     assert!(outcome.calls >= 1 && outcome.events > 64);
+}
+
+#[test]
+fn every_puller_has_the_manifest_before_a_chunk_and_half_before_all() {
+    let outcome = run(&setup(32, 3));
+    let marks = [outcome.last(|at| at.manifest), outcome.last(|at| at.first_chunk), outcome.last(|at| at.half)];
+    assert!(marks.is_sorted() && marks[0] > 0.0 && marks[2] < outcome.quantile(1.0), "{marks:?}");
+    assert!(outcome.seeded.as_secs_f64() >= setup(1, 0).size() as f64 / 1.25e9);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top row first. A module uses only rows below its own.
-const ROWS: [&[&str]; 14] = [
+const ROWS: [&[&str]; 15] = [
     &["cli"],
     &["config"],
     &["agent", "serve"],
@@ -19,6 +19,7 @@ const ROWS: [&[&str]; 14] = [
     &["identity"],
     &["web"],
     &["telemetry"],
+    &["http"],
     &["lifecycle", "digest", "durable"],
 ];
 

@@ -27,6 +27,7 @@ mod network;
 mod origin;
 mod proxy;
 mod push;
+mod rotation;
 mod serve;
 mod supervision;
 mod tracing;

@@ -11,7 +11,7 @@ mod scraped;
 use std::path::{Path, PathBuf};
 
 use warmd::telemetry::Registry;
-use warmd::{agent, metadata, serve};
+use warmd::{agent, metadata, serve, web};
 
 /// The jobs that scrape them, and what each tells.
 pub(super) fn roles() -> [(&'static str, Registry); 3] {
@@ -27,6 +27,7 @@ pub(super) fn roles() -> [(&'static str, Registry); 3] {
             registry(|r| {
                 drop(metadata::ServerMetrics::register(r));
                 drop(metadata::CompatibilityMetrics::register(r));
+                drop(web::Metrics::register(r));
             }),
         ),
         ("warmd-serve", registry(|r| drop(serve::serving::Metrics::register(r, 20)))),

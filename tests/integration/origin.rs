@@ -238,3 +238,29 @@ async fn without_an_origin_the_way_out_is_told() {
     assert!(refused.contains("`origin.url`"), "{refused}");
     a.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_is_left_out_of_a_push_of_everything_and_told() {
+    let cluster = Cluster::start().await;
+    let url = format!("file://{}", cluster.path("origin").display());
+    let config = with_origin(&cluster, "a", &url, &[]);
+    let a = cluster.agent_with(config.clone()).await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let mut ids = Vec::new();
+    for subject in ["one", "two", "three"] {
+        let published = a.publish(&cluster.path("source"), &identity(&[("n", "1")]), subject).await.unwrap();
+        ids.push(published.artifact.to_string());
+    }
+    a.stop().await;
+    ids.sort();
+    // The first that is pushed.
+    cluster.write_policy(2, &format!("[revoked]\nartifacts = [\"{}\"]", ids[0]));
+    let a = cluster.agent_with(config).await;
+    let told = warmd(&a, &["origin", "push", "--all"]).await.unwrap_err();
+    assert!(told.contains("1 artifact left out") && told.contains("is revoked"), "{told}");
+    let there = warmd(&a, &["origin", "ls"]).await.unwrap();
+    let mut there: Vec<_> = there.as_array().unwrap().iter().map(|one| one["artifact"].as_str().unwrap()).collect();
+    there.sort_unstable();
+    assert_eq!(there, [&ids[1], &ids[2]]);
+    a.stop().await;
+}

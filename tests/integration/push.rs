@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use warmd::digest::IdentityId;
 use warmd::serve::warm::Verdict;
 
 use crate::harness::cluster::{Cluster, Node, Published, identity};
@@ -92,4 +93,78 @@ async fn why_a_push_fails_is_told_by_whoever_knows() {
     assert!(empty.contains("holds no files"), "{empty}");
     assert_eq!(b.client.status().await.unwrap().artifacts, 0);
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_is_as_large_as_content_is_refused_before_it_is_read() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    let asked = async |count| {
+        let identities = vec![IdentityId::from_array([7; 32]); count];
+        a.client.find(&identities).await.map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(asked(64).await, Ok(()));
+    let refusal = asked(65).await.unwrap_err();
+    assert!(refusal.contains("`identities` has more than 64"), "{refusal}");
+    let refusal = asked(20_000).await.unwrap_err();
+    assert!(refusal.contains("too large"), "{refusal}");
+    a.stop().await;
+}
+
+/// `warmd` as a process of that user.
+async fn as_user(uid: u32, node: &Node, arguments: &[&str]) -> Result<String, String> {
+    let mut warmd = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+    warmd.args(arguments).arg("--socket").arg(node.agent.socket()).current_dir("/").uid(uid).gid(uid);
+    let output = warmd.output().await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if output.status.success() { Ok(stderr) } else { Err(stderr) }
+}
+
+fn open_to_all(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_publishes_its_own_and_what_it_may_read_and_changes_nothing_of_others() {
+    const POD: u32 = 4711;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    config.local.allow_uids = vec![POD, POD + 1];
+    config.local.publish_uids = Some(vec![POD]);
+    let a = cluster.agent_with(config).await;
+    [cluster.path(""), cluster.path("a")].iter().for_each(|path| open_to_all(path, 0o711));
+    let source = cluster.path("source");
+    tree::write(&source, &[("mine".to_owned(), (false, tree::noise(1, 1000)))].into());
+    let publish = ["publish", source.to_str().unwrap(), "--class", "data"];
+
+    std::os::unix::fs::chown(&source, Some(POD), None).unwrap();
+    let told = as_user(POD, &a, &publish).await.unwrap();
+    assert!(told.contains("mine belongs to uid 0") && told.contains("its files are sent"), "{told}");
+    std::os::unix::fs::chown(source.join("mine"), Some(POD), None).unwrap();
+    let told = as_user(POD, &a, &publish).await.unwrap();
+    assert!(!told.contains("its files are sent") && told.contains("unchanged"), "{told}");
+
+    // What the pod cannot read, the agent does not read for it.
+    std::fs::write(source.join("secret"), "secret").unwrap();
+    open_to_all(&source.join("secret"), 0o400);
+    let told = as_user(POD, &a, &publish).await.unwrap_err();
+    assert!(told.contains("secret") && told.contains("Permission denied"), "{told}");
+    let state = cluster.path("a");
+    let told = as_user(POD, &a, &["publish", state.to_str().unwrap()]).await.unwrap_err();
+    assert!(told.contains("the agent's own"), "{told}");
+    std::fs::remove_file(source.join("secret")).unwrap();
+
+    let told = as_user(POD, &a, &publish[..2]).await.unwrap_err();
+    assert!(told.contains("local.publish_class") && told.contains("--class data"), "{told}");
+    let told = as_user(POD + 1, &a, &publish).await.unwrap_err();
+    assert!(told.contains("add it to `local.publish_uids`"), "{told}");
+    for change in [&["gc"][..], &["verify"], &["evict", &"0".repeat(64)]] {
+        let told = as_user(POD, &a, change).await.unwrap_err();
+        assert!(told.contains("`local.operator_uids`"), "{change:?}: {told}");
+    }
+    assert!(as_user(POD, &a, &["status"]).await.is_ok());
+    a.stop().await;
 }

@@ -9,7 +9,7 @@ mod lives;
 mod names;
 mod offload;
 mod versions;
-mod wallet;
+pub(super) mod wallet;
 
 use hyper::Method;
 use serde_json::json;

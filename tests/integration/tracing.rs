@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use hyper::Method;
 use warmd::config::{self, AgentFile, EngineSection, MetadataConfig, ServedEngine};
 use warmd::identity::NodeConfig;
+use warmd::telemetry::TracingConfig;
 
 use self::collector::{Collector, Told};
-use super::all_in_one::Process;
+use super::all_in_one;
 use super::exec::{Pod, engine};
 use super::harness::cluster::Cluster;
 use super::harness::engine::own_proc;
@@ -70,7 +71,11 @@ async fn a_warm_start_is_one_trace_across_pod_agent_holder_and_metadata_server()
     let is_whole = |of: &[Told]| {
         let holder = find(of, agent, "holder");
         let is_served = |told: &Told| holder.is_some_and(|holder| told.span.parent == holder.span.id);
-        needed.iter().all(|(role, name)| find(of, role, name).is_some()) && of.iter().any(is_served)
+        let has_parent =
+            |told: &Told| told.span.parent.is_empty() || of.iter().any(|other| other.span.id == told.span.parent);
+        // A span is sent when it ends, which is before its parent's end.
+        let is_complete = needed.iter().all(|(role, name)| find(of, role, name).is_some()) && of.iter().all(has_parent);
+        is_complete && of.iter().any(is_served)
     };
     let trace = collector.trace("start", is_whole).await;
     let family = [(pod, "family"), (pod, "warm"), (pod, "start")];
@@ -105,7 +110,7 @@ async fn a_load_of_an_adapter_is_in_the_trace_of_the_request_that_asked_for_it()
     let served = Some(ServedEngine { engine, serve: fleet.config() });
     let mut file = AgentFile { agent: fleet.cluster.config("all"), served };
     file.agent.tracing = collector.config();
-    let mut process = Process::start(&fleet, &file);
+    let mut process = all_in_one::start(&fleet, &file);
     let proxy: SocketAddr = process.says("clients connect to http://").await.parse().unwrap();
     let ask = async |method, path: &str, body: String| {
         Connection::tcp(proxy, None).await.unwrap().ask(method, path, &body).await.unwrap()
@@ -140,4 +145,53 @@ async fn without_its_collector_a_start_goes_on_and_says_so_once() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert_eq!(ran.stderr.matches("traces are dropped").count(), 1, "{}", ran.stderr);
     assert_eq!(node.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_lines_reach_a_collector_over_grpc_with_level_role_and_fields() {
+    let collector = Collector::start().await;
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config("a");
+    config.tracing = TracingConfig { logs: true, ..collector.config() };
+    let node = AgentProcess::start(&config).await;
+    let ready = collector.line("agent ready").await;
+    let id = config.node.tls(&config.state_dir).unwrap().node_id().to_string();
+    assert_eq!((ready.role.as_str(), ready.attribute("node")), ("warmd-agent", Some(id.as_str())));
+    assert_eq!((ready.record.severity, ready.record.level.as_str()), (9, "INFO"));
+    assert!(ready.record.time > 0);
+    cluster.write_policy(0, "nonsense = true");
+    node.hang_up();
+    let refused = collector.line("the configuration is not taken").await;
+    assert_eq!((refused.record.severity, refused.record.level.as_str()), (17, "ERROR"));
+    assert_eq!(node.terminate().await, Some(0));
+    collector.line("agent ended").await;
+}
+
+/// A collector that takes connections and nothing else is worse than none: exports wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_gone_or_does_not_answer_neither_slows_nor_stops_a_role() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cluster = Cluster::start().await;
+    for (name, endpoint) in [("silent", silent.local_addr().unwrap()), ("gone", gone)] {
+        let mut config = cluster.config(name);
+        config.metrics.listen = Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        config.tracing.endpoint = Some(format!("http://{endpoint}").parse().unwrap());
+        // So few that they run over, and a wait that no test has time for.
+        (config.tracing.queue, config.tracing.timeout) = (4, std::time::Duration::from_secs(3600));
+        let node = AgentProcess::start(&config).await;
+        for _ in 0..20 {
+            node.hang_up();
+            node.client.status().await.unwrap();
+        }
+        until("nothing is dropped and counted", async || {
+            node.hang_up();
+            let mut http = Connection::tcp(config.metrics.listen.unwrap(), None).await.unwrap();
+            let page = http.ask(Method::GET, "/metrics", "").await.unwrap().text;
+            let dropped = page.lines().filter(|line| line.starts_with("warmd_tracing_dropped_total{"));
+            dropped.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>() > 0
+        })
+        .await;
+        assert_eq!(node.terminate().await, Some(0), "{name}");
+    }
 }

@@ -6,7 +6,7 @@ use warmd::identity::{PrivateKey, UnixTime};
 use warmd::serve::quarantine::{Quarantined, Release};
 use warmd::serve::warm::{Job, Verdict};
 
-use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason};
 use crate::harness::tree;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,6 +42,42 @@ async fn a_revoked_artifact_is_neither_installed_nor_served() {
     assert!(!cluster.path("cache/model").exists(), "{refused}");
     let refused = reason(&a.warm(cluster.job(identity, "own")).await);
     assert!(refused.contains("revoked"), "{refused}");
+}
+
+/// Standard output and standard error of `warmd`, asking that node.
+async fn warmd(node: &Node, words: &[&str]) -> (String, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+    let output = command.args(words).arg("--socket").arg(node.agent.socket()).output().await.unwrap();
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_is_marked_and_goes_from_caches_and_store() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    let bad = a.publish(&cluster.path("source"), &identity, "").await.unwrap().artifact.to_string();
+    let (cache, policy) = (cluster.path("cache"), cluster.policy_path());
+    let words = ["warm", "--fact", "torch=2.13.0", "--retry", "--into", cache.to_str().unwrap()];
+    let warm = [&words[..], &["--policy", policy.to_str().unwrap()]].concat();
+    let (told, error) = warmd(&a, &warm).await;
+    assert!(told.starts_with("warm: ") && !tree::read(&cache).is_empty(), "{told}{error}");
+
+    cluster.write_policy(2, &format!("[revoked]\nartifacts = [\"{bad}\"]"));
+    let (told, error) = warmd(&a, &warm).await;
+    assert!(told.contains("cold: untrusted") && error.contains("taken away from"), "{told}{error}");
+    assert!(tree::read(&cache).is_empty());
+
+    let marked = async {
+        while !warmd(&a, &["ls"]).await.0.contains("all, REVOKED") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, marked).await.expect("`ls` does not mark it");
+    let (swept, error) = warmd(&a, &["gc"]).await;
+    assert!(swept.contains("1 revoked"), "{swept}{error}");
+    assert!(!warmd(&a, &["ls"]).await.0.contains(&bad));
 }
 
 #[tokio::test(flavor = "multi_thread")]

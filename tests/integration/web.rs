@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use warmd::web::{Document, LiveBoard, Server, WebSection};
+use warmd::web::{Document, LiveBoard, Metrics, Server, WebSection};
 
 use self::browser::{Browser, ENTER, RIGHT, TAB};
 use crate::harness::cluster::DEADLINE;
@@ -16,6 +16,10 @@ const TOKEN: &str = "correct-horse-battery";
 const VIEWS: [(&str, &str); 4] =
     [("#/", "Fleet"), ("#/artifacts", "Artifacts"), ("#/transfers", "Transfers"), ("#/starts", "Starts")];
 const CONTRAST: &str = include_str!("web/contrast.js");
+/// Rules that are in force and move something.
+const MOVING: &str = "[...document.styleSheets].flatMap((sheet) => [...sheet.cssRules])\
+    .filter((rule) => !(rule instanceof CSSMediaRule) || matchMedia(rule.conditionText).matches)\
+    .map((rule) => rule.cssText).filter((text) => /transition|animation|scroll-behavior/.test(text))";
 
 /// A picture for people, where somebody asked for pictures.
 async fn shoot(browser: &Browser, name: &str) {
@@ -39,7 +43,8 @@ impl Page {
         let token = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(token.path(), TOKEN).unwrap();
         let section = WebSection { token_file: Some(token.path().into()), ..WebSection::default() };
-        let server = Server::bind("127.0.0.1:0".parse().unwrap(), &section, board.clone()).await.unwrap();
+        let addr = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(addr, &section, board.clone(), Metrics::default()).await.unwrap();
         let page = Self { board, section, server, browser, _token: token };
         page.browser.go(&page.url("")).await;
         assert_eq!(page.browser.value("location.pathname").await, "/login");
@@ -155,6 +160,83 @@ async fn it_can_be_read_in_both_themes_and_on_a_phone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_theme_that_somebody_chose_holds_whatever_the_system_says() {
+    const LIGHT: &str = "rgb(245, 245, 243)";
+    const DARK: &str = "rgb(18, 20, 23)";
+    let Some(page) = Page::open(fixture::fleet(3, 1)).await else { return };
+    let browser = &page.browser;
+    let ground = || browser.value("getComputedStyle(document.body).backgroundColor");
+    for (theme, system, expected) in [("light", "dark", LIGHT), ("dark", "light", DARK), ("system", "light", LIGHT)] {
+        browser.scheme(system).await;
+        page.tab_to("at.id === 'theme'").await;
+        browser.press(&ENTER.to_string()).await;
+        for visit in ["chosen", "opened again"] {
+            let label = browser.value("document.getElementById('theme').textContent").await;
+            assert_eq!((label, ground().await), (format!("Theme: {theme}").into(), expected.into()), "{visit}");
+            browser.go("about:blank").await;
+            browser.go(&page.url("")).await;
+            browser.until("performance.getEntriesByName('drawn').length > 0").await;
+        }
+    }
+    browser.scheme("dark").await;
+    assert_eq!(ground().await, DARK, "it is the system's again");
+    assert_eq!(browser.value("localStorage.length").await, 0);
+    page.was_quiet().await;
+    page.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_moves_for_whoever_wants_no_motion() {
+    let Some(page) = Page::open(fixture::fleet(8, 1)).await else { return };
+    page.view("#/transfers", "Transfers").await;
+    for (motion, moves) in [("no-preference", true), ("reduce", false)] {
+        page.browser.motion(motion).await;
+        let rules = page.browser.value(MOVING).await;
+        assert_eq!(!rules.as_array().unwrap().is_empty(), moves, "{motion}: {rules}");
+    }
+    let mut node = fixture::node(1, 8);
+    node["transfers"][0]["done"] = node["transfers"][0]["total"].clone();
+    fixture::put(&page.board, &fixture::node_key(1), &node);
+    page.browser.until("[...document.querySelectorAll('main progress')].some((bar) => bar.value === bar.max)").await;
+    assert_eq!(page.browser.value("document.getAnimations().length").await, 0);
+    page.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_is_told_what_matters_once_and_seldom() {
+    let Some(page) = Page::open(fixture::fleet(24, 1)).await else { return };
+    let browser = &page.browser;
+    let told = "document.querySelector('[role=status]')";
+    assert_eq!(browser.value(&format!("{told}.textContent")).await, "22 of 24 nodes ready, 4 with problems.");
+    assert_ne!(browser.value(&format!("getComputedStyle({told}).display")).await, "none", "it is read aloud");
+    let watch =
+        format!("new MutationObserver(() => said.push({told}.textContent)).observe({told}, {{childList: true}})");
+    browser.value(&format!("(window.said = [], {watch}, 1)")).await;
+    // The time between two things that are said is over.
+    browser.value("(performance.now = ((now) => () => now() + 60000)(performance.now.bind(performance)), 1)").await;
+    page.board.remove(&fixture::node_key(4));
+    browser.until("said.length > 0").await;
+    let mut node = fixture::node(3, 24);
+    node["problems"] = json!([{"kind": "disk_full", "text": "3 % are free.", "way_out": "Make room."}]);
+    fixture::put(&page.board, &fixture::node_key(3), &node);
+    browser.until("document.querySelector('.problems').textContent.includes('Make room.')").await;
+    node["totals"]["hits"] = json!(1_000_000);
+    fixture::put(&page.board, &fixture::node_key(3), &node);
+    page.board.remove(&fixture::node_key(6));
+    browser.until("document.querySelectorAll('.map a').length === 22").await;
+    assert_eq!(
+        browser.value("said").await,
+        json!(["21 of 23 nodes ready, 4 with problems."]),
+        "the rest waits its time"
+    );
+    browser.value("(performance.now = ((now) => () => now() + 60000)(performance.now), 1)").await;
+    page.board.remove(&fixture::node_key(8));
+    browser.until("said.length > 1").await;
+    assert_eq!(browser.value("said[1]").await, "19 of 21 nodes ready, 5 with problems.");
+    page.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn text_from_nodes_stays_text() {
     let board = fixture::fleet(2, 2);
     fixture::put(&board, &"node/evil".parse().unwrap(), &fixture::hostile_node());
@@ -204,7 +286,7 @@ async fn a_lost_stream_is_told_and_taken_up_again() {
         "what was known is still shown"
     );
     shoot(&page.browser, "lost").await;
-    page.server = Server::bind(addr, &page.section, page.board.clone()).await.unwrap();
+    page.server = Server::bind(addr, &page.section, page.board.clone(), Metrics::default()).await.unwrap();
     page.board.remove(&fixture::node_key(0));
     page.browser
         .until("document.getElementById('lost').hidden && document.querySelectorAll('.map a').length === 2")

@@ -54,6 +54,10 @@ pub enum Refusal {
         "tensor `{0}` is no part of a LoRA adapter: export it without (embeddings and heads cannot be served beside a base model)"
     )]
     Stray(String),
+    #[error(
+        "two tensors would be `{0}` in the engine: one of them is lost; export the adapter with one spelling of its keys"
+    )]
+    SameName(String),
     #[error("`{0}` lacks one of lora_A and lora_B: the file is cut or the export damaged")]
     Half(String),
     #[error("`{module}`: shapes {a:?} and {b:?} are no lora_A and lora_B")]

@@ -9,7 +9,7 @@ use super::super::dora::{Approximation, Decomposed, Target};
 use super::super::keys::{Module, Modules};
 use super::super::linalg::Matrix;
 use super::super::safetensors::{Content, Outgoing, Tensor, Weights};
-use super::super::{BaseWeights, Dora};
+use super::super::{BaseWeights, Dora, Remap};
 use super::report::{DoraReport, FileReport, Loss, Report, SCHEMA};
 use super::{Dropped, PrepareError, Refusal, Settings, Source};
 use crate::digest::Digest;
@@ -51,7 +51,7 @@ pub(super) fn rewrite<'s>(
         }
         _ => (copies(&source.weights, &modules), None),
     };
-    let renamed = rename(&mut tensors, settings);
+    let renamed = rename(&mut tensors, settings.policy.remap.as_ref())?;
     let names: BTreeSet<&str> = modules.iter().map(Module::name).collect();
     let mut changes = unchanged(source, modules.len());
     changes.renamed = renamed;
@@ -77,16 +77,20 @@ fn copies<'s>(weights: &'s Weights, modules: &[Module<'s>]) -> Vec<Outgoing<'s>>
 }
 
 /// How many have another name now.
-fn rename(tensors: &mut [Outgoing<'_>], settings: &Settings) -> usize {
-    let Some(remap) = &settings.policy.remap else { return 0 };
+fn rename(tensors: &mut [Outgoing<'_>], remap: Option<&Remap>) -> Result<usize, PrepareError> {
+    let Some(remap) = remap else { return Ok(0) };
     let mut renamed = 0;
-    for tensor in tensors {
+    for tensor in tensors.iter_mut() {
         if let Some(name) = remap.apply(&tensor.name) {
             tensor.name = name;
             renamed += 1;
         }
     }
-    renamed
+    let mut names = BTreeSet::new();
+    match tensors.iter().find(|tensor| !names.insert(tensor.name.as_str())) {
+        Some(twice) => refused(Refusal::SameName(twice.name.clone())),
+        None => Ok(renamed),
+    }
 }
 
 /// Approximates all modules, one after the other, each on all cores.
@@ -216,4 +220,27 @@ fn configuration(source: &Source, changes: &mut Report) -> String {
     config.insert("use_dora".to_owned(), json!(false));
     config.insert("target_modules".to_owned(), json!(changes.target_modules));
     super::super::json::pretty(&Value::Object(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::safetensors::Dtype;
+    use super::*;
+
+    #[test]
+    fn tensors_that_would_have_one_name_are_refused() {
+        let remap = Remap::to("base_model.model.model.language_model.layers.{suffix}".parse().unwrap());
+        let tensor = |name: &str| {
+            let content = Content::Bytes(vec![0; 2]);
+            Outgoing { name: name.to_owned(), dtype: Dtype::F16, shape: vec![1], content }
+        };
+        let mut apart = [tensor("model.layers.0.q"), tensor("model.layers.1.q")];
+        assert_eq!(rename(&mut apart, Some(&remap)).unwrap(), 2);
+        for other in ["model.language_model.layers.0.q", "base_model.model.model.language_model.layers.0.q"] {
+            let refusal = rename(&mut [tensor("model.layers.0.q"), tensor(other)], Some(&remap)).unwrap_err();
+            let PrepareError::Refused(refusals) = refusal else { panic!("{refusal}") };
+            let name = "base_model.model.model.language_model.layers.0.q".to_owned();
+            assert_eq!(refusals, [Refusal::SameName(name)], "{other}");
+        }
+    }
 }

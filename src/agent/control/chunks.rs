@@ -7,16 +7,16 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::super::convert;
+use super::super::{convert, reload};
 use super::Parts;
 use super::status::{no_artifact, store_status};
 use crate::lifecycle::Tasks;
 use crate::local::chunks::{receive_request, refuse, send_chunk};
-use crate::local::{self, SocketConfig};
+use crate::local::{self, Callers, Connection, Shares, SocketConfig};
 use crate::protocol::pb;
 use crate::store::{Held, Store};
 use crate::transfer::{Direction, Holder};
@@ -24,8 +24,9 @@ use crate::transfer::{Direction, Holder};
 /// Chunks of one caller on their way to it: at most 16 MiB.
 pub(super) const QUEUED: usize = 4;
 
-/// Callers at a time; others wait to be accepted.
-const MAX_CALLERS: usize = 256;
+/// Callers of one user that are answered at a time, and those that wait for it.
+const ANSWERED: usize = 128;
+const CONNECTED: usize = 512;
 
 /// For a caller's request, and for it to take one chunk: its disk may be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,32 +36,41 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 type Sender = mpsc::Sender<Result<pb::ChunkData, Status>>;
 
-/// Without this socket chunks go by gRPC, which takes longer.
-pub(in crate::agent) async fn listen(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) {
+/// Without this socket chunks go by gRPC, which takes longer. Tells who may use it.
+pub(in crate::agent) async fn listen(tasks: &Tasks, config: &SocketConfig, parts: Arc<Parts>) -> Option<Callers> {
     let config = SocketConfig { socket: local::chunk_socket(&config.socket), ..config.clone() };
     match local::Listener::bind(&config).await {
-        Ok(mut listener) => tasks.spawn("chunks", async move {
-            let incoming = std::pin::pin!(listener.incoming());
-            serve(parts, incoming).await;
-        }),
-        Err(error) => tracing::warn!(%error, "installs read chunks by gRPC"),
+        Ok(listener) => {
+            let mut listener = listener.at_most(CONNECTED);
+            let callers = listener.callers().clone();
+            tasks.spawn("chunks", async move {
+                let incoming = std::pin::pin!(listener.incoming());
+                serve(parts, incoming).await;
+            });
+            Some(callers)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "installs read chunks by gRPC");
+            None
+        }
     }
 }
 
 /// Answers the callers that come until there are no more.
-async fn serve(parts: Arc<Parts>, mut incoming: impl Stream<Item = io::Result<UnixStream>> + Unpin) {
-    let callers = Arc::new(Semaphore::new(MAX_CALLERS));
-    while let Ok(place) = callers.clone().acquire_owned().await {
-        match incoming.next().await {
-            None => return,
-            Some(Err(error)) => {
+async fn serve(parts: Arc<Parts>, mut incoming: impl Stream<Item = io::Result<Connection>> + Unpin) {
+    let places = Shares::new(ANSWERED);
+    while let Some(connected) = incoming.next().await {
+        match connected {
+            Err(error) => {
                 tracing::warn!(%error, "accept a reader of chunks");
                 tokio::time::sleep(PAUSE).await;
             }
-            Some(Ok(stream)) => {
-                let answering = parts.clone();
+            Ok(connection) => {
+                let (answering, places) = (parts.clone(), places.clone());
                 parts.tasks.spawn("send chunks", async move {
-                    let _place = place;
+                    // Each before it ends some time.
+                    let _place = places.wait(connection.uid()).await;
+                    let (stream, _share) = connection.into_parts();
                     if let Err(error) = answer(&answering, stream).await {
                         tracing::debug!(%error, "a reader of chunks went away");
                     }
@@ -108,13 +118,21 @@ pub(super) fn wanted(store: &Store, request: pb::ReadChunksRequest) -> Result<(H
 
 /// Sends each chunk as soon as it is here.
 pub(super) async fn send(parts: &Parts, held: &Held, indices: Vec<u32>, out: Sender) {
-    if let Err(status) = send_all(parts, held, indices, &out).await {
-        // The caller is gone.
-        let _ = out.send(Err(status)).await;
+    let patience = reload::now(&parts.config).fetch_deadline;
+    if let Err(status) = send_all(parts, held, indices, &out, patience).await {
+        // The caller is gone, or does not listen.
+        let _ = timeout(PATIENCE, out.send(Err(status))).await;
     }
 }
 
-async fn send_all(parts: &Parts, held: &Held, indices: Vec<u32>, out: &Sender) -> Result<(), Status> {
+/// Waits at most for `patience` for a next chunk to come.
+async fn send_all(
+    parts: &Parts,
+    held: &Held,
+    indices: Vec<u32>,
+    out: &Sender,
+    patience: Duration,
+) -> Result<(), Status> {
     let sent = parts.transfer.bytes(held.manifest().identity.family(), Direction::Sent, Holder::Local);
     let mut progress = held.subscribe();
     let mut waiting = indices;
@@ -129,8 +147,10 @@ async fn send_all(parts: &Parts, held: &Held, indices: Vec<u32>, out: &Sender) -
             let data = read.map_err(|_| Status::internal("the store's thread panicked"))?;
             let data = data.map_err(|error| store_status(&error))?;
             let len = data.len() as u64;
-            if out.send(Ok(pb::ChunkData { index, data })).await.is_err() {
-                return Ok(());
+            match timeout(PATIENCE, out.send(Ok(pb::ChunkData { index, data }))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => return Err(Status::deadline_exceeded("the caller takes no chunk")),
             }
             sent.inc_by(len);
         }
@@ -140,6 +160,9 @@ async fn send_all(parts: &Parts, held: &Held, indices: Vec<u32>, out: &Sender) -
                     changed.map_err(|_| Status::aborted("the artifact was removed"))?;
                 }
                 () = out.closed() => return Ok(()),
+                () = tokio::time::sleep(patience) => {
+                    return Err(Status::deadline_exceeded("nobody fetches the artifact any more: ask for it again"));
+                }
             }
         }
     }

@@ -17,7 +17,8 @@ pub(super) async fn page(parts: &Parts, request: pb::FleetRequest) -> Result<pb:
     }
     let Some(server) = parts.directory.server() else {
         let limited = format!(
-            "discovery is serverless: this node tells of itself alone; {} other agents are connected",
+            "discovery is serverless, where no node knows the others: this is this node alone, and {} other agents are \
+             connected. Ask on each of them, or give the fleet a metadata server (`metadata.servers`)",
             parts.directory.connected_agents()
         );
         return alone(parts, limited).await;

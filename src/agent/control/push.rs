@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use super::super::publish::{PublishError, Published, Publisher, Push, PushError};
+use super::super::publish::{Grant, PublishError, Published, Publisher, Push, PushError};
 use crate::protocol::pb::push_request::Request;
 use crate::protocol::pb::{PushBase, PushReply, PushRequest, push_reply};
 
@@ -22,12 +22,13 @@ const WRITING: usize = 4;
 /// From the first message to the signed artifact.
 pub(super) async fn receive(
     publisher: &Arc<Publisher>,
+    grant: Grant,
     requests: impl Stream<Item = Result<PushRequest, Status>> + Unpin,
     replies: &mpsc::Sender<Result<PushReply, Status>>,
 ) -> Result<Published, PublishError> {
     let mut caller = Caller { requests, ends: Instant::now() + publisher.push_deadline() };
     let Request::Begin(begin) = caller.next().await? else { return Err(PushError::Order.into()) };
-    let mut push = Push::begin(publisher, begin)?;
+    let mut push = Push::begin(publisher, grant, begin)?;
     let reply = push_reply::Reply::Base(PushBase { envelope: push.base() });
     replies.send(Ok(PushReply { reply: Some(reply) })).await.map_err(|_| PushError::Gone)?;
     let mut writing = JoinSet::new();

@@ -7,6 +7,7 @@ use tonic::Status;
 
 use super::super::publish::{PublishError, PushError};
 use super::Parts;
+use super::callers::unread;
 use crate::digest::ArtifactId;
 use crate::local;
 use crate::protocol::pb;
@@ -54,11 +55,13 @@ pub(super) fn no_artifact(id: &ArtifactId) -> Status {
 pub(super) fn publish_status(error: &PublishError) -> Status {
     let message = local::chain(error);
     match error {
-        PublishError::NoSigner => Status::failed_precondition(message),
-        PublishError::Snapshot(_) | PublishError::Manifest(_) => Status::invalid_argument(message),
+        PublishError::NoSigner | PublishError::LastGeneration => Status::failed_precondition(message),
+        PublishError::Class { .. } => Status::permission_denied(message),
+        PublishError::Snapshot(error) => error.unread().map_or_else(|| Status::invalid_argument(message), unread),
+        PublishError::Manifest(_) => Status::invalid_argument(message),
         PublishError::Store(error) => store_status(error),
         PublishError::Push(error) => match error {
-            PushError::Busy => Status::resource_exhausted(message),
+            PushError::Quota { .. } => Status::resource_exhausted(message),
             PushError::Stalled | PushError::Deadline => Status::deadline_exceeded(message),
             PushError::Thread => Status::internal(message),
             _ => Status::invalid_argument(message),

@@ -3,12 +3,12 @@ use crate::digest::{ContentId, IdentityId, KeyId};
 use crate::identity::{PrivateKey, UnixTime};
 use crate::protocol::metadata::{HolderInfo, Summary};
 
-pub(super) fn identity(seed: u8) -> IdentityId {
+pub(in crate::agent) fn identity(seed: u8) -> IdentityId {
     IdentityId::from_array([seed; 32])
 }
 
 /// The one artifact of an identity, and its holders.
-pub(super) fn offer(of: u8, holders: &[u8]) -> Offer {
+pub(in crate::agent) fn offer(of: u8, holders: &[u8]) -> Offer {
     let artifact = Summary {
         artifact: ArtifactId::from_array([of; 32]),
         identity: identity(of),

@@ -2,24 +2,25 @@
 //! believed no more than what a peer says, and the content of its files neither: whoever gets it from a signer would try
 //! to install it.
 
+mod brought;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::{PublishError, Published, Publisher};
+use self::brought::Brought;
+pub(super) use self::brought::Unsealed;
+use super::{Grant, PublishError, Published, Publisher};
 use crate::artifact::{ContentError, Draft, MAX_CHUNK, MAX_CHUNKS, Manifest, check_content};
 use crate::caches::{KindError, check_captured, check_file};
-use crate::digest::{Digest, IdentityId, InvalidDigest};
+use crate::digest::{IdentityId, InvalidDigest};
 use crate::protocol::pb::PushBegin;
 use crate::store::Held;
 
 /// What was pushed is not published.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::agent) enum PushError {
-    #[error("too many pushes are going on: try again")]
-    Busy,
     #[error("a push begins with `begin` and ends with `seal`")]
     Order,
     #[error("`identity`: {0}")]
@@ -28,6 +29,11 @@ pub(in crate::agent) enum PushError {
     ChunkLength(usize),
     #[error("more than {MAX_CHUNKS} chunks")]
     TooMany,
+    #[error(
+        "the pushes of uid {uid} that are going on would have more than {push_bytes} bytes: push less at a time, or raise \
+         `local.push_bytes` of the agent"
+    )]
+    Quota { uid: u32, push_bytes: u64 },
     #[error("the manifest is about another identity or subject than the push began with")]
     Other,
     #[error("the caller sent nothing for too long")]
@@ -50,7 +56,7 @@ impl From<ContentError> for PublishError {
     }
 }
 
-/// A push that has begun. Dropped before it is sealed, it leaves chunks that nothing refers to.
+/// A push that has begun. Dropped before it is sealed, it leaves chunks that are the first to go.
 pub(in crate::agent) struct Push {
     publisher: Arc<Publisher>,
     identity: IdentityId,
@@ -58,15 +64,12 @@ pub(in crate::agent) struct Push {
     /// Held, so that the chunks which the caller does not send stay.
     base: Option<Held>,
     chunks: usize,
+    grant: Grant,
+    brought: Arc<Brought>,
     ends: Instant,
 }
 
 impl Publisher {
-    /// The right to push. Pushes that wait would wait for others that may stall.
-    pub(in crate::agent) fn turn(&self) -> Result<OwnedSemaphorePermit, PushError> {
-        self.turns.clone().try_acquire_owned().map_err(|_| PushError::Busy)
-    }
-
     /// How long a push may take: a clean-up takes chunks away that nothing has referred to for longer.
     pub(in crate::agent) fn push_deadline(&self) -> Duration {
         self.store.config().orphan_grace / 2
@@ -74,11 +77,25 @@ impl Publisher {
 }
 
 impl Push {
-    pub(in crate::agent) fn begin(publisher: &Arc<Publisher>, begin: PushBegin) -> Result<Self, PublishError> {
+    pub(in crate::agent) fn begin(
+        publisher: &Arc<Publisher>,
+        grant: Grant,
+        begin: PushBegin,
+    ) -> Result<Self, PublishError> {
         let identity = IdentityId::try_from(&begin.identity[..]).map_err(PushError::from)?;
         let base = publisher.latest(&identity, &begin.subject)?;
         let ends = Instant::now() + publisher.push_deadline();
-        Ok(Self { publisher: publisher.clone(), identity, subject: begin.subject, base, chunks: 0, ends })
+        let brought = Arc::new(Brought::new(publisher.store.clone(), publisher.unsealed.clone(), grant));
+        Ok(Self {
+            publisher: publisher.clone(),
+            identity,
+            subject: begin.subject,
+            base,
+            chunks: 0,
+            grant,
+            brought,
+            ends,
+        })
     }
 
     /// What the caller may build on.
@@ -97,9 +114,10 @@ impl Push {
         if self.chunks == MAX_CHUNKS {
             return Err(PushError::TooMany);
         }
+        self.brought.count(encoded.len())?;
         self.chunks += 1;
-        let store = self.publisher.store.clone();
-        Ok(move || Ok(store.put_chunk(&Digest::of(&encoded), &encoded).map(drop)?))
+        let brought = self.brought.clone();
+        Ok(move || brought.put(&encoded))
     }
 
     /// Checks and signs; all chunks are kept. Blocking.
@@ -108,6 +126,7 @@ impl Push {
         if draft.identity.id() != self.identity || draft.subject != self.subject {
             return Err(PushError::Other.into());
         }
+        self.grant.check(draft.identity.family(), draft.class)?;
         let manifest = Manifest::new(draft)?;
         check_captured(&manifest).map_err(PushError::from)?;
         let store = &self.publisher.store;

@@ -1,5 +1,7 @@
 //! What is wrong with this node, as far as it can tell itself. Pure.
 
+use crate::digest::ArtifactId;
+use crate::identity::{CertificateState, RENEW};
 use crate::protocol::report::{End, Network, NodeReport, Problem, ProblemKind, Text, Warmth};
 
 /// What is known beside the report.
@@ -7,7 +9,12 @@ use crate::protocol::report::{End, Network, NodeReport, Problem, ProblemKind, Te
 pub(super) struct Seen {
     /// As [`super::Trust::state`].
     pub(super) policy: &'static str,
+    pub(super) certificate: CertificateState,
     pub(super) reaches_directory: bool,
+    /// Why not, where it is known.
+    pub(super) unreached: Option<String>,
+    /// Artifacts that the last start of an engine had and that are revoked since.
+    pub(super) revoked: Vec<ArtifactId>,
     /// Bytes that stay free on the disk.
     pub(super) reserve: u64,
     pub(super) bad_chunks: u64,
@@ -16,13 +23,23 @@ pub(super) struct Seen {
 
 /// The worst first.
 pub(super) fn problems(report: &NodeReport, seen: &Seen) -> Vec<Problem> {
-    let node = [policy(seen), directory(seen), disk(report, seen), last_start(report)];
+    let node =
+        [certificate(seen), revoked(seen), policy(seen), directory(seen), disk(report, seen), last_start(report)];
     let network = [udp(report), black_hole(&report.network), buffers(&report.network), peers(seen)];
     node.into_iter().chain(network).flatten().collect()
 }
 
 fn problem(kind: ProblemKind, text: impl AsRef<str>, way_out: &str) -> Option<Problem> {
     Some(Problem { kind, text: Text::cut(text.as_ref()), way_out: Text::cut(way_out) })
+}
+
+fn certificate(seen: &Seen) -> Option<Problem> {
+    let text = match &seen.certificate {
+        CertificateState::Good => return None,
+        soon @ CertificateState::EndsSoon(_) => format!("its certificate {soon}"),
+        bad @ CertificateState::Bad(_) => format!("no other node speaks with it: its certificate {bad}"),
+    };
+    problem(ProblemKind::Certificate, text, RENEW)
 }
 
 fn policy(seen: &Seen) -> Option<Problem> {
@@ -41,13 +58,27 @@ fn policy(seen: &Seen) -> Option<Problem> {
     }
 }
 
+fn revoked(seen: &Seen) -> Option<Problem> {
+    let first = seen.revoked.first()?.short();
+    let and = match seen.revoked.len() {
+        1 => String::new(),
+        all => format!(" and {} more", all - 1),
+    };
+    problem(
+        ProblemKind::RevokedInUse,
+        format!("the last start of the engine had artifact {first}{and}, revoked since: it may still run that"),
+        "restart the engine: what is revoked is taken away before it starts",
+    )
+}
+
 fn directory(seen: &Seen) -> Option<Problem> {
     if seen.reaches_directory {
         return None;
     }
+    let why = seen.unreached.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     problem(
         ProblemKind::NoDirectory,
-        "no metadata server and no other agent answers",
+        format!("no metadata server and no other agent answers{why}"),
         "look at `metadata.servers`, `discovery.bootstrap`, and the network between",
     )
 }
@@ -67,7 +98,7 @@ fn disk(report: &NodeReport, seen: &Seen) -> Option<Problem> {
 fn last_start(report: &NodeReport) -> Option<Problem> {
     let last = report.starts.last()?;
     if last.end == End::Crashed {
-        let way_out = "see its log, and `warmd quarantine list` for what is blamed";
+        let way_out = "see its log, and `warmd quarantine ls` for what is blamed";
         return problem(ProblemKind::EngineCrashed, "the last start of the engine crashed", way_out);
     }
     let could_be_warm = last.families.iter().any(|family| family.offered > 0);
@@ -130,10 +161,20 @@ fn peers(seen: &Seen) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::{NotAdmitted, UnixTime};
     use crate::protocol::report::tests::report;
 
     fn good() -> Seen {
-        Seen { policy: "ok", reaches_directory: true, reserve: 10, bad_chunks: 0, bad_manifests: 0 }
+        Seen {
+            policy: "ok",
+            certificate: CertificateState::Good,
+            reaches_directory: true,
+            unreached: None,
+            revoked: Vec::new(),
+            reserve: 10,
+            bad_chunks: 0,
+            bad_manifests: 0,
+        }
     }
 
     fn kinds(report: &NodeReport, seen: &Seen) -> Vec<ProblemKind> {
@@ -155,13 +196,33 @@ mod tests {
         ill.network.tcp = 1;
         (ill.network.black_holes, ill.network.send_buffer) = (1, 3);
         ill.starts[0].end = End::Crashed;
-        let seen = Seen { policy: "expired", reaches_directory: false, bad_chunks: 1, ..good() };
+        let foreign = CertificateState::Bad(NotAdmitted::Foreign);
+        let seen = Seen { policy: "expired", certificate: foreign, reaches_directory: false, bad_chunks: 1, ..good() };
         use ProblemKind::{
-            BadPeers, BlackHole, DiskFull, EngineCrashed, NoDirectory, PolicyExpired, SmallBuffers, UdpBlocked,
+            BadPeers, BlackHole, Certificate, DiskFull, EngineCrashed, NoDirectory, PolicyExpired, SmallBuffers,
+            UdpBlocked,
         };
-        let expected =
-            [PolicyExpired, NoDirectory, DiskFull, EngineCrashed, UdpBlocked, BlackHole, SmallBuffers, BadPeers];
-        assert_eq!(kinds(&ill, &seen), expected);
+        let node = [Certificate, PolicyExpired, NoDirectory, DiskFull, EngineCrashed];
+        let network = [UdpBlocked, BlackHole, SmallBuffers, BadPeers];
+        assert_eq!(kinds(&ill, &seen), [&node[..], &network].concat());
+        let ending = Seen { certificate: CertificateState::EndsSoon(UnixTime::from_seconds(0)), ..good() };
+        assert_eq!(kinds(&report(), &ending), [Certificate]);
+    }
+
+    #[test]
+    fn code_that_is_revoked_since_a_start_is_named_before_all_that_only_costs_time() {
+        let revoked = vec![ArtifactId::of(b"bad"), ArtifactId::of(b"worse")];
+        let seen = Seen { revoked, policy: "expired", ..good() };
+        assert_eq!(kinds(&report(), &seen), [ProblemKind::RevokedInUse, ProblemKind::PolicyExpired]);
+        let text = problems(&report(), &seen).remove(0).text;
+        assert!(text.as_str().contains(&ArtifactId::of(b"bad").short()) && text.as_str().contains("and 1 more"));
+    }
+
+    #[test]
+    fn why_nobody_answers_is_told_with_it() {
+        let seen = Seen { reaches_directory: false, unreached: Some("connection refused".to_owned()), ..good() };
+        let found = problems(&report(), &seen);
+        assert_eq!(found[0].text.as_str(), "no metadata server and no other agent answers: connection refused");
     }
 
     #[test]

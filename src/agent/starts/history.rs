@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{FamilyStart, Outcome, Start};
 use crate::artifact::Family;
+use crate::digest::{ArtifactId, KeyId};
+use crate::identity::Policy;
 use crate::protocol::report::{
     self, End, MAX_START_FAMILIES, MAX_STARTS, MissReason, StartedFamily, UnixMillis, Warmth,
 };
@@ -15,6 +17,8 @@ pub(in crate::agent) struct History {
     starts: VecDeque<report::Start>,
     hits: u64,
     misses: BTreeMap<MissReason, u64>,
+    /// Of the last start.
+    artifacts: Vec<(ArtifactId, Vec<KeyId>)>,
 }
 
 impl History {
@@ -29,6 +33,13 @@ impl History {
             self.starts.pop_front();
         }
         self.starts.push_back(start.told(at));
+        self.artifacts.clone_from(&start.artifacts);
+    }
+
+    /// What the engine of the last start may read, as far as it is revoked.
+    pub(in crate::agent) fn revoked(&self, policy: &Policy) -> Vec<ArtifactId> {
+        let revoked = self.artifacts.iter().filter(|(id, signers)| policy.is_revoked(id, signers));
+        revoked.map(|(id, _)| *id).collect()
     }
 
     /// Newest last.
@@ -151,6 +162,7 @@ mod tests {
             hook_seconds: 1.0,
             budget_seconds: 2.0,
             families: families.iter().map(family).collect(),
+            artifacts: Vec::new(),
         };
         Start::try_from(report).unwrap()
     }
@@ -169,6 +181,22 @@ mod tests {
         assert_eq!(warmth(&[[1, 0, 9, 0, 1, 9]]), Warmth::Partly);
         assert_eq!(warmth(&[[1, 0, 9, 0, 0, 9], [0, 0, 0, 0, 9, 0]]), Warmth::Partly);
         assert_eq!((warmth(&[[0, 0, 0, 0, 9, 0]]), warmth(&[])), (Warmth::Cold, Warmth::Cold));
+    }
+
+    #[test]
+    fn what_the_last_start_had_is_told_once_it_is_revoked_until_there_is_another_start() {
+        let (bad, good, key) = (ArtifactId::of(b"bad"), ArtifactId::of(b"good"), KeyId::of(b"key"));
+        let head = "version = 1\nexpires = \"2030-01-01T00:00:00Z\"\n[revoked]\n";
+        let policy = |revoked: String| Policy::parse(&format!("{head}{revoked}\n")).unwrap();
+        let mut history = History::default();
+        let artifacts = vec![(bad, vec![key]), (good, vec![KeyId::of(b"another")])];
+        history.add(&Start { artifacts, ..start(&[]) }, UnixMillis(1));
+        assert_eq!(history.revoked(&policy(String::new())), []);
+        for revoked in [format!("artifacts = [\"{bad}\"]"), format!("keys = [\"{key}\"]")] {
+            assert_eq!(history.revoked(&policy(revoked)), [bad]);
+        }
+        history.add(&start(&[]), UnixMillis(2));
+        assert_eq!(history.revoked(&policy(format!("keys = [\"{key}\"]"))), []);
     }
 
     #[test]

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use super::{Artifacts, Entries, Outcome, Verdict};
 use crate::caches::FamilyName;
+use crate::digest::{ArtifactId, InvalidDigest, KeyId};
 use crate::protocol::pb;
 use crate::protocol::report::{REASON, Text};
 
 const MAX_FAMILIES: usize = 64;
+const MAX_ARTIFACTS: usize = 512;
+const MAX_SIGNERS: usize = 8;
 pub(super) const MAX_COUNT: u32 = 1_000_000;
 const MAX_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -24,6 +27,8 @@ pub(in crate::agent) enum StartError {
     Count(&'static str),
     #[error("more than {MAX_FAMILIES} families")]
     Families,
+    #[error("`artifacts` has more than {MAX_ARTIFACTS}, or one that is no artifact with at most {MAX_SIGNERS} signers")]
+    Artifacts,
 }
 
 /// One start, checked.
@@ -35,6 +40,8 @@ pub(in crate::agent) struct Start {
     pub(super) hook: Duration,
     pub(super) budget: Duration,
     pub(super) families: Vec<FamilyStart>,
+    /// What the fleet has brought that the engine may read, and whose signatures let it in.
+    pub(super) artifacts: Vec<(ArtifactId, Vec<KeyId>)>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -71,8 +78,21 @@ impl TryFrom<pb::StartReport> for Start {
             hook: time("hook_seconds", report.hook_seconds)?,
             budget: time("budget_seconds", report.budget_seconds)?,
             families: report.families.into_iter().map(FamilyStart::try_from).collect::<Result<_, _>>()?,
+            artifacts: artifacts(&report.artifacts)?,
         })
     }
+}
+
+fn artifacts(told: &[pb::StartArtifact]) -> Result<Vec<(ArtifactId, Vec<KeyId>)>, StartError> {
+    if told.len() > MAX_ARTIFACTS || told.iter().any(|one| one.signers.len() > MAX_SIGNERS) {
+        return Err(StartError::Artifacts);
+    }
+    let artifact = |one: &pb::StartArtifact| {
+        let signers = one.signers.iter().map(|key| KeyId::try_from(&key[..])).collect::<Result<_, _>>()?;
+        Ok((ArtifactId::try_from(&one.artifact_id[..])?, signers))
+    };
+    let artifacts: Result<_, InvalidDigest> = told.iter().map(artifact).collect();
+    artifacts.map_err(|_| StartError::Artifacts)
 }
 
 impl TryFrom<pb::FamilyStart> for FamilyStart {

@@ -2,9 +2,12 @@
 
 use std::fs::File as OsFile;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 
 use super::{BuildError, SourceFile, Stamp};
+
+/// Bytes of the largest private key file.
+pub(super) const MAX_KEY: u64 = 64 * 1024;
 
 /// One source file, held open and known to be the one that was found.
 pub(super) struct Reader<'f> {
@@ -14,12 +17,10 @@ pub(super) struct Reader<'f> {
 
 impl<'f> Reader<'f> {
     pub(super) fn open(file: &'f SourceFile) -> Result<Self, BuildError> {
-        // Neither a link that took the file's place nor a FIFO that would block.
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let opened = OsFile::options().read(true).custom_flags(flags.bits() as i32).open(&file.source);
-        let os = opened.map_err(|error| match rustix::io::Errno::from_io_error(&error) {
-            Some(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => BuildError::Changed(file.path.clone()),
-            _ => BuildError::Read { path: file.path.clone(), source: error },
+        let opened = file.tree.open_file(file.path.as_str());
+        let os = opened.map_err(|error| match error.is_gone() {
+            true => BuildError::Changed(file.path.clone()),
+            false => error.into(),
         })?;
         Ok(Self { file, os })
     }
@@ -28,6 +29,14 @@ impl<'f> Reader<'f> {
     pub(super) fn check(&self) -> Result<(), BuildError> {
         let meta = self.os.metadata().map_err(|error| self.failed(error))?;
         if Stamp::of(&meta) == self.file.stamp { Ok(()) } else { Err(BuildError::Changed(self.file.path.clone())) }
+    }
+
+    /// A small file is read in one piece.
+    pub(super) fn check_key(&self, offset: u64, piece: &[u8]) -> Result<(), BuildError> {
+        match self.file.size() < MAX_KEY && offset == 0 && is_private_key(piece) {
+            true => Err(BuildError::PrivateKey(self.file.source())),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BuildError> {
@@ -47,4 +56,10 @@ impl<'f> Reader<'f> {
     fn failed(&self, source: io::Error) -> BuildError {
         BuildError::Read { path: self.file.path.clone(), source }
     }
+}
+
+/// In PEM (RFC 7468), alone or after certificates.
+pub(super) fn is_private_key(content: &[u8]) -> bool {
+    let label = b"PRIVATE KEY-----";
+    content.starts_with(b"-----BEGIN ") && content.windows(label.len()).any(|part| part == label)
 }

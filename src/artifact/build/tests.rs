@@ -32,9 +32,9 @@ impl Chunks {
     }
 }
 
-struct Tree(tempfile::TempDir);
+struct Files(tempfile::TempDir);
 
-impl Tree {
+impl Files {
     fn new(files: &BTreeMap<String, Vec<u8>>) -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
         files.iter().for_each(|(path, content)| tree.write(path, content));
@@ -48,13 +48,14 @@ impl Tree {
     }
 
     fn sources(&self, paths: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<SourceFile> {
+        let tree = Tree::open(self.0.path()).unwrap();
         let mut sources: Vec<SourceFile> = paths
             .into_iter()
             .map(|path| {
                 let source = self.0.path().join(path.as_ref());
                 let stamp = Stamp::of(&source.metadata().unwrap());
                 let path = RelPath::new(path.as_ref()).unwrap();
-                SourceFile { path, source, executable: false, mtime_ns: 0, stamp, content: None }
+                SourceFile { path, tree: tree.clone(), executable: false, mtime_ns: 0, stamp, content: None }
             })
             .collect();
         sources.sort_by(|a, b| a.path.cmp(&b.path));
@@ -100,7 +101,7 @@ fn the_chunks_do_not_depend_on_how_many_threads_read_the_files() {
         blake3::Hasher::new().update(&(i / 2).to_le_bytes()).finalize_xof().fill(&mut content);
         (format!("d{}/f{i:02}", i % 5), content)
     });
-    let tree = Tree::new(&contents.collect());
+    let tree = Files::new(&contents.collect());
     let files = tree.sources((0..60).map(|i| format!("d{}/f{i:02}", i % 5)));
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -118,7 +119,7 @@ fn every_size_of_file_comes_back_byte_for_byte() {
         [0, 1, 1000, (LARGE_FILE - 1) as usize, LARGE_FILE as usize, MAX_CHUNK, MAX_CHUNK + 1, 9_000_000, 40_000_000];
     let files: BTreeMap<String, Vec<u8>> =
         sizes.iter().map(|size| (format!("f{size:09}"), noise(*size as u64, *size))).collect();
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let chunks = Chunks::default();
     let built = chunks.build(&tree.sources(files.keys()), None).unwrap();
     let manifest = manifest(&built);
@@ -130,7 +131,7 @@ fn every_size_of_file_comes_back_byte_for_byte() {
 #[test]
 fn a_file_with_content_of_its_own_travels_with_that_and_counts_as_changed_all_the_same() {
     let files = BTreeMap::from([("a".to_owned(), noise(1, 3000)), ("group".to_owned(), b"on this node".to_vec())]);
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let mut sources = tree.sources(files.keys());
     sources[1].content = Some(Bytes::from_static(b"anywhere"));
     let chunks = Chunks::default();
@@ -149,7 +150,7 @@ fn equal_files_are_stored_once_and_small_ones_share_chunks() {
     for copy in 0..28 {
         files.insert(format!("artifact_{copy:02}"), noise(1, 2_500_000));
     }
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let built = Chunks::default().build(&tree.sources(files.keys()), None).unwrap();
     let decoded: u64 = built.chunks.iter().map(|chunk| u64::from(chunk.decoded_len)).sum();
     assert_eq!(decoded, 200 * 2000 + 2_500_000);
@@ -159,7 +160,7 @@ fn equal_files_are_stored_once_and_small_ones_share_chunks() {
 #[test]
 fn the_content_id_does_not_depend_on_place_order_of_creation_or_packing() {
     let files = many(300, 5000);
-    let (here, there) = (Tree::new(&files), Tree::new(&files));
+    let (here, there) = (Files::new(&files), Files::new(&files));
     let chunks = Chunks::default();
     let first = chunks.build(&here.sources(files.keys()), None).unwrap();
     let again = chunks.build(&there.sources(files.keys().rev()), None).unwrap();
@@ -174,7 +175,7 @@ fn the_content_id_does_not_depend_on_place_order_of_creation_or_packing() {
 #[test]
 fn a_new_generation_costs_its_difference() {
     let mut files = many(2000, 5000);
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let chunks = Chunks::default();
     let first = manifest(&chunks.build(&tree.sources(files.keys()), None).unwrap());
     let changed: Vec<String> = files.keys().step_by(20).cloned().collect();
@@ -197,7 +198,7 @@ fn a_new_generation_costs_its_difference() {
 #[test]
 fn chunks_that_are_mostly_dead_or_gone_are_packed_anew() {
     let files = many(1000, 5000);
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let chunks = Chunks::default();
     let first = manifest(&chunks.build(&tree.sources(files.keys()), None).unwrap());
     let few: Vec<&String> = files.keys().step_by(10).collect();
@@ -224,7 +225,7 @@ fn a_file_that_changes_grows_vanishes_or_becomes_a_link_is_told() {
         },
     ];
     for change in changes {
-        let tree = Tree::new(&files);
+        let tree = Files::new(&files);
         let sources = tree.sources(files.keys());
         change(&tree.0.path().join("a"));
         let error = Chunks::default().build(&sources, None).unwrap_err();
@@ -235,7 +236,7 @@ fn a_file_that_changes_grows_vanishes_or_becomes_a_link_is_told() {
 #[test]
 fn text_is_stored_compressed() {
     let files = BTreeMap::from([("kernel.ptx".to_owned(), b"ld.global.b32 %r1, [%rd4];\n".repeat(5000))]);
-    let tree = Tree::new(&files);
+    let tree = Files::new(&files);
     let built = Chunks::default().build(&tree.sources(files.keys()), None).unwrap();
     assert_eq!(built.chunks[0].codec, Codec::Zstd);
     assert!(built.chunks[0].encoded_len * 10 < built.chunks[0].decoded_len);

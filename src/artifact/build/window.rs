@@ -100,6 +100,7 @@ fn read(file: &SourceFile, into: &mut [u8], outputs: &Outputs<'_>) -> Result<Dig
     let reader = Reader::open(file)?;
     reader.read(0, into)?;
     reader.check()?;
+    reader.check_key(0, into)?;
     (outputs.progress)(into.len() as u64);
     Ok(Digest::of(into))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Chunk, Draft, File, ManifestError};
-use crate::artifact::{Codec, MAX_CHUNK, MAX_CHUNKS, MAX_FILES, RelPath};
+use crate::artifact::{Codec, MAX_ATTRIBUTES, MAX_CHUNK, MAX_CHUNKS, MAX_FILES, RelPath};
 
 /// Bytes of the longest text outside of paths.
 const MAX_TEXT: usize = 4096;
@@ -16,6 +16,7 @@ pub(super) fn check(draft: &Draft) -> Result<Vec<u64>, ManifestError> {
     at_most("files", draft.files.len(), MAX_FILES)?;
     at_most("chunks", draft.chunks.len(), MAX_CHUNKS)?;
     at_most("entries", draft.entries.len(), MAX_FILES)?;
+    at_most("attributes", draft.attributes.len(), MAX_ATTRIBUTES)?;
     check_texts(draft)?;
     check_paths(&draft.files)?;
     check_entries(&draft.entries, &draft.files)?;

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::artifact::{Family, MAX_CHUNK, pb};
+use crate::artifact::{Family, MAX_ATTRIBUTES, MAX_CHUNK, pb};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -198,6 +198,11 @@ fn every_lie_about_files_chunks_and_entries_is_refused_by_its_kind() {
             "escape in attribute",
             |d| drop(d.attributes.insert("a".into(), "\u{1b}[31m".into())),
             |e| matches!(e, ManifestError::Text),
+        ),
+        (
+            "attributes without end",
+            |d| d.attributes = (0..=MAX_ATTRIBUTES).map(|n| (n.to_string(), String::new())).collect(),
+            |e| matches!(e, ManifestError::TooMany { what: "attributes", .. }),
         ),
     ];
     for (name, lie, expected) in lies {

@@ -8,15 +8,20 @@ use super::*;
 use crate::artifact::{Chunk, Codec, Decoder};
 use crate::caches::Built;
 
-struct Root(tempfile::TempDir);
+struct Root {
+    directory: tempfile::TempDir,
+    tree: Tree,
+}
 
 impl Root {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        let directory = tempfile::tempdir().unwrap();
+        let tree = Tree::open(directory.path()).unwrap();
+        Self { directory, tree }
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     fn write(&self, file: &str, text: impl AsRef<[u8]>) -> PathBuf {
@@ -79,7 +84,7 @@ fn contents(built: &Built, chunks: &BTreeMap<crate::digest::Digest, Vec<u8>>) ->
 
 fn whole<'a>(root: &'a Root, family: &str) -> Selection<'a> {
     let family = CacheFamily::by_name(family).unwrap();
-    Selection { root: root.path(), family, subject: "", settled_by: None }
+    Selection { root: &root.tree, family, subject: "", settled_by: None }
 }
 
 #[test]
@@ -132,7 +137,7 @@ fn a_root_with_too_many_names_ends_with_the_reason() {
     (0..10).for_each(|number| drop(root.write(&format!("{number}/x.lock"), "")));
     let family = CacheFamily::by_name("quack").unwrap();
     let rules = ScanRules { special: Special::Skip, ..ScanRules::default() };
-    let look = |most_names| walk(root.path(), &rules, Some(&Named { family, subject: None, most_names }));
+    let look = |most_names| walk(&root.tree, &rules, Some(&Named { family, subject: None, most_names }));
     assert!(look(20).unwrap().0.is_empty());
     let error = look(19).unwrap_err();
     assert!(matches!(error, ScanError::Overgrown { limit: 19, .. }) && error.to_string().contains("19 files"));

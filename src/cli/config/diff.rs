@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use super::{Role, read};
+use super::{Role, read, running};
 use crate::cli::{Socket, output};
 use crate::config::difference::{self, Difference};
 
@@ -24,17 +24,18 @@ pub(super) async fn run(
     let after = match b {
         Some(b) => read(role, Some(b), None)?.table,
         None => {
-            ensure!(role == Role::Agent, "only an agent can be asked what it runs with: name a second file");
-            SERVED.iter().for_each(|section| _ = before.remove(*section));
-            let running = socket.connect().await?.configuration().await?;
-            running.parse().context("the agent's configuration")?
+            if role == Role::Agent {
+                SERVED.iter().for_each(|section| _ = before.remove(*section));
+            }
+            let running = running::configuration(role, Some(a), socket).await?;
+            running.parse().context("the configuration of the role that runs")?
         }
     };
     let differences = difference::between(&before, &after);
     if json {
         output::json(&differences)?;
     } else if !differences.is_empty() {
-        let b = b.map_or_else(|| "the agent that runs".to_owned(), |b| b.display().to_string());
+        let b = b.map_or_else(|| "the role that runs".to_owned(), |b| b.display().to_string());
         let head = vec!["KEY".to_owned(), a.display().to_string(), b];
         let rows: Vec<Vec<String>> = [head].into_iter().chain(differences.iter().map(row)).collect();
         output::table(&rows)?;

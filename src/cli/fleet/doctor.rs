@@ -90,7 +90,9 @@ fn page(found: &Examination) -> Vec<String> {
         }
     }
     if found.findings.is_empty() {
-        lines.push(format!("{}: nothing is wrong", output::count(found.nodes as u64, "node")));
+        let nodes = output::count(found.nodes as u64, "node");
+        let seen = if found.limited.is_empty() { "" } else { " that can be seen from here" };
+        lines.push(format!("{nodes}{seen}: nothing is wrong"));
     }
     lines.iter().map(|line| output::plain(line)).collect()
 }

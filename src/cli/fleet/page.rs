@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::output::{bytes, count, plain, rate};
 use crate::protocol::fleet::{Fleet, NodeDocument, Standing};
-use crate::protocol::report::{NodeReport, Start, Transfer, UnixMillis, Warmth};
+use crate::protocol::report::{Gpu, NodeReport, Start, Transfer, UnixMillis, Warmth};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
@@ -167,11 +167,20 @@ pub(super) fn problems(node: &NodeDocument, width: usize) -> Vec<String> {
     lines.map(|line| cut(&plain(&line), width)).collect()
 }
 
-/// What a node fetches, and how its last starts were.
+/// What a node's GPUs do, what it fetches, and how its last starts were.
 pub(super) fn activity(node: &NodeDocument, now: UnixMillis, width: usize) -> Vec<String> {
     let Some(report) = &node.report else { return Vec::new() };
-    let lines = transfers(report).into_iter().chain(report.starts.iter().rev().flat_map(|start| started(start, now)));
+    let starts = report.starts.iter().rev().flat_map(|start| started(start, now));
+    let lines = report.gpus.iter().map(gpu).chain(transfers(report)).chain(starts);
     lines.map(|line| cut(&plain(&line), width)).collect()
+}
+
+fn gpu(gpu: &Gpu) -> String {
+    let utilization = gpu.utilization.map(|percent| format!("{percent} used"));
+    let memory = gpu.memory.map(|memory| format!("{} of {}", bytes(memory.used), bytes(memory.total)));
+    let told = utilization.into_iter().chain(memory).collect::<Vec<_>>();
+    let told = if told.is_empty() { "not told what it does".to_owned() } else { told.join(", ") };
+    format!("gpu {:<6}{}: {told}", gpu.index, gpu.name)
 }
 
 fn transfers(report: &NodeReport) -> Vec<String> {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::Serialize;
+use tonic::Code;
 
 use crate::cli::{Socket, output};
 use crate::identity::trust::{Document, Documents, Freshness, Known, MAX_ROOTS, Trusted, read_document, read_root};
 use crate::identity::{NodeConfig, PrivateKey, UnixTime};
+use crate::local::{Client as LocalClient, ClientError};
 use crate::metadata::{Client, ClientConfig, ClientMetrics, ServerAddr};
 
 /// Which servers, and who asks them.
@@ -203,7 +205,13 @@ struct Standing {
 impl Status {
     /// 1 if nothing can be installed.
     pub(in crate::cli) async fn run(self) -> anyhow::Result<ExitCode> {
-        let documents = self.socket.connect().await?.trust(Known::default()).await?;
+        let client = self.socket.connect().await?;
+        let documents = match client.trust(Known::default()).await {
+            Err(ClientError::Refused(status)) if status.code() == Code::FailedPrecondition => {
+                return of_file(&client, self.json).await;
+            }
+            documents => documents?,
+        };
         let root = match (&self.trust_root, documents.roots.first()) {
             (Some(path), _) => read_root(path)?,
             (None, Some(root)) => root.clone(),
@@ -214,7 +222,7 @@ impl Status {
         let later = trusted.root().version;
         let documents = match self.trust_root {
             None => documents,
-            Some(_) => self.socket.connect().await?.trust(Known { root: later, ..Known::default() }).await?,
+            Some(_) => client.trust(Known { root: later, ..Known::default() }).await?,
         };
         trusted.take(&documents, now)?;
         let policy = trusted.policy();
@@ -232,6 +240,23 @@ impl Status {
         standing.show(self.json)?;
         Ok(if standing.in_force { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// An agent without a root document reads a file of its own.
+async fn of_file(client: &LocalClient, json: bool) -> anyhow::Result<ExitCode> {
+    let status = client.status().await?;
+    let in_force = status.policy_state == "ok";
+    let version = (status.policy_version > 0).then_some(status.policy_version);
+    if json {
+        output::json(&serde_json::json!({ "root": null, "policy": version, "in_force": in_force }))?;
+    } else {
+        let version = version.map_or_else(|| "none".to_owned(), |version| format!("version {version}"));
+        let standing = if in_force { "in force".to_owned() } else { format!("NOT IN FORCE: {}", status.policy_state) };
+        output::line(format!(
+            "no root document (`trust.root`); policy of the agent's own file: {version}, {standing}"
+        ))?;
+    }
+    Ok(if in_force { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Standing {

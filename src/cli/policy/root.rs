@@ -41,7 +41,7 @@ pub(in crate::cli) struct Init {
     #[command(flatten)]
     roles: Roles,
     /// When installs stop unless there is a newer one
-    #[arg(long, default_value = "2y", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "2y", value_parser = crate::cli::lifetime)]
     expires_in: Duration,
 }
 
@@ -61,7 +61,7 @@ pub(in crate::cli) struct Rotate {
     #[arg(long, conflicts_with_all = ["freshness", "max_age", "freshness_threshold"])]
     no_freshness: bool,
     /// When installs stop unless there is a newer one
-    #[arg(long, default_value = "2y", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "2y", value_parser = crate::cli::lifetime)]
     expires_in: Duration,
 }
 

@@ -32,7 +32,8 @@ impl PolicyHistory {
         if let Some(text) = durable::read_record(&self.path).map_err(io)? {
             let seen: Seen = serde_json::from_str(&text).map_err(|error| io(error.into()))?;
             if policy.version < seen.version {
-                return Err(PolicyError::Rollback { found: policy.version, seen: seen.version });
+                let (found, seen, record) = (policy.version, seen.version, self.path.clone());
+                return Err(PolicyError::Rollback { found, seen, record });
             }
             if policy.version == seen.version {
                 return if digest == seen.digest { Ok(()) } else { Err(PolicyError::SameVersion(seen.version)) };

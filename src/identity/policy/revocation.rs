@@ -1,9 +1,70 @@
 //! What a policy says of an artifact that was admitted before, perhaps by an older policy.
 
-use super::{Policy, Refusal};
+use serde::{Deserialize, Serialize};
+
+use super::{Policy, Refusal, Signer};
 use crate::digest::{ArtifactId, KeyId};
+use crate::identity::key::PublicKey;
+
+/// `[revoked]`, with ids alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Revoked {
+    pub(super) keys: Vec<KeyId>,
+    pub(super) artifacts: Vec<ArtifactId>,
+}
+
+/// As in the file.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevokedFields {
+    #[serde(default)]
+    keys: Vec<String>,
+    #[serde(default)]
+    artifacts: Vec<ArtifactId>,
+}
+
+impl RevokedFields {
+    /// A key is named by its id, as itself, or as that of a signer. What names none is refused: whoever has written it
+    /// believes that something is revoked.
+    pub(super) fn resolve(self, signers: &[Signer]) -> Result<Revoked, String> {
+        let key = |text: &String| {
+            let of_key = || text.parse::<PublicKey>().ok().map(|key| key.id());
+            let of_signer = || signers.iter().find(|signer| signer.name == *text).map(|signer| signer.key.id());
+            let id = text.parse().ok().or_else(of_key).or_else(of_signer);
+            id.ok_or_else(|| {
+                format!(
+                    "`revoked.keys` has `{text}`, which is no key id (64 hex digits), no public key and no signer of this \
+                     policy: `warmd policy check` prints all of them"
+                )
+            })
+        };
+        let keys = self.keys.iter().map(key).collect::<Result<_, _>>()?;
+        Ok(Revoked { keys, artifacts: self.artifacts })
+    }
+}
 
 impl Policy {
+    pub fn is_artifact_revoked(&self, id: &ArtifactId) -> bool {
+        self.revoked.artifacts.contains(id)
+    }
+
+    pub fn is_key_revoked(&self, key: &KeyId) -> bool {
+        self.revoked.keys.contains(key)
+    }
+
+    pub fn revoked_keys(&self) -> &[KeyId] {
+        &self.revoked.keys
+    }
+
+    pub fn revoked_artifacts(&self) -> &[ArtifactId] {
+        &self.revoked.artifacts
+    }
+
+    /// Those whose signatures count.
+    pub fn signers_in_force(&self) -> impl Iterator<Item = &Signer> {
+        self.signers.iter().filter(|signer| !self.is_key_revoked(&signer.key.id()))
+    }
+
     /// Whether it revokes anything at all.
     pub fn revokes(&self) -> bool {
         !(self.revoked.keys.is_empty() && self.revoked.artifacts.is_empty())
@@ -11,7 +72,7 @@ impl Policy {
 
     /// For those who only hold it: the artifact is revoked, or every key that signed it is.
     pub fn is_revoked(&self, artifact: &ArtifactId, signed_by: &[KeyId]) -> bool {
-        let all_revoked = || !signed_by.is_empty() && signed_by.iter().all(|key| self.revoked.keys.contains(key));
+        let all_revoked = || !signed_by.is_empty() && signed_by.iter().all(|key| self.is_key_revoked(key));
         self.is_artifact_revoked(artifact) || all_revoked()
     }
 
@@ -22,8 +83,8 @@ impl Policy {
             return Err(Refusal::ArtifactRevoked(*artifact));
         }
         let known = || self.signers.iter().filter(|signer| signed_by.contains(&signer.key.id()));
-        let revoked = known().find(|signer| self.revoked.keys.contains(&signer.key.id()));
-        let valid = known().filter(|signer| !self.revoked.keys.contains(&signer.key.id())).count();
+        let revoked = known().find(|signer| self.is_key_revoked(&signer.key.id()));
+        let valid = known().filter(|signer| !self.is_key_revoked(&signer.key.id())).count();
         if valid >= self.threshold {
             return Ok(());
         }

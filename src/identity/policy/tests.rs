@@ -104,6 +104,22 @@ fn revoked_keys_and_artifacts_are_refused() {
 }
 
 #[test]
+fn a_key_is_revoked_by_its_id_by_itself_and_by_its_signers_name() {
+    let key = PrivateKey::from_seed(1).public();
+    for name in [key.id().to_string(), key.to_string(), "builder".to_owned()] {
+        let revoked = policy(&format!("{WIDE}[revoked]\nkeys = [\"{name}\"]\n"));
+        assert!(matches!(revoked.verify(&envelope(1)), Err(Refusal::KeyRevoked { .. })), "{name}");
+        assert_eq!(revoked.revoked_keys(), [key.id()]);
+        assert_eq!(revoked.signers_in_force().count(), 0);
+    }
+    for name in [&key.id().short(), "bulider", ""] {
+        let text = format!("version = 1\nexpires = \"2030-01-01T00:00:00Z\"\n[revoked]\nkeys = [\"{name}\"]\n");
+        let refused = Policy::parse(&text).unwrap_err().to_string();
+        assert!(refused.contains(&format!("`{name}`")) && refused.contains("policy check"), "{refused}");
+    }
+}
+
+#[test]
 fn times_of_manifest_and_policy_have_five_minutes_of_leeway() {
     let facts = facts();
     let policy = policy(WIDE);
@@ -169,7 +185,9 @@ fn an_older_or_altered_policy_does_not_come_back() {
     let accept = |text: &str| history.accept(&Policy::parse(text).unwrap(), text.as_bytes());
     accept(&text(5)).unwrap();
     accept(&text(5)).unwrap();
-    assert!(matches!(accept(&text(4)), Err(PolicyError::Rollback { found: 4, seen: 5 })));
+    let rollback = accept(&text(4)).unwrap_err();
+    assert!(matches!(rollback, PolicyError::Rollback { found: 4, seen: 5, .. }));
+    assert!(rollback.to_string().contains("policy.seen"), "the way out: {rollback}");
     assert!(matches!(accept(&(text(5) + "threshold = 1\n")), Err(PolicyError::SameVersion(5))));
     accept(&text(6)).unwrap();
 }

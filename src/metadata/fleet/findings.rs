@@ -300,8 +300,8 @@ fn absent(fleet: &Fleet, live: &[&NodeDocument]) -> Vec<Finding> {
 /// What nodes say themselves and nothing above says for all of them.
 fn reported(known: &[Known<'_>]) -> Vec<Finding> {
     let told = known.iter().flat_map(|(node, report)| report.problems.iter().map(|problem| (*node, problem)));
-    let only_there =
-        |kind| matches!(kind, ProblemKind::NoDirectory | ProblemKind::BadPeers | ProblemKind::EngineCrashed);
+    use ProblemKind::{BadPeers, Certificate, EngineCrashed, NoDirectory, RevokedInUse};
+    let only_there = |kind| matches!(kind, NoDirectory | BadPeers | EngineCrashed | Certificate | RevokedInUse);
     let found = told.filter(|(_, problem)| only_there(problem.kind)).filter_map(|(node, problem)| {
         let which = (Severity::Warning, FindingKind::Reported);
         finding(which, vec![node.called()], problem.text.as_str(), "the node says so itself", problem.way_out.as_str())

@@ -8,12 +8,14 @@ use super::Registry;
 use super::nodes::Node;
 use super::sample::{sample, weight};
 use super::table::{Entry, Holding};
+use crate::identity::NodeId;
 use crate::protocol::metadata::{
     Found, HolderInfo, Locality, Lookup, MAX_HOLDERS, MAX_OFFERS, MAX_PAGE, Offer, Page, PageRequest, PageToken,
+    in_turn,
 };
 
 /// Holders of each artifact unless the caller wants another number.
-const DEFAULT_HOLDERS: usize = 8;
+pub(super) const DEFAULT_HOLDERS: usize = 8;
 
 /// Artifacts in a page unless the caller wants another number.
 const DEFAULT_PAGE: usize = 100;
@@ -32,19 +34,29 @@ impl Registry {
         let mut found = Found { server_epoch: self.server_epoch, offers: Vec::new(), truncated: false };
         let mut bytes = 0;
         for identity in &lookup.identities {
-            let offers = self.table.of_identity(*identity).filter_map(|entry| {
+            // Nobody's inventions push aside what others hold.
+            let alone = |(_, entry): &(usize, &Entry)| match entry.holders.as_slice() {
+                [one] => Some(one.node),
+                _ => None,
+            };
+            let entries = in_turn(self.table.of_identity(*identity).enumerate(), alone);
+            let offers = entries.into_iter().filter_map(|(at, entry)| {
                 let holders =
                     self.choose(entry, want, &lookup.near, now, rng, |node| !lookup.exclude.contains(&node.id));
-                (!holders.is_empty()).then(|| self.offer(entry, &holders))
+                (!holders.is_empty()).then(|| (at, self.offer(entry, &holders)))
             });
-            for (count, offer) in offers.enumerate() {
+            let mut chosen = Vec::new();
+            for (count, (at, offer)) in offers.enumerate() {
                 bytes += size(&offer);
                 if count >= per_identity || bytes > REPLY_BYTES {
                     found.truncated = true;
                     break;
                 }
-                found.offers.push(offer);
+                chosen.push((at, offer));
             }
+            // Newest first, as they are kept.
+            chosen.sort_by_key(|(at, _)| *at);
+            found.offers.extend(chosen.into_iter().map(|(_, offer)| offer));
         }
         found
     }
@@ -102,6 +114,19 @@ impl Registry {
             }
         }
         chosen
+    }
+
+    /// A node that does not have the artifact yet, and could serve it.
+    pub(super) fn asker(&self, node: NodeId, now: Duration) -> Option<HolderInfo> {
+        let node = self.nodes.get(*self.by_id.get(&node)?)?;
+        let serves = node.is_offered(now) && node.load.upload_slots > 0 && !node.endpoints.is_empty();
+        serves.then(|| HolderInfo {
+            node: node.id,
+            endpoints: node.endpoints.clone(),
+            load: node.load,
+            locality: node.locality.clone(),
+            chunks_held: 0,
+        })
     }
 
     fn offer(&self, entry: &Entry, chosen: &[Holding]) -> Offer {

@@ -320,3 +320,16 @@ fn restored_nodes_are_hints_for_one_lease_and_are_asked_for_everything() {
     assert_eq!(registry.announce(&back, seconds(1)), Err(RegistryError::Ended));
     assert_eq!(holders(&registry, 1, seconds(31)), []);
 }
+
+#[test]
+fn what_one_node_invents_does_not_push_aside_what_others_hold() {
+    let mut registry = registry();
+    registry.announce(&ready(1, 1, vec![held(1, 1, 1, 1)]), seconds(0)).unwrap();
+    let invented = (2..=200).map(|n| held(n, 1, 1, 1)).collect();
+    registry.announce(&ready(2, 1, invented), seconds(0)).unwrap();
+    // So many that each has few places in the answer.
+    let lookup = Lookup { identities: (1..=64).map(identity).collect(), ..Lookup::default() };
+    let found = registry.lookup(&lookup, seconds(1), &mut StdRng::seed_from_u64(1));
+    assert!(found.truncated);
+    assert!(found.offers.iter().any(|offer| offer.artifact.artifact == artifact(1)), "{:?}", found.offers);
+}

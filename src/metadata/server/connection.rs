@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::identity::NodeId;
+use crate::identity::{NodeId, Share};
 
 /// Whoever is admitted must say something within this time; later, keep-alive tells the dead.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
@@ -34,6 +34,24 @@ impl Peer {
     }
 }
 
+/// What a connection takes of all that there may be, and of those of its node, if that is known.
+pub(in crate::metadata) struct Slot {
+    _of_all: OwnedSemaphorePermit,
+    _of_node: Option<Share>,
+}
+
+impl From<OwnedSemaphorePermit> for Slot {
+    fn from(of_all: OwnedSemaphorePermit) -> Self {
+        Self { _of_all: of_all, _of_node: None }
+    }
+}
+
+impl From<(OwnedSemaphorePermit, Share)> for Slot {
+    fn from((of_all, of_node): (OwnedSemaphorePermit, Share)) -> Self {
+        Self { _of_all: of_all, _of_node: Some(of_node) }
+    }
+}
+
 /// Fails all reading and writing once it is cut: so a connection ends with the server, whoever drives it.
 pub(in crate::metadata) struct Connection<S = TlsStream<TcpStream>, P = Peer> {
     stream: S,
@@ -41,20 +59,20 @@ pub(in crate::metadata) struct Connection<S = TlsStream<TcpStream>, P = Peer> {
     silent: Option<Pin<Box<Sleep>>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     open: Gauge,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl<S, P> Connection<S, P> {
     pub(in crate::metadata) fn new(
         stream: S,
         peer: P,
-        slot: OwnedSemaphorePermit,
+        slot: impl Into<Slot>,
         cut: CancellationToken,
         open: Gauge,
     ) -> Self {
         open.inc();
         let silent = Some(Box::pin(tokio::time::sleep(FIRST_BYTE)));
-        Self { stream, peer, silent, cut: Box::pin(cut.cancelled_owned()), open, _slot: slot }
+        Self { stream, peer, silent, cut: Box::pin(cut.cancelled_owned()), open, _slot: slot.into() }
     }
 
     fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {

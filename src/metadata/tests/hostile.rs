@@ -53,7 +53,7 @@ pub(super) fn careless_tls(certificate: Option<(&NodeCertificate, u8)>) -> TlsCo
     TlsConnector::from(Arc::new(tls))
 }
 
-fn careless(addr: SocketAddr, certificate: Option<(&NodeCertificate, u8)>) -> Channel {
+pub(super) fn careless(addr: SocketAddr, certificate: Option<(&NodeCertificate, u8)>) -> Channel {
     let tls = careless_tls(certificate);
     let connect = tower::service_fn(move |_: Uri| {
         let tls = tls.clone();
@@ -138,6 +138,34 @@ async fn connections_beyond_the_cap_are_refused_and_ended_ones_make_room() {
         }
     };
     tokio::time::timeout(PATIENCE, heard).await.unwrap();
+    server.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn one_node_never_has_all_connections() {
+    use crate::metadata::metrics::{Reject, RejectLabels};
+    use crate::metadata::server::MAX_OF_NODE;
+    let cluster = Cluster::new(1);
+    let mut config = Config::new("127.0.0.1:0".parse().unwrap());
+    config.max_connections = MAX_OF_NODE + 1;
+    let server = Server::bind(config, &cluster.node(SERVER), &mut Metrics::default()).await.unwrap();
+    cluster.node(66);
+    let ours = NodeCertificate::load(&cluster.dir.path().join("66.pem")).unwrap();
+    let tls = careless_tls(Some((&ours, 66)));
+    let mut open = Vec::new();
+    for _ in 0..=MAX_OF_NODE {
+        let stream = TcpStream::connect(server.addr()).await.unwrap();
+        open.push(tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap());
+    }
+    let full = || server.directory().metrics.rejects.get_or_create(&RejectLabels { reason: Reject::Full }).get();
+    let refused = async {
+        while full() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    cluster.client(2, &server).list(&PageRequest::default()).await.unwrap();
+    drop(open);
     server.shutdown(PATIENCE).await;
 }
 

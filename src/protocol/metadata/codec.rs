@@ -14,7 +14,7 @@ use crate::identity::trust::MAX_ROOTS;
 use crate::protocol::ProtocolError;
 use crate::protocol::fleet::MAX_DOCUMENTS;
 use crate::protocol::report::{
-    MAX_PROBLEMS, MAX_START_FAMILIES, MAX_STARTS, MAX_TRANSFER_HOLDERS, MAX_TRANSFERS, MissReason,
+    MAX_GPUS, MAX_PROBLEMS, MAX_START_FAMILIES, MAX_STARTS, MAX_TRANSFER_HOLDERS, MAX_TRANSFERS, MissReason,
 };
 
 /// A repeated field, how often it may occur, and the repeated fields in each occurrence.
@@ -72,6 +72,7 @@ impl Shaped for pb::NodeReport {
         Repeated::new(7, "transfers", MAX_TRANSFERS, &[Repeated::new(6, "holders", MAX_TRANSFER_HOLDERS, &[])]),
         Repeated::new(8, "problems", MAX_PROBLEMS, &[]),
         Repeated::new(9, "totals", 1, &[Repeated::new(4, "misses", MissReason::ALL.len(), &[])]),
+        Repeated::new(14, "gpus", MAX_GPUS, &[]),
     ];
 }
 impl Shaped for pb::FleetReply {
@@ -88,8 +89,8 @@ impl Shaped for pb::ListRequest {}
 impl Shaped for pb::Held {}
 
 /// Refuses bytes that hold more of a repeated field than `shape` allows, or that are no message.
-pub(super) fn check(mut bytes: &[u8], shape: &[Repeated]) -> Result<(), ProtocolError> {
-    let mut counts = [0usize; 4];
+pub(in crate::protocol) fn check(mut bytes: &[u8], shape: &[Repeated]) -> Result<(), ProtocolError> {
+    let mut counts = [0usize; 5];
     debug_assert!(shape.len() <= counts.len());
     while bytes.has_remaining() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| ProtocolError::Frame)?;

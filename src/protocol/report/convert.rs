@@ -6,8 +6,8 @@ use std::time::Duration;
 use prost::Message;
 
 use super::{
-    Discovery, Disk, End, Engine, EngineState, MAX_REPORT, MissReason, Network, NodeReport, PolicyInForce, Problem,
-    ProblemKind, Start, StartedFamily, Text, Totals, Transfer, TransferHolder, UnixMillis, Warmth, millis,
+    Discovery, Disk, End, Engine, EngineState, Gpu, MAX_REPORT, MissReason, Network, NodeReport, PolicyInForce,
+    Problem, ProblemKind, Start, StartedFamily, Text, Totals, Transfer, TransferHolder, UnixMillis, Warmth, millis,
 };
 use crate::artifact::Family;
 use crate::protocol::ProtocolError;
@@ -56,10 +56,12 @@ same_variants!(
     UdpBlocked,
     BadPeers,
     EngineCrashed,
-    ColdStart
+    ColdStart,
+    Certificate,
+    RevokedInUse
 );
 
-fn text<const N: usize>(text: String, field: &'static str) -> Result<Text<N>> {
+pub(super) fn text<const N: usize>(text: String, field: &'static str) -> Result<Text<N>> {
     if text.len() > N {
         return Err(ProtocolError::TooMany { field, limit: N });
     }
@@ -111,6 +113,7 @@ impl TryFrom<pb::NodeReport> for NodeReport {
             transfers: report.transfers.into_iter().map(Transfer::try_from).collect::<Result<_>>()?,
             problems: report.problems.into_iter().map(Problem::try_from).collect::<Result<_>>()?,
             network,
+            gpus: report.gpus.into_iter().map(Gpu::try_from).collect::<Result<_>>()?,
         })
     }
 }
@@ -131,6 +134,7 @@ impl From<&NodeReport> for pb::NodeReport {
             engine: report.engine.map(Into::into),
             network: Some(report.network.into()),
             policy: report.policy.map(Into::into),
+            gpus: report.gpus.iter().map(Into::into).collect(),
         }
     }
 }

@@ -70,6 +70,16 @@ pub(crate) fn report() -> NodeReport {
             send_buffer: 8,
             ..Default::default()
         },
+        gpus: vec![gpu(0)],
+    }
+}
+
+fn gpu(index: u8) -> Gpu {
+    Gpu {
+        index,
+        name: Text::cut("NVIDIA H100 80GB HBM3"),
+        utilization: Percent::new(35),
+        memory: Some(GpuMemory { used: 61 << 30, total: 80 << 30 }),
     }
 }
 
@@ -98,6 +108,8 @@ fn the_json_form_is_the_one_that_pages_are_written_against() {
     assert_eq!(json["transfers"][0]["holders"][0]["bytes"], 400);
     assert_eq!(json["totals"]["misses"]["nobody-has-it"], 4);
     assert_eq!(json["engine"]["state"], "serving");
+    let memory = serde_json::json!({"used": 61_u64 << 30, "total": 80_u64 << 30});
+    assert_eq!((&json["gpus"][0]["utilization"], &json["gpus"][0]["memory"]), (&35.into(), &memory));
     assert_eq!((&json["carrier"], &json["discovery"]), (&"quic".into(), &"hybrid".into()));
     assert_eq!(
         (&json["problems"][0]["kind"], &json["problems"][0]["way_out"]),
@@ -124,6 +136,9 @@ fn hostile_reports_are_refused_whole() {
     assert_eq!(refused(|report| report.transfers = vec![Default::default(); 17]), too_many("transfers", MAX_TRANSFERS));
     let families = |report: &mut pb::NodeReport| report.starts[0].families = vec![Default::default(); 17];
     assert_eq!(refused(families), too_many("families", MAX_START_FAMILIES));
+    assert_eq!(refused(|report| report.gpus = vec![Default::default(); 17]), too_many("gpus", MAX_GPUS));
+    assert_eq!(refused(|report| report.gpus[0].utilization = Some(101)), ProtocolError::Invalid("utilization"));
+    assert_eq!(refused(|report| report.gpus[0].index = 256), ProtocolError::Invalid("index"));
     assert_eq!(refused(|report| report.discovery = 9), ProtocolError::Invalid("discovery"));
     assert_eq!(refused(|report| report.starts[0].warmth = 0), ProtocolError::Missing("warmth"));
     assert_eq!(
@@ -135,6 +150,26 @@ fn hostile_reports_are_refused_whole() {
         totals.misses.push(totals.misses[0]);
     };
     assert_eq!(refused(twice), ProtocolError::Invalid("misses"));
+}
+
+#[test]
+fn a_gpu_that_is_not_told_of_has_no_numbers() {
+    let silent = Gpu { utilization: None, memory: None, ..gpu(3) };
+    let report = NodeReport { gpus: vec![silent], ..report() };
+    assert_eq!(NodeReport::decode(&report.encode()), Ok(report.clone()));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!((&json["gpus"][0]["utilization"], &json["gpus"][0]["memory"]), (&().into(), &().into()));
+    assert!(serde_json::from_str::<Percent>("101").unwrap_err().to_string().contains("0 to 100"));
+}
+
+#[test]
+fn what_gpus_do_is_no_news_and_which_there_are_is() {
+    let before = NodeReport { transfers: Vec::new(), ..report() };
+    let mut now = before.clone();
+    (now.gpus[0].utilization, now.gpus[0].memory) = (Percent::new(99), None);
+    assert!(now.adds_nothing_to(&before));
+    now.gpus.push(gpu(1));
+    assert!(!now.adds_nothing_to(&before) && !before.adds_nothing_to(&now));
 }
 
 #[test]
@@ -187,8 +222,12 @@ fn any_report() -> impl Strategy<Value = NodeReport> {
         proptest::collection::vec(start, 0..12),
         proptest::collection::vec(transfer, 0..24),
         proptest::collection::vec(problem, 0..24),
+        proptest::collection::vec(".{0,80}", 0..24),
     );
-    lists.prop_map(|(starts, transfers, problems)| NodeReport { starts, transfers, problems, ..report() }.bounded())
+    lists.prop_map(|(starts, transfers, problems, names)| {
+        let gpus = names.iter().map(|name| Gpu { name: Text::cut(name), ..gpu(u8::MAX) }).collect();
+        NodeReport { starts, transfers, problems, gpus, ..report() }.bounded()
+    })
 }
 
 proptest! {

@@ -64,25 +64,46 @@ struct Entry {
     expires: Option<UnixTime>,
 }
 
+impl Entry {
+    fn caller(self) -> Caller {
+        let scopes = Scopes::new(self.scopes);
+        Caller::new(self.tenant, self.id.as_str(), Method::ApiKey, scopes).until(self.expires)
+    }
+}
+
 fn infer() -> Vec<Scope> {
     vec![Scope::Infer]
 }
 
-/// Of a secret: 0 for SHA-256, 1 for BLAKE3, then the digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Algorithm {
+    Sha256,
+    Blake3,
+}
+
+/// Of a secret: a byte for the algorithm, then the digest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Hash([u8; 33]);
 
 impl Hash {
-    fn new(kind: u8, digest: &[u8]) -> Option<Self> {
-        let mut bytes = [kind; 33];
+    fn new(algorithm: Algorithm, digest: &[u8]) -> Option<Self> {
+        let mut bytes = [algorithm as u8; 33];
         bytes[1..].copy_from_slice(<&[u8; 32]>::try_from(digest).ok()?);
         Some(Self(bytes))
     }
 
-    /// Both hashes of what a client sent: the work is the same whichever the list has.
-    fn both(secret: &str) -> [Option<Self>; 2] {
-        let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.as_bytes());
-        [Self::new(0, sha256.as_ref()), Self::new(1, blake3::hash(secret.as_bytes()).as_bytes())]
+    fn of(algorithm: Algorithm, secret: &str) -> Option<Self> {
+        match algorithm {
+            Algorithm::Sha256 => {
+                let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.as_bytes());
+                Self::new(algorithm, digest.as_ref())
+            }
+            Algorithm::Blake3 => Self::new(algorithm, blake3::hash(secret.as_bytes()).as_bytes()),
+        }
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        if self.0[0] == Algorithm::Sha256 as u8 { Algorithm::Sha256 } else { Algorithm::Blake3 }
     }
 }
 
@@ -91,12 +112,12 @@ impl<'de> Deserialize<'de> for Hash {
         let text = String::deserialize(deserializer)?;
         let parse = || {
             let (kind, digits) = text.split_once(':')?;
-            let kind = match kind {
-                "sha256" => 0,
-                "blake3" => 1,
+            let algorithm = match kind {
+                "sha256" => Algorithm::Sha256,
+                "blake3" => Algorithm::Blake3,
                 _ => return None,
             };
-            Self::new(kind, &HEXLOWER.decode(digits.as_bytes()).ok()?)
+            Self::new(algorithm, &HEXLOWER.decode(digits.as_bytes()).ok()?)
         };
         parse().ok_or_else(|| serde::de::Error::custom("expected `sha256:` or `blake3:` and 64 lower-case hex digits"))
     }
@@ -106,7 +127,9 @@ impl<'de> Deserialize<'de> for Hash {
 /// tells nothing about the stored hashes.
 pub struct ApiKeys {
     mask: [u8; 32],
-    entries: HashMap<[u8; 32], (Hash, Entry)>,
+    entries: HashMap<[u8; 32], (Hash, Caller)>,
+    /// That the list has.
+    algorithms: Vec<Algorithm>,
     /// Compared with where there is no entry.
     nobody: Hash,
 }
@@ -129,7 +152,8 @@ impl ApiKeys {
         }
         let mut mask = [0; 32];
         getrandom::fill(&mut mask).map_err(ApiKeysError::Random)?;
-        let mut keys = Self { mask, entries: HashMap::with_capacity(file.key.len()), nobody: Hash([0xff; 33]) };
+        let entries = HashMap::with_capacity(file.key.len());
+        let mut keys = Self { mask, entries, algorithms: Vec::new(), nobody: Hash([0xff; 33]) };
         let mut ids = std::collections::HashSet::new();
         for entry in file.key {
             let id = entry.id.to_string();
@@ -139,9 +163,12 @@ impl ApiKeys {
             if !ids.insert(id.clone()) {
                 return Err(ApiKeysError::DuplicateId(id));
             }
-            let place = keys.place(&entry.hash);
-            if let Some((_, other)) = keys.entries.insert(place, (entry.hash, entry)) {
-                return Err(ApiKeysError::DuplicateSecret(other.id.to_string(), id));
+            let (place, algorithm) = (keys.place(&entry.hash), entry.hash.algorithm());
+            if !keys.algorithms.contains(&algorithm) {
+                keys.algorithms.push(algorithm);
+            }
+            if let Some((_, other)) = keys.entries.insert(place, (entry.hash, entry.caller())) {
+                return Err(ApiKeysError::DuplicateSecret(other.key().to_owned(), id));
             }
         }
         Ok(keys)
@@ -159,22 +186,21 @@ impl ApiKeys {
         *blake3::keyed_hash(&self.mask, &hash.0).as_bytes()
     }
 
-    /// Unknown and wrong keys take the same way: two hashes, two look-ups, two comparisons.
+    /// Unknown and wrong keys take the same way: for each algorithm of the list a hash, a look-up and a comparison.
     pub(super) fn find(&self, secret: &str, now: UnixTime) -> Result<Caller, Denied> {
         let mut found = None;
-        for hash in Hash::both(secret).into_iter().flatten() {
+        for hash in self.algorithms.iter().filter_map(|algorithm| Hash::of(*algorithm, secret)) {
             let entry = self.entries.get(&self.place(&hash));
             let stored = entry.map_or(&self.nobody, |(stored, _)| stored);
             if verify_slices_are_equal(&stored.0, &hash.0).is_ok() {
                 found = entry;
             }
         }
-        let (_, entry) = found.ok_or(Denied::Unknown)?;
-        if entry.expires.is_some_and(|expires| expires <= now) {
+        let (_, caller) = found.ok_or(Denied::Unknown)?;
+        if caller.expires().is_some_and(|expires| expires <= now) {
             return Err(Denied::Expired);
         }
-        let scopes = Scopes::new(entry.scopes.clone());
-        Ok(Caller::new(entry.tenant.clone(), entry.id.as_str(), Method::ApiKey, scopes).until(entry.expires))
+        Ok(caller.clone())
     }
 }
 

@@ -25,11 +25,14 @@ label! {
     }
 }
 
-/// Who calls, and what they may do.
+/// Who calls, and what they may do. Clones share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub struct Caller(Arc<Known>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
     tenant: Tenant,
-    key: Arc<str>,
+    key: Box<str>,
     method: Method,
     address: Option<Address>,
     scopes: Scopes,
@@ -38,15 +41,17 @@ pub struct Caller {
 
 impl Caller {
     pub(super) fn new(tenant: Tenant, key: &str, method: Method, scopes: Scopes) -> Self {
-        Self { tenant, key: key.into(), method, address: None, scopes, expires: None }
+        Self(Arc::new(Known { tenant, key: key.into(), method, address: None, scopes, expires: None }))
     }
 
-    pub(super) fn with_address(self, address: Address) -> Self {
-        Self { address: Some(address), ..self }
+    pub(super) fn with_address(mut self, address: Address) -> Self {
+        Arc::make_mut(&mut self.0).address = Some(address);
+        self
     }
 
-    pub(super) fn until(self, expires: Option<UnixTime>) -> Self {
-        Self { expires, ..self }
+    pub(super) fn until(mut self, expires: Option<UnixTime>) -> Self {
+        Arc::make_mut(&mut self.0).expires = expires;
+        self
     }
 
     /// Somebody without credentials, where that is allowed.
@@ -60,37 +65,37 @@ impl Caller {
     }
 
     pub fn tenant(&self) -> &Tenant {
-        &self.tenant
+        &self.0.tenant
     }
 
     /// What rates are counted by: the id of the API key, the address, or the JWT's tenant.
     pub fn key(&self) -> &str {
-        &self.key
+        &self.0.key
     }
 
     pub fn method(&self) -> Method {
-        self.method
+        self.0.method
     }
 
     /// Of the wallet that signed, if one did.
     pub fn address(&self) -> Option<Address> {
-        self.address
+        self.0.address
     }
 
     pub fn scopes(&self) -> &Scopes {
-        &self.scopes
+        &self.0.scopes
     }
 
     /// When the credentials end; a stream that began before goes on.
     pub fn expires(&self) -> Option<UnixTime> {
-        self.expires
+        self.0.expires
     }
 
     /// Whether an adapter of `owner` is this caller's or everybody's.
     pub fn owns(&self, owner: &Owner) -> bool {
         match owner {
-            Owner::Tenant(tenant) => *tenant == self.tenant,
-            Owner::Address(address) => Some(*address) == self.address,
+            Owner::Tenant(tenant) => *tenant == self.0.tenant,
+            Owner::Address(address) => Some(*address) == self.0.address,
             Owner::Everybody => true,
         }
     }

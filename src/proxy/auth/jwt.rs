@@ -84,16 +84,18 @@ pub(super) struct JwtVerifier {
 impl JwtVerifier {
     pub(super) fn open(config: JwtConfig) -> Result<Self, AuthError> {
         let verifier = Self { config, keys: RwLock::default() };
-        verifier.reload()?;
+        if let Some(keys) = verifier.read_again()? {
+            verifier.set_keys(keys);
+        }
         Ok(verifier)
     }
 
-    pub(super) fn reload(&self) -> Result<(), AuthError> {
-        let Some(path) = &self.config.keys else { return Ok(()) };
+    /// `None` where no file has the keys.
+    pub(super) fn read_again(&self) -> Result<Option<KeySet>, AuthError> {
+        let Some(path) = &self.config.keys else { return Ok(None) };
         let text = read_bounded(path, keys::MAX_SET)?;
         let failed = |source| AuthError::KeySet { path: path.clone(), source };
-        self.set_keys(KeySet::parse(text.as_bytes()).map_err(failed)?);
-        Ok(())
+        KeySet::parse(text.as_bytes()).map(Some).map_err(failed)
     }
 
     pub(super) fn set_keys(&self, keys: KeySet) {

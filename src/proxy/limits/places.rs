@@ -11,7 +11,7 @@ use crate::proxy::auth::Tenant;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What a place is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// With the engine.
     Request,
@@ -19,11 +19,14 @@ pub enum Place {
     Waiter,
 }
 
+/// How many are taken, by [`Place`].
+type Taken = [usize; 2];
+
 /// Entries exist only while a place is taken, so there are no more of them than places.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    of_tenant: HashMap<(Tenant, Place), usize>,
-    total: HashMap<Place, usize>,
+    of_tenant: HashMap<Tenant, Taken>,
+    total: Taken,
 }
 
 impl Places {
@@ -36,20 +39,20 @@ impl Places {
     ) -> Result<Permit, Limited> {
         let full = |limit| Err(Limited { limit, retry_after: RETRY_AFTER });
         let mut places = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (tenant.clone(), place);
-        if places.of_tenant.get(&key).copied().unwrap_or_default() >= of_tenant {
+        let theirs = places.of_tenant.get(tenant).map_or(0, |taken| taken[place as usize]);
+        if theirs >= of_tenant {
             return full(Limit::TenantPlaces);
         }
         if places.total(place) >= of_replica {
             return full(Limit::ReplicaPlaces);
         }
-        *places.of_tenant.entry(key.clone()).or_default() += 1;
-        *places.total.entry(place).or_default() += 1;
-        Ok(Permit { places: Arc::clone(shared), key })
+        places.of_tenant.entry(tenant.clone()).or_default()[place as usize] += 1;
+        places.total[place as usize] += 1;
+        Ok(Permit { places: Arc::clone(shared), tenant: tenant.clone(), place })
     }
 
     pub(super) fn total(&self, place: Place) -> usize {
-        self.total.get(&place).copied().unwrap_or_default()
+        self.total[place as usize]
     }
 
     #[cfg(test)]
@@ -57,16 +60,14 @@ impl Places {
         self.of_tenant.len()
     }
 
-    fn leave(&mut self, key: &(Tenant, Place)) {
-        if let Some(taken) = self.of_tenant.get_mut(key) {
-            *taken -= 1;
-            if *taken == 0 {
-                self.of_tenant.remove(key);
+    fn leave(&mut self, tenant: &Tenant, place: Place) {
+        if let Some(taken) = self.of_tenant.get_mut(tenant) {
+            taken[place as usize] -= 1;
+            if *taken == Taken::default() {
+                self.of_tenant.remove(tenant);
             }
         }
-        if let Some(total) = self.total.get_mut(&key.1) {
-            *total -= 1;
-        }
+        self.total[place as usize] -= 1;
     }
 }
 
@@ -75,11 +76,12 @@ impl Places {
 #[must_use = "the place is free again as soon as the permit is dropped"]
 pub struct Permit {
     places: Arc<Mutex<Places>>,
-    key: (Tenant, Place),
+    tenant: Tenant,
+    place: Place,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.key);
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.tenant, self.place);
     }
 }

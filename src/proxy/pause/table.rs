@@ -1,6 +1,7 @@
 //! The gates' states. Pure: time comes from the caller, and whoever wants to wait gets a channel.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -44,7 +45,7 @@ pub struct Pause {
 /// Counts one request at a gate.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    adapter: Box<str>,
+    adapter: Arc<str>,
     number: u64,
 }
 
@@ -71,6 +72,10 @@ impl Gate {
         self.pause.as_ref()?.borrow().clone().filter(|pause| now < pause.until)
     }
 
+    fn is_unused(&self) -> bool {
+        self.pause.is_none() && self.in_flight.is_empty()
+    }
+
     fn open(&mut self) {
         if let Some(pause) = self.pause.take() {
             pause.send_replace(None);
@@ -81,7 +86,7 @@ impl Gate {
 /// A gate has an entry only while requests are under way or a pause lasts.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    gates: HashMap<Box<str>, Gate>,
+    gates: HashMap<Arc<str>, Gate>,
     paused: usize,
     /// Of the last pause, and of the last request.
     epoch: u64,
@@ -95,17 +100,18 @@ impl Table {
         }
         self.number += 1;
         let (number, abort) = (self.number, CancellationToken::new());
-        let adapter: Box<str> = adapter.into();
         let in_flight = InFlight { request: request.into(), abort: abort.clone() };
-        self.gates.entry(adapter.clone()).or_default().in_flight.insert(number, in_flight);
+        let adapter = self.gates.get_key_value(adapter).map_or_else(|| adapter.into(), |(adapter, _)| adapter.clone());
+        self.gates.entry(Arc::clone(&adapter)).or_default().in_flight.insert(number, in_flight);
         Verdict::Admitted(Ticket { adapter, number }, abort)
     }
 
     pub(super) fn release(&mut self, ticket: &Ticket) {
-        if let Some(gate) = self.gates.get_mut(&ticket.adapter) {
-            gate.in_flight.remove(&ticket.number);
+        let Some(gate) = self.gates.get_mut(&ticket.adapter) else { return };
+        gate.in_flight.remove(&ticket.number);
+        if gate.is_unused() {
+            self.gates.remove(&ticket.adapter);
         }
-        self.tidy(&ticket.adapter);
     }
 
     pub(super) fn pause(&mut self, adapter: &str, by: &str, lease: Duration, now: Instant) -> Result<Pause, GateError> {
@@ -200,12 +206,11 @@ impl Table {
                 self.paused -= 1;
             }
         }
-        self.gates.retain(|_, gate| gate.pause.is_some() || !gate.in_flight.is_empty());
+        self.gates.retain(|_, gate| !gate.is_unused());
     }
 
     fn tidy(&mut self, adapter: &str) {
-        let unused = |gate: &Gate| gate.pause.is_none() && gate.in_flight.is_empty();
-        if self.gates.get(adapter).is_some_and(unused) {
+        if self.gates.get(adapter).is_some_and(Gate::is_unused) {
             self.gates.remove(adapter);
         }
     }

@@ -104,6 +104,16 @@ fn tokens_are_what_the_engine_says_or_the_number_of_events() {
     assert_eq!(tokens(Framing::Events, anthropic), 29);
 }
 
+#[test]
+fn a_whole_body_that_ends_within_the_name_loses_nothing() {
+    let whole = |body: &'static str| {
+        let mut rewriter = Rewriter::new(Framing::Json, Some((ENGINE, CLIENT)));
+        rewriter.whole(Bytes::from(body))
+    };
+    assert_eq!(whole(r#"{"model":"sql@"#), r#"{"model":"sql@"#);
+    assert_eq!(whole(r#"{"id":1,"model":"sql@0a1b"}"#), format!(r#"{{"id":1,"model":"{CLIENT}"}}"#));
+}
+
 proptest! {
     #[test]
     fn the_result_does_not_depend_on_how_the_body_is_cut(

@@ -179,13 +179,15 @@ impl Shared {
         deadline: Instant,
         is_enough: impl Fn(&Reply) -> bool,
     ) -> Resolution {
+        let reply = self.reply(model, caller, true);
+        if is_enough(&reply) {
+            return reply.resolution();
+        }
         let mut changes = self.changes.subscribe();
-        let mut is_first = true;
         loop {
             // Marked as seen before the table is read: a change in between is not missed.
             changes.borrow_and_update();
-            let reply = self.reply(model, caller, is_first);
-            is_first = false;
+            let reply = self.reply(model, caller, false);
             if is_enough(&reply) || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
                 return reply.resolution();
             }

@@ -13,11 +13,11 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::lifecycle::Tasks;
+use crate::local::Connection;
 use crate::proxy::BoxFuture;
 use crate::proxy::pause::Reply;
 
@@ -48,7 +48,7 @@ pub(super) trait Answers: Send + Sync + 'static {
 
 /// Answers those who come until there are no more.
 pub(super) async fn serve(
-    mut incoming: impl Stream<Item = std::io::Result<UnixStream>> + Unpin,
+    mut incoming: impl Stream<Item = std::io::Result<Connection>> + Unpin,
     answers: Arc<dyn Answers>,
     connections: Tasks,
 ) {
@@ -71,9 +71,8 @@ pub(super) async fn serve(
     }
 }
 
-async fn connection(stream: UnixStream, answers: Arc<dyn Answers>) {
-    let Ok(caller) = stream.peer_cred() else { return };
-    let uid = caller.uid();
+async fn connection(stream: Connection, answers: Arc<dyn Answers>) {
+    let uid = stream.uid();
     let service = service_fn(move |request| {
         let answers = answers.clone();
         async move { Ok::<_, Infallible>(response(answer(&*answers, request, uid).await)) }

@@ -76,7 +76,9 @@ fn a_signer_that_left_the_policy_is_as_one_that_is_revoked_and_an_expired_policy
 fn what_an_engine_has_used_stays_while_it_runs_and_goes_before_the_next_start() {
     let root = root(&["a", "b"]);
     add(root.path(), admission("one", 1, &["a"])).unwrap();
-    mark_used(root.path()).unwrap();
+    let told = mark_used(root.path()).unwrap();
+    assert_eq!(told.iter().map(|(artifact, _)| *artifact).collect::<Vec<_>>(), [ArtifactId::of(b"one")]);
+    assert_eq!(mark_used(root.path()).unwrap(), told, "also what an earlier start has used");
     let late = admission("two", 1, &["b"]);
     let artifacts = format!("\"{}\", \"{}\"", late.release.artifact, ArtifactId::of(b"one"));
     add(root.path(), late).unwrap();
@@ -105,4 +107,18 @@ fn the_oldest_leave_a_record_that_is_full() {
     let all: Vec<Admission> = records.read(FILE).unwrap().unwrap();
     assert_eq!((all.len(), &all[0]), (MAX_ADMISSIONS, &many[1]));
     assert_eq!(all[MAX_ADMISSIONS - 1].release.artifact, ArtifactId::of(b"last"));
+}
+
+#[test]
+fn of_more_than_a_record_holds_the_newest_stay() {
+    let root = root(&[]);
+    // About 10 MB each.
+    let entries: Vec<String> = (0..50_000).map(|n| format!("{n:0200}")).collect();
+    let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
+    for name in ["one", "two"] {
+        add(root.path(), admission(name, 1, &entries)).unwrap();
+    }
+    let records = Records::find(root.path()).unwrap().unwrap();
+    let kept: Vec<Admission> = records.read(FILE).unwrap().unwrap();
+    assert_eq!(kept.iter().map(|one| one.release.artifact).collect::<Vec<_>>(), [ArtifactId::of(b"two")]);
 }

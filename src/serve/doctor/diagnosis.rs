@@ -6,16 +6,19 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::caches::IdentityError;
-use crate::digest::{IdentityId, KeyId};
+use crate::digest::{ArtifactId, IdentityId, KeyId};
 use crate::identity::{Policy, UnixTime};
 use crate::serve::difference::{Difference, differences, launch_of};
 use crate::serve::outlook::{Outlook, Prospect};
+use crate::serve::quarantine::{Quarantine, Release};
 
 /// An artifact of one of this node's identities.
 #[derive(Debug, Clone)]
 pub struct Offered {
+    pub artifact: ArtifactId,
     pub identity: IdentityId,
     pub subject: String,
+    pub generation: u64,
     pub created: UnixTime,
     /// Decoded bytes of its files.
     pub bytes: u64,
@@ -53,6 +56,47 @@ pub struct Answers {
     pub neighbours: Vec<Neighbour>,
 }
 
+/// What keeps an artifact out although somebody has it. Absent: nothing is known of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules<'a> {
+    pub policy: Option<&'a Policy>,
+    pub quarantine: Option<&'a Quarantine>,
+}
+
+/// What an offered artifact comes to.
+enum Fate {
+    Installed,
+    Stranger,
+    Revoked,
+    Quarantined(String),
+}
+
+impl Rules<'_> {
+    fn fate(&self, prospect: &Prospect, offered: &Offered) -> Fate {
+        let signer = self.policy.map(|policy| policy.signers.iter().find(|one| one.key.id() == offered.signer));
+        if let Some(policy) = self.policy
+            && policy.is_revoked(&offered.artifact, &[offered.signer])
+        {
+            return Fate::Revoked;
+        }
+        if signer == Some(None) {
+            return Fate::Stranger;
+        }
+        let release = Release {
+            artifact: offered.artifact,
+            family: prospect.family.name.to_owned(),
+            identity: offered.identity,
+            subject: offered.subject.clone(),
+            generation: offered.generation,
+            signers: signer.flatten().map(|signer| signer.name.clone()).into_iter().collect(),
+        };
+        match self.quarantine.and_then(|quarantine| quarantine.refuses(&release)) {
+            Some(quarantined) => Fate::Quarantined(quarantined.to_string()),
+            None => Fate::Installed,
+        }
+    }
+}
+
 /// Of one family.
 #[derive(Debug, Clone, Serialize)]
 pub struct Diagnosis {
@@ -84,6 +128,15 @@ pub enum Finding {
     Untrusted {
         artifacts: usize,
         signers: Vec<KeyId>,
+    },
+    /// There is some, and all of it is revoked: by its signer's key, or itself.
+    Revoked {
+        artifacts: usize,
+    },
+    /// There is some, and this cache root does not take it again; of the newest, why and the way out.
+    Quarantined {
+        artifacts: usize,
+        reason: String,
     },
     /// Others have it under other facts; those with the fewest differences first.
     NearMiss {
@@ -122,7 +175,7 @@ pub fn diagnose(
     outlook: &Outlook,
     launch: &BTreeMap<String, String>,
     answers: Option<&Answers>,
-    policy: Option<&Policy>,
+    rules: Rules<'_>,
 ) -> Vec<Diagnosis> {
     let failed = outlook.failed.iter().map(|error| without_identity(error, |reason| Finding::Failed { reason }));
     let absent = outlook.absent.iter().map(|error| without_identity(error, |reason| Finding::NotHere { reason }));
@@ -132,7 +185,7 @@ pub fn diagnose(
         identity: Some(prospect.identity.id()),
         facts: prospect.identity.facts().clone(),
         entries: 0,
-        finding: answers.map_or(Finding::NotAsked, |answers| find(prospect, launch, answers, policy)),
+        finding: answers.map_or(Finding::NotAsked, |answers| find(prospect, launch, answers, rules)),
     });
     let mut all: Vec<Diagnosis> = failed.chain(prospects).chain(absent).collect();
     all.sort_by_key(|diagnosis| diagnosis.finding.rank());
@@ -143,7 +196,7 @@ impl Finding {
     fn rank(&self) -> u8 {
         match self {
             Self::Failed { .. } => 0,
-            Self::Untrusted { .. } => 1,
+            Self::Untrusted { .. } | Self::Revoked { .. } | Self::Quarantined { .. } => 1,
             Self::Hit { .. } => 2,
             Self::NearMiss { .. } => 3,
             Self::NobodyHasAny | Self::NotAsked => 4,
@@ -162,11 +215,12 @@ fn without_identity(error: &IdentityError, finding: impl Fn(String) -> Finding) 
     Diagnosis { family, root: None, identity: None, facts: BTreeMap::new(), entries: 0, finding: finding(reason) }
 }
 
-fn find(prospect: &Prospect, launch: &BTreeMap<String, String>, answers: &Answers, policy: Option<&Policy>) -> Finding {
+fn find(prospect: &Prospect, launch: &BTreeMap<String, String>, answers: &Answers, rules: Rules<'_>) -> Finding {
     let identity = prospect.identity.id();
-    let known = |key: &KeyId| policy.is_none_or(|policy| policy.signers.iter().any(|one| one.key.id() == *key));
     let offered = answers.offered.iter().filter(|offered| offered.identity == identity);
-    let (trusted, others): (Vec<&Offered>, Vec<&Offered>) = offered.partition(|offered| known(&offered.signer));
+    let judged: Vec<(&Offered, Fate)> = offered.map(|offered| (offered, rules.fate(prospect, offered))).collect();
+    let trusted: Vec<&Offered> =
+        judged.iter().filter(|(_, fate)| matches!(fate, Fate::Installed)).map(|(offered, _)| *offered).collect();
     let neighbours = answers.neighbours.iter().filter(|other| other.family == prospect.family.name);
     let (variants, strangers): (Vec<_>, Vec<_>) = neighbours.partition(|other| other.identity == identity);
     if let Some(newest) = trusted.iter().map(|offered| offered.created).max() {
@@ -185,13 +239,29 @@ fn find(prospect: &Prospect, launch: &BTreeMap<String, String>, answers: &Answer
             variants: ranked(variants.into_iter().map(|other| near(other, |described| of_launch(launch, described)))),
         };
     }
-    if !others.is_empty() {
-        let signers: BTreeSet<KeyId> = others.iter().map(|offered| offered.signer).collect();
-        return Finding::Untrusted { artifacts: others.len(), signers: signers.into_iter().collect() };
+    if let Some(kept_out) = kept_out(&judged) {
+        return kept_out;
     }
     let of_facts = |described: &Described| Ok(differences(prospect.identity.facts(), &described.facts));
     let near = ranked(strangers.into_iter().map(|other| near(other, of_facts)));
     if near.is_empty() { Finding::NobodyHasAny } else { Finding::NearMiss { near } }
+}
+
+/// Why nothing of what is offered would be installed, if anything is. What can be mended on this node is told first.
+fn kept_out(judged: &[(&Offered, Fate)]) -> Option<Finding> {
+    let quarantined = judged.iter().filter_map(|(offered, fate)| match fate {
+        Fate::Quarantined(reason) => Some((offered.created, reason)),
+        _ => None,
+    });
+    if let Some((_, reason)) = quarantined.clone().max_by_key(|(created, _)| *created) {
+        return Some(Finding::Quarantined { artifacts: quarantined.count(), reason: reason.clone() });
+    }
+    let revoked = judged.iter().filter(|(_, fate)| matches!(fate, Fate::Revoked)).count();
+    if revoked > 0 {
+        return Some(Finding::Revoked { artifacts: revoked });
+    }
+    let signers: BTreeSet<KeyId> = judged.iter().map(|(offered, _)| offered.signer).collect();
+    (!judged.is_empty()).then(|| Finding::Untrusted { artifacts: judged.len(), signers: signers.into_iter().collect() })
 }
 
 fn of_launch(launch: &BTreeMap<String, String>, described: &Described) -> Result<Vec<Difference>, String> {

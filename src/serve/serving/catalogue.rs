@@ -96,6 +96,15 @@ impl Catalogue {
         self.phase.borrow().adapters()
     }
 
+    /// Adapters that the engine has; `None` while nobody knows.
+    pub(super) fn registered(&self) -> Option<u32> {
+        match &*self.phase.borrow() {
+            Phase::Waiting => None,
+            Phase::Off => Some(0),
+            Phase::On(adapters) => u32::try_from(adapters.capacity().used).ok(),
+        }
+    }
+
     /// Leaves nothing but the base models, for good.
     pub(super) fn take(&self) -> Option<Arc<Adapters>> {
         self.replace(Phase::Off)
@@ -270,7 +279,9 @@ mod tests {
         assert!(matches!(told, Resolution::Loading { retry_after: RETRY, .. }));
         assert!(matches!(catalogue.resolve("tiny", &caller()).await, Resolution::Ready(Route::Base { .. })));
         assert!(catalogue.knows("sql", &caller()), "it costs no look-up");
+        assert_eq!(catalogue.registered(), None);
         catalogue.without_adapters();
+        assert_eq!(catalogue.registered(), Some(0));
         assert!(is_unknown(&catalogue.resolve("sql", &caller()).await));
     }
 

@@ -3,13 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::trial::Kind;
 use super::{FamilyProof, Proof};
+use crate::digest::KeyId;
 use crate::install::NegativeClass;
 use crate::local::{Client, chain};
-use crate::protocol::pb::{FamilyStart, StartOutcome, StartReport, StartVerdict};
+use crate::protocol::pb::{FamilyStart, StartArtifact, StartOutcome, StartReport, StartVerdict};
+use crate::serve::admissions::Used;
 use crate::serve::warm::Verdict;
 use crate::serve::warming::Warmed;
 
@@ -18,20 +21,23 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// As many as an agent believes.
 const MOST: u32 = 1_000_000;
+const MOST_ARTIFACTS: usize = 512;
+const MOST_SIGNERS: usize = 8;
 
 pub(super) struct Reporting {
     client: Option<Client>,
     start: Kind,
     hook: Duration,
     budget: Duration,
+    used: Vec<Used>,
     is_ready: AtomicBool,
     is_told: AtomicBool,
 }
 
 impl Reporting {
-    /// `hook` is what warmd took before the engine.
-    pub(super) fn new(client: Option<Client>, start: Kind, hook: Duration, budget: Duration) -> Self {
-        Self { client, start, hook, budget, is_ready: AtomicBool::new(false), is_told: AtomicBool::new(false) }
+    /// `hook` is what warmd took before the engine, `used` what the fleet has brought that it may read.
+    pub(super) fn new(client: Option<Client>, start: Kind, hook: Duration, budget: Duration, used: Vec<Used>) -> Self {
+        Self { client, start, hook, budget, used, is_ready: AtomicBool::new(false), is_told: AtomicBool::new(false) }
     }
 
     /// Whatever comes now, the start has succeeded.
@@ -56,6 +62,7 @@ impl Reporting {
             hook_seconds: self.hook.as_secs_f64(),
             budget_seconds: self.budget.as_secs_f64(),
             families: families(warmed, proof),
+            artifacts: self.used.iter().rev().take(MOST_ARTIFACTS).map(artifact).collect(),
         };
         match timeout(PATIENCE, client.report_start(report)).await {
             Ok(Ok(())) => {}
@@ -63,6 +70,12 @@ impl Reporting {
             Err(_) => tracing::warn!("the agent did not take the report of this start in time"),
         }
     }
+}
+
+fn artifact((id, signers): &Used) -> StartArtifact {
+    let bytes = |key: &KeyId| Bytes::copy_from_slice(key.as_bytes());
+    let signers = signers.iter().take(MOST_SIGNERS).map(bytes).collect();
+    StartArtifact { artifact_id: Bytes::copy_from_slice(id.as_bytes()), signers }
 }
 
 /// Those with anything to tell.

@@ -17,6 +17,8 @@ pub struct ArtifactReport {
     /// Entries that were installed, and those that were there before.
     pub installed: usize,
     pub existing: usize,
+    /// Entries in whose place there is something else.
+    pub in_the_way: Vec<RelPath>,
     pub files: u64,
     pub bytes: u64,
     /// Encoded bytes that crossed the network, and those that the node had before.
@@ -42,6 +44,7 @@ impl ArtifactReport {
             signers: admitted.signers().to_vec(),
             installed: 0,
             existing: 0,
+            in_the_way: Vec::new(),
             files: 0,
             bytes: 0,
             wire_bytes: 0,

@@ -81,8 +81,12 @@ impl Wanted<'_> {
                 warm_event::Event::Manifest(manifest) => {
                     let admitted = SignedManifest::admit(manifest.envelope, policy, UnixTime::now());
                     let admitted = admitted.map_err(Failure::from)?;
-                    if admitted.manifest().identity != **identity {
+                    let manifest = admitted.manifest();
+                    if manifest.identity != **identity {
                         return Err(DeliveryError::NotAdmitted("it has another identity".to_owned()));
+                    }
+                    if manifest.subject != *subject {
+                        return Err(DeliveryError::NotAdmitted("it has another subject".to_owned()));
                     }
                     return Ok((admitted, events));
                 }

@@ -41,8 +41,14 @@ impl Works<'_, '_> {
                 return;
             }
         };
-        if admitted.manifest().identity != self.attempt.job.identity {
-            let detail = format!("artifact {} has another identity than the one asked for", admitted.id().short());
+        let (job, manifest) = (self.attempt.job, admitted.manifest());
+        let other = match &job.subject {
+            _ if manifest.identity != job.identity => Some("identity"),
+            Some(subject) if manifest.subject != *subject => Some("subject"),
+            _ => None,
+        };
+        if let Some(other) = other {
+            let detail = format!("artifact {} has another {other} than the one asked for", admitted.id().short());
             self.failure.get_or_insert(Failure { class: NegativeClass::Untrusted, detail });
             return;
         }

@@ -106,3 +106,24 @@ fn a_directory_that_no_agent_writes_to_is_not_a_log_without_lines() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(check(&dir.path().join("audit")), Err(AuditError::Missing(_))));
 }
+
+#[test]
+fn what_follows_a_break_is_read_all_the_same_and_each_break_is_marked_once() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), 5);
+    let path = dir.path().join(FILE);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let found = |text: String| {
+        std::fs::write(&path, text).unwrap();
+        let mut found = Vec::new();
+        read(dir.path(), |one| found.push(one.map(|line| line.number).map_err(|_| ()))).unwrap();
+        found
+    };
+    let left_out = [lines[0], lines[2], lines[3], lines[4]].join("\n") + "\n";
+    assert_eq!(found(left_out), [Ok(1), Err(()), Ok(3), Ok(4), Ok(5)]);
+    let nonsense = [lines[0], "nonsense", lines[2], lines[3]].join("\n") + "\n";
+    assert_eq!(found(nonsense), [Ok(1), Err(()), Ok(3), Ok(4)]);
+    let long = [lines[0], &"x".repeat(2 * MAX_LINE as usize), lines[1], lines[2]].join("\n") + "\n";
+    assert_eq!(found(long), [Ok(1), Err(()), Ok(2), Ok(3)]);
+}

@@ -40,7 +40,7 @@ pub(super) fn register(registry: &mut Registry) {
     let build: Family<BuildLabels, Gauge> = registry.add("warmd_build_info", "1; the build is in the labels");
     let commit = Bounded(env!("BUILD_COMMIT"));
     build.get_or_create(&BuildLabels { version: Bounded(env!("CARGO_PKG_VERSION")), commit }).set(1);
-    let described = METRICS.map(|(name, kind, help, _)| (name, kind, help));
+    let described = METRICS.map(|(name, kind, help, _)| (name, kind, help, &[][..]));
     registry.collect(&described, OfProcess);
 }
 

@@ -20,6 +20,10 @@ const FLOOR: f64 = 1024.0 * 1024.0;
 /// An engine that is not heard of for so long serves nobody.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// Uploads that have yielded for so long help nobody, or who says so is no engine: for the rest after it they do not.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
+const REST: Duration = Duration::from_secs(3 * 60);
+
 /// How much a new word weighs in what is known of the engine's own pace.
 const WEIGHT: f64 = 0.2;
 /// The same while uploads are as slow as they get: what slows the engine now is something else.
@@ -45,11 +49,13 @@ pub(super) struct Yielding {
     /// Seconds between tokens while nothing is uploaded.
     own_pace: Option<f64>,
     heard: Option<Instant>,
+    /// When the rate went down first and last, without a [`REST`] between.
+    lowered: Option<(Instant, Instant)>,
 }
 
 impl Yielding {
     pub(super) fn new(most: Option<u64>) -> Self {
-        Self { most: most.map(|most| most as f64), seen: 0.0, rate: None, own_pace: None, heard: None }
+        Self { most: most.map(|most| most as f64), seen: 0.0, rate: None, own_pace: None, heard: None, lowered: None }
     }
 
     /// Another most; below it the engine says how much, as before.
@@ -63,13 +69,13 @@ impl Yielding {
 
     /// Bytes a second; none: no cap.
     pub(super) fn rate(&self, now: Instant) -> Option<u64> {
-        let yielded = self.rate.filter(|_| !self.is_silent(now));
+        let yielded = self.rate.filter(|_| !self.is_silent(now) && !self.rests(now));
         yielded.or(self.most).map(|rate| rate as u64)
     }
 
     /// True if the rate went down.
     pub(super) fn hear(&mut self, heard: Heard, now: Instant) -> bool {
-        if self.is_silent(now) {
+        if self.is_silent(now) || self.rests(now) {
             self.rate = None;
         }
         self.heard = Some(now);
@@ -99,7 +105,9 @@ impl Yielding {
             }
         };
         self.own_pace = Some(own_pace + (between - own_pace) * weight);
-        if is_slow && uploaded > 0.0 {
+        if is_slow && uploaded > 0.0 && !self.rests(now) {
+            let first = self.lowered.filter(|(_, last)| now.saturating_duration_since(*last) < REST);
+            self.lowered = Some((first.map_or(now, |(first, _)| first), now));
             return self.lower(uploaded);
         }
         self.raise();
@@ -108,6 +116,11 @@ impl Yielding {
 
     fn is_silent(&self, now: Instant) -> bool {
         self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= SILENCE)
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        let since = |from: Instant, to: Instant| to.saturating_duration_since(from);
+        self.lowered.is_some_and(|(first, last)| since(first, last) >= LONGEST && since(last, now) < REST)
     }
 
     fn ceiling(&self) -> f64 {
@@ -147,6 +160,22 @@ mod tests {
 
     fn heard(between_ms: u64, uploaded: u64) -> Heard {
         Heard { between: Duration::from_millis(between_ms), uploaded, during: SECOND }
+    }
+
+    #[test]
+    fn whoever_says_for_ever_that_uploads_slow_it_stops_them_for_a_time_only() {
+        let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
+        yielding.hear(heard(1, 0), now);
+        let (mut yielded, mut free) = (0, 0);
+        for second in 0..2 * 3600 {
+            now += SECOND;
+            // Its own pace is made out to be good again and again.
+            let between = if second % 2 == 0 { 60_000 } else { 1 };
+            yielding.hear(heard(between, yielding.rate(now).unwrap()), now);
+            let is_free = yielding.rate(now) == Some(GIB);
+            (yielded, free) = (yielded + u32::from(!is_free), free + u32::from(is_free));
+        }
+        assert!(yielded > 3600 && free >= 6 * 170, "{yielded} s of {}", yielded + free);
     }
 
     #[test]

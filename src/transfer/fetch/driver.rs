@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Progress, Source};
+use super::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Holds, Progress, Source};
 use crate::artifact::{Family, Manifest};
 use crate::identity::NodeId;
 use crate::lifecycle::Doubling;
@@ -129,15 +129,37 @@ impl<'f> Driver<'f> {
 
     pub(super) fn add(&mut self, source: Source) {
         let now = Instant::now();
+        if source.holds == Holds::Nothing {
+            return self.add_neighbour(source, now);
+        }
         if !self.plan.add_holder(source.node, source.locality, now) {
             return;
         }
-        if source.complete {
+        if source.holds == Holds::All {
             self.complete.insert(source.node);
             self.plan.set_have(source.node, Have::All, now);
         }
         let context = self.shared.context;
         self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs, context });
+    }
+
+    /// Of a node that fetches as we do.
+    fn add_neighbour(&mut self, source: Source, now: Instant) {
+        let Source { node, addrs, .. } = source;
+        if self.plan.add_neighbour(node, now) {
+            let context = self.shared.context;
+            self.peers.entry(node).or_insert(Peer { node, addrs, context });
+        }
+    }
+
+    /// Takes over who has asked this node for what it fetches.
+    fn meet(&mut self) {
+        let now = Instant::now();
+        for met in self.fetcher.wanted.take_met(&self.shared.artifact) {
+            if let Some(source) = Source::named(&met, &[met.endpoint.addr()]) {
+                self.add_neighbour(source, now);
+            }
+        }
     }
 
     pub(super) async fn drive(
@@ -146,6 +168,7 @@ impl<'f> Driver<'f> {
         deadline: Instant,
     ) -> Result<Fetched, FetchError> {
         loop {
+            self.meet();
             self.act();
             self.tell();
             if self.plan.is_complete() {
@@ -270,10 +293,7 @@ impl<'f> Driver<'f> {
             self.find_again.reset();
         }
         for other in busy.others.iter().filter_map(|other| Source::named(other, &addrs)) {
-            if self.plan.add_neighbour(other.node, now) {
-                let context = self.shared.context;
-                self.peers.entry(other.node).or_insert(Peer { node: other.node, addrs: other.addrs, context });
-            }
+            self.add_neighbour(other, now);
         }
         self.plan.on_failed(id, Failure::Busy { retry_after: busy.retry_after }, now);
     }

@@ -10,7 +10,7 @@ use super::Source;
 use crate::identity::NodeId;
 
 /// A source that does not answer within this time gets company.
-const HEDGE_AFTER: Duration = Duration::from_millis(300);
+const HEDGE_AFTER: Duration = Duration::from_millis(100);
 
 /// Sources in all: a holder can name as many as it likes.
 const MAX_SOURCES: usize = 512;
@@ -95,11 +95,11 @@ impl Search {
 mod tests {
     use super::*;
     use crate::identity::PrivateKey;
-    use crate::transfer::Locality;
+    use crate::transfer::{Holds, Locality};
 
     fn source(seed: u8) -> Source {
         let node = PrivateKey::from_seed(seed).node_id();
-        Source { node, addrs: Vec::new(), locality: Locality::Other, complete: false }
+        Source { node, addrs: Vec::new(), locality: Locality::Other, holds: Holds::Nothing }
     }
 
     fn node(source: Option<Source>) -> Option<NodeId> {

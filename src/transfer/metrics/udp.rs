@@ -23,7 +23,7 @@ const METRICS: [(&str, &str, &str); 2] = [
 ];
 
 pub(super) fn register(registry: &mut Registry) {
-    let described = METRICS.map(|(name, help, _)| (name, MetricType::Counter, help));
+    let described = METRICS.map(|(name, help, _)| (name, MetricType::Counter, help, &[][..]));
     registry.collect(&described, Udp);
 }
 

@@ -10,7 +10,7 @@ use crate::identity::NodeId;
 const MAX_ARTIFACTS: usize = 64;
 
 /// Nodes told apart for one artifact; what more of them were given is not noted.
-const MAX_NODES: usize = u8::MAX as usize;
+const MAX_NODES: usize = 4096;
 
 /// By then whoever was given a chunk has told that it has it.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
@@ -21,9 +21,10 @@ pub(super) struct Given(HashMap<ArtifactId, Chunks>);
 #[derive(Debug)]
 struct Chunks {
     since: Instant,
-    nodes: Vec<NodeId>,
-    /// For each chunk the place in `nodes` of who got it last, and one; 0 for nobody.
-    last: Vec<u8>,
+    /// Numbers from 1 on.
+    nodes: HashMap<NodeId, u16>,
+    /// For each chunk the number of who got it last; 0 for nobody.
+    last: Vec<u16>,
 }
 
 impl Given {
@@ -37,8 +38,8 @@ impl Given {
         now: Instant,
     ) -> Result<(), Bitmap> {
         let Some(chunks) = self.0.get(artifact).filter(|chunks| !chunks.is_old(now)) else { return Ok(()) };
-        let place = chunks.nodes.iter().position(|node| *node == peer).map(number);
-        let others = |last: u8| last != 0 && Some(last) != place;
+        let mine = chunks.nodes.get(&peer).copied().unwrap_or(0);
+        let others = |last: u16| last != 0 && last != mine;
         if !indices.iter().any(|index| chunks.last.get(*index as usize).is_some_and(|last| others(*last))) {
             return Ok(());
         }
@@ -53,20 +54,15 @@ impl Given {
         if self.0.len() >= MAX_ARTIFACTS && !self.0.contains_key(artifact) {
             return;
         }
-        let chunks =
-            self.0.entry(*artifact).or_insert_with(|| Chunks { since: now, nodes: Vec::new(), last: vec![0; count] });
-        let Some(place) = chunks.place(peer) else { return };
+        let none = || Chunks { since: now, nodes: HashMap::new(), last: vec![0; count] };
+        let chunks = self.0.entry(*artifact).or_insert_with(none);
+        let Some(number) = chunks.number(peer) else { return };
         for index in indices {
             if let Some(last) = chunks.last.get_mut(*index as usize) {
-                *last = place;
+                *last = number;
             }
         }
     }
-}
-
-/// From 1 on; 0 is nobody.
-fn number(place: usize) -> u8 {
-    u8::try_from(place + 1).unwrap_or(u8::MAX)
 }
 
 impl Chunks {
@@ -74,15 +70,17 @@ impl Chunks {
         now.saturating_duration_since(self.since) >= FORGET_AFTER
     }
 
-    fn place(&mut self, peer: NodeId) -> Option<u8> {
-        let known = self.nodes.iter().position(|node| *node == peer);
-        let index = known.or_else(|| {
-            (self.nodes.len() < MAX_NODES).then(|| {
-                self.nodes.push(peer);
-                self.nodes.len() - 1
-            })
-        });
-        index.map(number)
+    fn number(&mut self, peer: NodeId) -> Option<u16> {
+        let next = self.nodes.len() + 1;
+        match self.nodes.get(&peer) {
+            Some(number) => Some(*number),
+            None if next > MAX_NODES => None,
+            None => {
+                let number = u16::try_from(next).ok()?;
+                self.nodes.insert(peer, number);
+                Some(number)
+            }
+        }
     }
 }
 
@@ -108,6 +106,20 @@ mod tests {
         given.note(&id, 10, &[2], node(2), now);
         assert_eq!(others(&given, &[2], 1, now), Err(vec![2]));
         assert_eq!(others(&given, &[2], 3, now + FORGET_AFTER), Ok(()));
+    }
+
+    #[test]
+    fn of_more_than_255_nodes_the_last_one_is_told_from_the_first() {
+        let (mut given, id, now) = (Given::default(), ArtifactId::of(b"a"), Instant::now());
+        let chunks = Chunks { since: now, nodes: HashMap::new(), last: vec![0; 10] };
+        let chunks = given.0.entry(id).or_insert(chunks);
+        for seed in 0..=u8::MAX {
+            chunks.number(node(seed));
+        }
+        assert_eq!(chunks.nodes.len(), 256);
+        given.note(&id, 10, &[7], node(u8::MAX), now);
+        assert!(given.check(&id, 10, &[7], node(0), now).is_err());
+        assert!(given.check(&id, 10, &[7], node(u8::MAX), now).is_ok());
     }
 
     #[test]

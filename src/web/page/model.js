@@ -35,6 +35,11 @@ function transfer(doc) {
   };
 }
 
+function gpu(doc) {
+  const memory = some(doc.memory, ({ used, total }) => ({ used: amount(used), total: amount(total) }));
+  return { index: number(doc.index), name: text(doc.name), used: number(doc.utilization), memory };
+}
+
 function node(id, doc) {
   const [totals, network] = [object(doc.totals), object(doc.network)];
   const misses = Object.entries(object(totals.misses)).map(([reason, count]) => ({ reason, count: amount(count) }));
@@ -50,7 +55,7 @@ function node(id, doc) {
     skew: number(doc.skew_ms), mtu: number(network.mtu),
     policy: some(doc.policy, (policy) => ({ version: number(policy.version), expires: number(policy.expires_at) })),
     starts: list(doc.starts, start).sort((a, b) => (b.at ?? 0) - (a.at ?? 0)),
-    transfers: list(doc.transfers, transfer),
+    transfers: list(doc.transfers, transfer), gpus: list(doc.gpus, gpu),
     problems: list(doc.problems, (p) => ({ kind: text(p.kind), text: text(p.text), wayOut: text(p.way_out) })),
   };
 }

@@ -9,11 +9,15 @@ import { transferItem, transfersOf } from './transfers.js';
 
 const said = (value) => plain(value) || '\u2013';
 
-function store({ used, limit, free }) {
-  if (limit === null) return `${bytes(used)}, ${bytes(free)} free on disk`;
-  const bar = h('progress', { value: Math.min(used, limit), max: Math.max(limit, 1), 'aria-label': 'Store in use' });
-  return [bar, ` ${bytes(used)} of ${bytes(limit)}, ${bytes(free)} free on disk`];
-}
+const bar = (label, used, total) => [
+  h('progress', { value: Math.min(used, total), max: Math.max(total, 1), 'aria-label': label }),
+  ` ${bytes(used)} of ${bytes(total)}`];
+
+const store = ({ used, limit, free }) =>
+  [limit === null ? bytes(used) : bar('Store in use', used, limit), `, ${bytes(free)} free on disk`];
+
+const gpu = ({ name, used, memory }) =>
+  [said(name), used === null ? null : `, ${count(used)} % used`, memory && bar('Memory in use', memory.used, memory.total)];
 
 function facts(node) {
   const { engine, disk, policy } = node;
@@ -25,6 +29,7 @@ function facts(node) {
     ['Endpoint', said(node.endpoint)], ['Discovery', said(node.discovery)], ['Carrier', said(node.carrier)],
     ['Clock', node.skew === null ? '\u2013' : `${span(node.skew / 1000)} ahead`], ['Path MTU', count(node.mtu)],
     ['Store', disk ? store(disk) : '\u2013'],
+    ...node.gpus.map((one) => [`GPU ${count(one.index)}`, gpu(one)]),
     ['Policy', policy ? [`version ${count(policy.version)}, expires `, time(policy.expires)] : 'none'],
     ['From peers', bytes(node.received)], ['Given to peers', bytes(node.sent)], ['Hits', count(node.hits)],
     ['Time saved', span(node.starts.reduce((all, start) => all + (start.saved ?? 0), 0))],

@@ -4,12 +4,14 @@ use serde_json::{Value, json};
 
 use super::super::board::Document;
 use super::*;
+use crate::telemetry::{Format, Registry};
 
 const TOKEN: &str = "0123456789abcdef";
 const EVERYWHERE: &str = "0.0.0.0:80";
 
 struct Visit {
     site: Site,
+    registry: Registry,
     _token: tempfile::NamedTempFile,
 }
 
@@ -18,7 +20,10 @@ impl Visit {
         let token = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(token.path(), format!("{TOKEN}\n")).unwrap();
         let section = WebSection { token_file: Some(token.path().into()), https, ..WebSection::default() };
-        Self { site: Site::new(&section, EVERYWHERE.parse().unwrap(), LiveBoard::default()).unwrap(), _token: token }
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let site = Site::new(&section, EVERYWHERE.parse().unwrap(), LiveBoard::default(), metrics).unwrap();
+        Self { site, registry, _token: token }
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
@@ -85,9 +90,12 @@ async fn guessing_is_slow_by_header_and_by_form() {
         visit.try_login("wrong").await;
         visit.get("/events", &[("authorization", "Bearer wrong")]).await;
     }
-    let locked = visit.try_login(TOKEN).await;
+    let locked = visit.try_login("wrong").await;
     assert_eq!((locked.status(), header(&locked, RETRY_AFTER).is_empty()), (StatusCode::TOO_MANY_REQUESTS, false));
-    assert_eq!(visit.get("/", &BEARER).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    let wrong = [("authorization", "Bearer wrong")];
+    assert_eq!(visit.get("/", &wrong).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    // All come from one address where something stands in front.
+    assert_eq!(visit.get("/", &BEARER).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -176,7 +184,8 @@ async fn one_stream_too_many_is_told_to_come_again_and_a_closed_one_makes_room()
 
 #[tokio::test]
 async fn a_local_page_is_open_to_its_own_names() {
-    let site = Site::new(&WebSection::default(), "127.0.0.1:80".parse().unwrap(), LiveBoard::default()).unwrap();
+    let (section, board) = (WebSection::default(), LiveBoard::default());
+    let site = Site::new(&section, "127.0.0.1:80".parse().unwrap(), board, Metrics::default()).unwrap();
     let ask = async |host: &str, path: &str| {
         let request = Request::builder().uri(path).header("host", host).body(Full::new(Bytes::new())).unwrap();
         site.answer(request, "127.0.0.1:1000".parse().unwrap()).await
@@ -184,4 +193,28 @@ async fn a_local_page_is_open_to_its_own_names() {
     assert_eq!(ask("localhost:80", "/").await.status(), StatusCode::OK);
     assert_eq!(header(&ask("[::1]:80", "/login").await, LOCATION), "./");
     assert_eq!(ask("evil.example", "/api/fleet").await.status(), StatusCode::MISDIRECTED_REQUEST);
+}
+
+#[tokio::test]
+async fn requests_open_streams_and_what_is_taken_are_counted() {
+    let visit = Visit::new(false);
+    let told = |line: &str| {
+        let text = Format::Prometheus.encode(&visit.registry);
+        assert!(text.lines().any(|told| told == line), "{line}: {text}");
+    };
+    let asset = visit.get("/style.css", &[]).await;
+    let size = asset.size_hint().exact().unwrap();
+    told("warmd_web_sent_bytes_total 0");
+    assert_eq!(asset.into_body().collect().await.unwrap().to_bytes().len() as u64, size);
+    told(&format!("warmd_web_sent_bytes_total {size}"));
+    let stream = visit.get("/events", &BEARER).await;
+    told("warmd_web_open_streams 1");
+    drop(stream);
+    told("warmd_web_open_streams 0");
+    visit.get("/api/fleet", &[]).await;
+    visit.get("/nothing/of/the/kind", &[]).await;
+    visit.try_login("wrong").await;
+    for (route, code) in [("page", 200), ("events", 200), ("fleet", 401), ("other", 404), ("login", 403)] {
+        told(&format!("warmd_web_requests_total{{route=\"{route}\",code=\"{code}\"}} 1"));
+    }
 }

@@ -183,13 +183,14 @@ fn the_pod_behind_a_proxy_has_its_port_and_its_time() {
     assert!(container.grace() > config.drain_deadline.as_secs());
 }
 
+fn patch(file: &str) -> Container {
+    let patch = deploy().join("kustomize").join(file);
+    containers().into_iter().find(|container| container.file == patch).unwrap()
+}
+
 #[test]
 fn what_overlays_add_to_the_environment_is_configuration() {
-    let patched = |overlay: &str, file: &str| {
-        let patch = deploy().join("kustomize/overlays").join(overlay).join(file);
-        let container = containers().into_iter().find(|container| container.file == patch).unwrap();
-        environment(&container.spec)
-    };
+    let patched = |overlay: &str, file: &str| environment(&patch(&format!("overlays/{overlay}/{file}")).spec);
     let base = deploy().join("kustomize/base");
     let agent: AgentFile =
         config::load(Some(&base.join("agent/agent.toml")), patched("serverless", "serverless.yaml")).unwrap();
@@ -197,4 +198,18 @@ fn what_overlays_add_to_the_environment_is_configuration() {
     let redis = patched("redis", "metadata.yaml");
     let metadata: MetadataConfig = config::load(Some(&base.join("metadata/metadata.toml")), redis).unwrap();
     assert!(metadata.redis.url.is_some() && metadata.redis.password_file.is_some());
+}
+
+#[test]
+fn the_page_in_a_pod_has_its_port_and_its_token() {
+    let patch = patch("components/page/metadata.yaml");
+    let file = deploy().join("kustomize/base/metadata/metadata.toml");
+    let config: MetadataConfig = config::load(Some(&file), environment(&patch.spec)).unwrap();
+    assert_eq!(patch.ports(), [("page".to_owned(), config.web.listen.unwrap().port().into())].into());
+    let mount = patch.spec["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let (secret, key) = (&patch.pod["volumes"][0]["secret"], config.web.token_file.unwrap());
+    assert_eq!(key, Path::new(mount).join(secret["items"][0]["path"].as_str().unwrap()));
+    let readme = std::fs::read_to_string(deploy().join("README.md")).unwrap();
+    let made = format!("create secret generic {} --from-literal=token=", secret["secretName"].as_str().unwrap());
+    assert!(readme.contains(&made), "the runbook says how to make it: {made}");
 }

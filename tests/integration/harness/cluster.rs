@@ -41,7 +41,9 @@ impl Cluster {
 
     pub fn without_server() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ca = ClusterCa::create("test", &PrivateKey::generate().unwrap()).unwrap();
+        let authority = PrivateKey::generate().unwrap();
+        authority.save_new(&dir.path().join("ca.key")).unwrap();
+        let ca = ClusterCa::create("test", &authority).unwrap();
         let signer = PrivateKey::generate().unwrap();
         signer.save_new(&dir.path().join("signer.key")).unwrap();
         let cluster = Self {
@@ -65,6 +67,8 @@ impl Cluster {
         let tls = NodeConfig::default().tls(&state).unwrap();
         let mut registry = Registry::of_process();
         let server = Server::bind(config, &tls, &mut registry).await.unwrap();
+        // Without a page, as in `warmd metadata`.
+        drop(warmd::web::Metrics::register(&mut registry));
         self.server_metrics = Arc::new(registry);
         self.servers = vec![format!("{}@127.0.0.1:{}", tls.node_id(), server.addr().port()).parse().unwrap()];
         self.server = Some(server);
@@ -108,11 +112,24 @@ impl Cluster {
             let key = PrivateKey::generate().unwrap();
             key.save_new(&dir.join("node.key")).unwrap();
             let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-            let pem = self.ca.issue(&key, &hosts, Duration::from_secs(86_400)).unwrap();
+            let pem = self.ca.issue(&key, &hosts, Duration::from_secs(30 * 86_400)).unwrap();
             std::fs::write(dir.join("node.pem"), pem).unwrap();
             std::fs::write(dir.join("ca.pem"), self.ca.certificate_pem()).unwrap();
         }
         dir
+    }
+
+    /// Another certificate for the node of that state directory.
+    pub fn certify(&self, state_dir: &Path, valid_for: Duration) {
+        certify(&self.ca, state_dir, valid_for);
+    }
+
+    pub fn authority_pem(&self) -> &str {
+        self.ca.certificate_pem()
+    }
+
+    pub fn authority_key_pem(&self) -> String {
+        std::fs::read_to_string(self.path("ca.key")).unwrap()
     }
 
     pub fn config(&self, name: &str) -> AgentConfig {
@@ -162,6 +179,13 @@ impl Cluster {
             witness: Arc::new(()),
         }
     }
+}
+
+/// Has `ca` make a certificate for the node of that state directory.
+pub fn certify(ca: &ClusterCa, state_dir: &Path, valid_for: Duration) {
+    let key = PrivateKey::load(&state_dir.join("node.key")).unwrap();
+    let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    std::fs::write(state_dir.join("node.pem"), ca.issue(&key, &hosts, valid_for).unwrap()).unwrap();
 }
 
 /// An agent and a client of its local API.

@@ -85,6 +85,12 @@ impl AgentProcess {
     }
 
     /// SIGTERM, and the exit code.
+    /// Has it read its configuration again.
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     pub async fn terminate(mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_raw(self.role.child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -17,7 +17,7 @@ Each process serves its own at `/metrics` of the address `metrics.listen`: OpenM
 Prometheus's text format 0.0.4. Units are base units; a name without one counts things, or tells a state. Values of labels
 are closed sets, so that no peer, client or operator can make series; where none are listed, the help says how many there
 can be. Series of all values are there from the first scrape on, but for those by `family`, which come with the first
-artifact of the family.
+artifact of the family, by `code`, which come with the first answer, and by `gpu`, which are there while it is told of.
 
 What engines are like that `warmd exec` starts is told to the agent of the node when it is known, and is in the agent's
 metrics (`warmd_start*`): such a process may be gone before anybody scrapes it.

@@ -96,6 +96,9 @@ async fn every_panel_shows_something_and_every_alert_can_fire() {
         prometheus.number("min(count_over_time(up[5m]))").await >= worked + SCRAPES
     })
     .await;
+    for failures in ["bad_chunks", "bad_manifests"] {
+        assert!(prometheus.number(&format!("sum(warmd_transfer_{failures}_total)")).await > 0.0, "{failures}");
+    }
     let mut troubles = Vec::new();
     for asked in expressions::of_dashboards() {
         troubles.extend(prometheus.trouble(&asked.by, &asked.expression).await);

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use warmd::identity::{Policy, PrivateKey, TrustConfig};
-use warmd::serve::warm::Verdict;
+use warmd::serve::warm::{Job, Verdict};
 use warmd::telemetry::MetricsServer;
 
 use crate::exec::{Pod, engine};
 use crate::harness::cluster::{Node, identity};
 use crate::harness::served::{Adapter, Fleet, Served};
-use crate::harness::tree;
+use crate::harness::{gpu, tree};
 
 pub(super) struct Running {
     fleet: Fleet,
@@ -31,7 +31,7 @@ impl Running {
         let mut config = fleet.config();
         config.metrics.listen = Some(([127, 0, 0, 1], 0).into());
         let served = fleet.serve(config, "").await;
-        // A node whose policy trusts nobody of this fleet.
+        // A node with GPUs, whose policy trusts nobody of this fleet.
         let mut config = fleet.cluster.config("stranger");
         let policy = fleet.cluster.path("other.toml");
         let text = std::fs::read_to_string(fleet.cluster.policy_path()).unwrap();
@@ -40,6 +40,7 @@ impl Running {
         Policy::parse(&text).unwrap();
         std::fs::write(&policy, text).unwrap();
         config.trust = TrustConfig { policy: Some(policy), ..Default::default() };
+        config.gpu.program = Some(gpu::program_in(fleet.cluster.dir.path()));
         let stranger = fleet.cluster.agent_with(config).await;
         Self { fleet, served, server, stranger }
     }
@@ -52,7 +53,7 @@ impl Running {
         agents.chain([("warmd-metadata", self.server.addr()), ("warmd-serve", serve)]).collect()
     }
 
-    /// A transfer, a miss, a refused manifest, an adapter, requests for it and for the base model.
+    /// A transfer, a miss, a refused manifest, a damaged chunk, an adapter, requests for it and for the base model.
     pub(super) async fn work(&self) {
         let (trainer, pod) = (self.fleet.trainer.as_ref().unwrap(), self.fleet.agent.as_ref().unwrap());
         tree::write(&self.fleet.cluster.path("source"), &tree::sample());
@@ -64,6 +65,7 @@ impl Running {
         assert!(matches!(missed.verdict, Verdict::Nothing { .. }), "{missed:?}");
         let refused = self.stranger.warm(self.fleet.cluster.job(published, "refused")).await;
         assert!(matches!(refused.verdict, Verdict::Nothing { .. }), "{refused:?}");
+        self.be_cheated().await;
         self.fleet.publish(Adapter::new("sql", 1)).await;
         for model in ["base", "sql"] {
             assert_eq!(self.served.complete_once_ready(model).await.status, 200);
@@ -71,6 +73,25 @@ impl Running {
         let mut stream = self.served.stream("sql", 20).await;
         while stream.piece().await.unwrap().is_some() {}
         assert_eq!(self.served.complete_as(None, &json!({"model": "nobodys", "prompt": "p"})).await.status, 404);
+    }
+
+    /// A holder whose disk has changed what it holds.
+    async fn be_cheated(&self) {
+        let (trainer, pod) = (self.fleet.trainer.as_ref().unwrap(), self.fleet.agent.as_ref().unwrap());
+        let chunks = self.fleet.cluster.path("trainer").join("store/chunks");
+        let before = tree::read(&chunks);
+        tree::write(&self.fleet.cluster.path("damaged"), &[("f".to_owned(), (false, tree::noise(7, 10_000)))].into());
+        let published = identity(&[("torch", "damaged")]);
+        trainer.publish(&self.fleet.cluster.path("damaged"), &published, "").await.unwrap();
+        for (name, (_, mut bytes)) in tree::read(&chunks).into_iter().filter(|(name, _)| !before.contains_key(name)) {
+            bytes[17] ^= 1;
+            std::fs::remove_file(chunks.join(&name)).unwrap();
+            std::fs::write(chunks.join(name), bytes).unwrap();
+        }
+        let job = Job { budget: Duration::from_secs(5), ..self.fleet.cluster.job(published, "cheated") };
+        let cheated = pod.warm(job).await;
+        assert!(matches!(cheated.verdict, Verdict::Nothing { .. }), "{cheated:?}");
+        assert!(!pod.scrape().await.contains("warmd_transfer_bad_chunks_total 0"), "it was noticed");
     }
 
     pub(super) async fn stop(mut self) {

@@ -1,5 +1,6 @@
 //! Adapters: names both ways, leases, waiting, and an engine that has lost one.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
@@ -29,6 +30,21 @@ async fn an_adapter_has_its_own_name_on_each_side_and_is_in_use_until_the_end() 
     drop(pieces);
     assert_eq!(client.chunk().await.unwrap(), "");
     eventually("the adapter is still in use", || front.fleet.leases() == 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_in_one_piece_has_its_length_with_the_clients_name_in_it() {
+    let mut front = Front::start(|_| {}).await;
+    front.fleet.load();
+    let mut client = front.client().await;
+    for _ in 0..2 {
+        client.post(CHAT, SQL).await;
+        front.next().await.json_answer(200, json!({"model": SERVED, "usage": {"total_tokens": 7}}));
+        let (head, body) = client.answer().await;
+        assert_eq!(body, json!({"model": "sql", "usage": {"total_tokens": 7}}));
+        assert_eq!(head.header("content-length"), body.to_string().len().to_string());
+    }
+    assert_eq!((front.fleet.leases(), front.guard.tokens.load(Ordering::SeqCst)), (0, 14));
 }
 
 #[tokio::test]

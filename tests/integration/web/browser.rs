@@ -173,7 +173,16 @@ impl Browser {
 
     /// `light` or `dark`, as the system would say.
     pub async fn scheme(&self, scheme: &str) {
-        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.prefers("color-scheme", scheme).await;
+    }
+
+    /// `reduce` or `no-preference`, as the system would say.
+    pub async fn motion(&self, motion: &str) {
+        self.prefers("reduced-motion", motion).await;
+    }
+
+    async fn prefers(&self, feature: &str, value: &str) {
+        let media = json!({"features": [{"name": format!("prefers-{feature}"), "value": value}]});
         self.devtools("Emulation.setEmulatedMedia", media).await;
     }
 

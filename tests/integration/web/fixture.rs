@@ -59,6 +59,10 @@ pub fn node(n: usize, nodes: usize) -> Value {
         "policy": {"version": 12, "expires_at": now() + 86_400_000 * 20},
         "starts": (0..n % 4 + 1).map(|at| start(n, at)).collect::<Vec<_>>(),
         "transfers": transfers,
+        "gpus": (0..n % 3).map(|index| json!({
+            "index": index, "name": "NVIDIA H100 80GB HBM3", "utilization": n * 7 % 101,
+            "memory": {"used": (n as u64 % 80) << 30, "total": 80_u64 << 30},
+        })).collect::<Vec<_>>(),
         "problems": problems(n),
     })
 }
@@ -123,6 +127,7 @@ pub fn hostile_node() -> Value {
         "totals": {"received": -5, "sent": HOSTILE, "misses": {HOSTILE: 3, "__proto__": 1}},
         "starts": [{"at": null, "outcome": HOSTILE, "families": [{"family": HOSTILE, "reason": HOSTILE}, null]}, 3],
         "transfers": [{"artifact": HOSTILE, "family": HOSTILE, "done": 9e300, "total": 1, "rate": -1, "holders": [{"node": HOSTILE}]}],
+        "gpus": [{"index": HOSTILE, "name": HOSTILE, "utilization": -1e300, "memory": {"used": HOSTILE, "total": 9e300}}, 7],
         "problems": [{"kind": HOSTILE, "text": HOSTILE.repeat(50), "way_out": HOSTILE}],
     })
 }

@@ -21,7 +21,7 @@ fn messages(requests: Vec<Request>) -> impl Stream<Item = Result<PushRequest, St
 
 async fn refused(pod: &Pod, requests: impl Stream<Item = Result<PushRequest, Status>> + Unpin) -> PublishError {
     let (replies, _listening) = mpsc::channel(4);
-    let error = receive(&pod.publisher, requests, &replies).await.unwrap_err();
+    let error = receive(&pod.publisher, Grant::of_operator(0), requests, &replies).await.unwrap_err();
     assert!(pod.store.list().is_empty(), "an artifact in spite of {error}");
     error
 }
@@ -30,7 +30,7 @@ async fn refused(pod: &Pod, requests: impl Stream<Item = Result<PushRequest, Sta
 async fn a_push_is_begin_base_chunks_seal() {
     let pod = Pod::new();
     let (replies, mut listening) = mpsc::channel(4);
-    let published = receive(&pod.publisher, messages(whole().0), &replies).await.unwrap();
+    let published = receive(&pod.publisher, Grant::of_operator(0), messages(whole().0), &replies).await.unwrap();
     assert_eq!((published.generation, published.files), (1, 2));
     let base = listening.recv().await.unwrap().unwrap().reply;
     assert!(matches!(base, Some(push_reply::Reply::Base(base)) if base.envelope.is_empty()));
@@ -93,6 +93,6 @@ async fn a_caller_that_does_not_listen_is_left() {
     let pod = Pod::new();
     let (replies, listening) = mpsc::channel(4);
     drop(listening);
-    let error = receive(&pod.publisher, messages(whole().0), &replies).await.unwrap_err();
+    let error = receive(&pod.publisher, Grant::of_operator(0), messages(whole().0), &replies).await.unwrap_err();
     assert!(matches!(error, PublishError::Push(PushError::Gone)));
 }

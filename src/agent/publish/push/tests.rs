@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::agent::audit::Audit;
-use crate::artifact::{Chunk, Codec, File, ManifestError, Provenance, RelPath, SourceIdentity};
+use crate::artifact::{Chunk, Codec, File, ManifestError, Provenance, RelPath, SignedManifest, SourceIdentity};
+use crate::digest::Digest;
 use crate::identity::{PrivateKey, TrustClass, TrustConfig, UnixTime};
 use crate::store::{self, Store, StoreError};
 
@@ -10,6 +11,7 @@ use crate::store::{self, Store, StoreError};
 pub(in crate::agent) struct Pod {
     pub(in crate::agent) publisher: Arc<Publisher>,
     pub(in crate::agent) store: Store,
+    grant: Grant,
     _dir: tempfile::TempDir,
 }
 
@@ -24,11 +26,12 @@ impl Pod {
             store::Config { reserve_bytes: Some(0), max_bytes, ..store::Config::new(dir.path().join("store")) };
         let store = Store::open(&config, store::Metrics::default()).unwrap();
         let trust = crate::agent::trust::Trust::load(TrustConfig::default(), dir.path(), Audit::nowhere()).unwrap();
-        Self { publisher: Publisher::new(store.clone(), signer, trust), store, _dir: dir }
+        let publisher = Publisher::new(store.clone(), signer, trust);
+        Self { publisher, store, grant: Grant::of_operator(0), _dir: dir }
     }
 
     pub(in crate::agent) fn begin(&self, draft: &Draft) -> Result<Push, PublishError> {
-        Push::begin(&self.publisher, begin(draft))
+        Push::begin(&self.publisher, self.grant, begin(draft))
     }
 
     /// A push of these chunks and this manifest.
@@ -105,6 +108,17 @@ fn what_a_pod_pushes_is_signed_as_the_next_generation_by_this_agent() {
     // The base has the others.
     let next = pod.push(&chunks[2..], &draft).unwrap();
     assert_eq!((next.generation, next.new_wire_size), (2, 5));
+}
+
+#[test]
+fn after_the_highest_generation_there_is_no_other() {
+    let pod = Pod::new();
+    let (chunks, draft) = tree(&TWO);
+    pod.push(&chunks, &draft).unwrap();
+    let attributes = BTreeMap::from([("owner".to_owned(), "a".to_owned())]);
+    let last = Draft { generation: u64::MAX, created: UnixTime::now(), attributes, ..draft.clone() };
+    pod.store.insert_published(SignedManifest::sign(last, &PrivateKey::from_seed(1)).unwrap()).unwrap();
+    assert!(matches!(pod.push(&chunks, &draft), Err(PublishError::LastGeneration)));
 }
 
 #[test]
@@ -283,12 +297,49 @@ fn a_full_store_ends_the_push() {
     assert!(matches!(full, Err(PublishError::Store(StoreError::OverLimit { .. }))));
 }
 
+fn of_pod(push_bytes: u64, max_bytes: Option<u64>) -> Pod {
+    let grant = Grant { uid: 1000, class: TrustClass::Data, push_bytes };
+    Pod { grant, ..Pod::with(Some(PrivateKey::from_seed(1)), max_bytes) }
+}
+
 #[test]
-fn so_many_may_push_at_a_time() {
-    let pod = Pod::new();
-    let turns: Vec<_> = std::iter::from_fn(|| pod.publisher.turn().ok()).collect();
-    assert_eq!(turns.len(), super::super::MAX_PUSHES);
-    assert!(matches!(pod.publisher.turn(), Err(PushError::Busy)));
-    drop(turns);
-    assert!(pod.publisher.turn().is_ok());
+fn a_pod_has_code_signed_only_of_the_families_that_warmd_knows() {
+    let pod = of_pod(100, None);
+    for family in ["directory", "unheard-of"] {
+        let (chunks, draft) = of_family(family, TrustClass::DeviceCode, &TWO);
+        let refused = pod.publishes_nothing(&chunks, &draft);
+        assert!(matches!(refused, PublishError::Class { highest: TrustClass::Data, .. }), "{refused}");
+        assert!(refused.to_string().contains("--class data") && refused.to_string().contains("local.publish_class"));
+    }
+    let kernel: [(&str, &[u8]); 2] = [("KEY/k.json", b"{}"), ("KEY/k.so", b"code")];
+    let (chunks, draft) = of_family("triton", TrustClass::HostCode, &kernel);
+    pod.push(&chunks, &draft).unwrap();
+    let (chunks, draft) = of_family("directory", TrustClass::Data, &TWO);
+    pod.push(&chunks, &draft).unwrap();
+}
+
+#[test]
+fn pushes_that_are_not_complete_have_so_many_bytes_of_one_user() {
+    let pod = of_pod(6, None);
+    let (chunks, draft) = tree(&TWO);
+    let (mut first, mut second) = (pod.begin(&draft).unwrap(), pod.begin(&draft).unwrap());
+    first.chunk(chunks[0].clone().into()).unwrap()().unwrap();
+    drop(second.chunk(chunks[1].clone().into()).unwrap());
+    assert!(matches!(second.chunk(chunks[1].clone().into()), Err(PushError::Quota { uid: 1000, push_bytes: 6 })));
+    drop(first);
+    assert!(second.chunk(chunks[1].clone().into()).is_ok());
+}
+
+#[test]
+fn what_a_push_brought_that_was_given_up_makes_room_for_the_next() {
+    let pod = of_pod(100, Some(4));
+    let (chunks, draft) = tree(&TWO);
+    let mut push = pod.begin(&draft).unwrap();
+    push.chunk(chunks[0].clone().into()).unwrap()().unwrap();
+    let mut next = pod.begin(&draft).unwrap();
+    let refused = next.chunk(chunks[1].clone().into()).unwrap()();
+    assert!(refused.is_err(), "the first goes on");
+    drop(push);
+    next.chunk(chunks[1].clone().into()).unwrap()().unwrap();
+    assert_eq!(pod.store.usage(), 3);
 }

@@ -86,6 +86,7 @@ fn a_node_has_its_problems_transfers_and_starts() {
         head.as_str(),
         "warmd 0.1.0, up 3 h, policy version 5, discovery hybrid",
         "received 3.00 GiB, sent 1.18 MiB; store 10 B, 900.00 GiB free",
+        "gpu 0     NVIDIA H100 80GB HBM3: 35 % used, 61.00 GiB of 80.00 GiB",
         "fetching  triton abababab 40 % of 1000 B, 100 B/s, 6.0 s left",
         &format!("          from {holder} 400 B"),
         "started   partly, 10 min ago: ready after 19 s, saved 12 s",
@@ -99,6 +100,14 @@ fn a_node_has_its_problems_transfers_and_starts() {
             "  raise `net.core.rmem_max` and `net.core.wmem_max`",
         ]
     );
+}
+
+#[test]
+fn of_a_gpu_that_is_not_told_of_there_is_the_name() {
+    let mut node = node(1, "gpu-a1");
+    let gpus = &mut node.report.as_mut().unwrap().gpus;
+    (gpus[0].utilization, gpus[0].memory) = (None, None);
+    assert_eq!(activity(&node, NOW, 80)[0], "gpu 0     NVIDIA H100 80GB HBM3: not told what it does");
 }
 
 #[test]
@@ -124,4 +133,16 @@ fn sizes_and_times_are_short() {
     assert_eq!([0, 1_023, 1_024, 10 << 20, u64::MAX].map(size), ["0 B", "1023 B", "1.0 KiB", "10 MiB", "16 EiB"]);
     let span = |seconds| span(Duration::from_secs(seconds));
     assert_eq!([0, 9, 119, 7_199, 172_799, 200_000].map(span), ["0 s", "9.0 s", "119 s", "119 min", "47 h", "2 days"]);
+}
+
+#[test]
+fn nodes_of_one_name_are_told_apart_by_their_ids() {
+    let mut fleet = fleet();
+    fleet.nodes = vec![node(1, "vm"), node(2, "vm"), node(3, "gpu")];
+    let called: Vec<String> = fleet.clone().told_apart().nodes.iter().map(NodeDocument::called).collect();
+    let ids: Vec<String> = fleet.nodes.iter().map(|node| node.id.short()).collect();
+    assert_eq!(called, [format!("vm~{}", ids[0]), format!("vm~{}", ids[1]), "gpu".to_owned()]);
+    fleet.nodes = vec![node(1, &"é".repeat(32)), node(2, &"é".repeat(32))];
+    let called: Vec<String> = fleet.told_apart().nodes.iter().map(NodeDocument::called).collect();
+    assert!(called[0].ends_with(&ids[0]) && called[1].ends_with(&ids[1]), "a long name is cut for it: {called:?}");
 }

@@ -344,3 +344,21 @@ proptest! {
         prop_assert_eq!(found.offers.len(), servable);
     }
 }
+
+#[test]
+fn a_thousand_that_lost_a_server_together_come_back_spread_over_half_of_the_wait() {
+    let retry = AnnounceConfig::default().retry;
+    let part = |seed| {
+        let mut harness = Harness::settled();
+        harness.rng = StdRng::seed_from_u64(seed);
+        harness.announcement();
+        harness.fail(None);
+        (harness.plan.earliest - harness.now).as_secs_f64() / retry.as_secs_f64()
+    };
+    let mut tenths = [0; 10];
+    for part in (0..1_000).map(part) {
+        assert!((0.5..=1.0).contains(&part), "{part}");
+        tenths[(((part - 0.5) * 20.0) as usize).min(9)] += 1;
+    }
+    assert!(tenths.iter().all(|count| (60..=140).contains(count)), "{tenths:?}");
+}

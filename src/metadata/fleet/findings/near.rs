@@ -12,6 +12,9 @@ const COMPARED: usize = 64;
 /// Another model is another thing, not a mistake.
 const WANTED: [&str; 1] = ["model"];
 
+/// Adapters of one base differ in nothing but their name.
+const NAME: &str = "alias";
+
 /// One fact in which identities of a family differ, and who has which value.
 type Sides<'f> = BTreeMap<(&'f str, &'f str), BTreeMap<&'f str, BTreeSet<NodeId>>>;
 
@@ -44,7 +47,7 @@ fn only_difference<'f>(one: &'f IdentityDocument, other: &'f IdentityDocument) -
     let names: BTreeSet<&str> = here.keys().chain(there.keys()).map(String::as_str).collect();
     let mut differing = names.into_iter().filter(|name| here.get(*name) != there.get(*name));
     let fact = differing.next()?;
-    differing.next().is_none().then(|| (fact, value(here, fact), value(there, fact)))
+    (fact != NAME && differing.next().is_none()).then(|| (fact, value(here, fact), value(there, fact)))
 }
 
 fn holders(identity: &IdentityDocument) -> impl Iterator<Item = NodeId> {

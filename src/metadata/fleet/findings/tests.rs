@@ -154,4 +154,6 @@ fn groups_that_differ_in_one_fact_are_named_with_both_values() {
     fleet.identities.push(identity(2, &[("torch", "2.13")], 2));
     assert_eq!(findings(&fleet, NOW)[0].what, "triton fits but for `model`: absent on n2, m on n1");
     assert_eq!(findings(&fleet, NOW)[0].severity, Severity::Note, "another model is no mistake");
+    fleet.identities = vec![identity(1, &[("alias", "sql")], 1), identity(2, &[("alias", "chat")], 2)];
+    assert_eq!(findings(&fleet, NOW), [], "adapters differ in their name");
 }

@@ -3,6 +3,7 @@ use crate::artifact::SourceIdentity;
 use crate::caches::{CacheFamily, Fact};
 use crate::identity::PrivateKey;
 use crate::serve::difference::{LAUNCH, encode, in_words};
+use crate::serve::quarantine::Quarantined;
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -34,11 +35,16 @@ fn neighbour(facts: &[(&str, &str)], created: u64) -> Neighbour {
 
 fn offered(subject: &str, created: u64, bytes: u64, signer: KeyId) -> Offered {
     let (identity, created) = (identity(HERE).id(), UnixTime::from_seconds(created));
-    Offered { identity, subject: subject.to_owned(), created, bytes, signer, holders: created.seconds() as u32 }
+    let (artifact, holders) = (ArtifactId::of(subject.as_bytes()), created.seconds() as u32);
+    Offered { artifact, identity, subject: subject.to_owned(), generation: 1, created, bytes, signer, holders }
 }
 
 fn finding(answers: &Answers, launch: &BTreeMap<String, String>, policy: Option<&Policy>) -> Finding {
-    let mut found = diagnose(&here(), launch, Some(answers), policy);
+    by_rules(answers, launch, Rules { policy, quarantine: None })
+}
+
+fn by_rules(answers: &Answers, launch: &BTreeMap<String, String>, rules: Rules<'_>) -> Finding {
+    let mut found = diagnose(&here(), launch, Some(answers), rules);
     assert_eq!(found.len(), 1);
     found.remove(0).finding
 }
@@ -101,13 +107,47 @@ fn what_only_strangers_signed_is_no_hit() {
 }
 
 #[test]
+fn what_is_revoked_or_in_quarantine_is_no_hit() {
+    let key = PrivateKey::generate().unwrap().public();
+    let policy = |revoked: &str| {
+        let signer = format!("[[signer]]\nname = \"b\"\nkey = \"{key}\"\nfamilies = [\"*\"]\nclass = \"host-code\"\n");
+        let head = "version = 1\nexpires = \"2050-01-01T00:00:00Z\"\n";
+        Policy::parse(&format!("{head}{signer}[revoked]\n{revoked}\n")).unwrap()
+    };
+    let answers = Answers { offered: vec![offered("a", 1, 10, key.id())], ..Answers::default() };
+    let artifact = answers.offered[0].artifact;
+    for revoked in ["keys = [\"b\"]".to_owned(), format!("artifacts = [\"{artifact}\"]")] {
+        let found = finding(&answers, &BTreeMap::new(), Some(&policy(&revoked)));
+        assert_eq!(found, Finding::Revoked { artifacts: 1 }, "{revoked}");
+    }
+    let release = Release {
+        artifact,
+        family: "vllm-aot".to_owned(),
+        identity: identity(HERE).id(),
+        subject: "a".to_owned(),
+        generation: 1,
+        signers: vec!["b".to_owned()],
+    };
+    let since = UnixTime::from_seconds(1);
+    let quarantined = Quarantined { release, since, reason: "it crashed".to_owned() };
+    let (policy, quarantine) = (policy(""), Quarantine::from_iter([quarantined]));
+    let rules = Rules { policy: Some(&policy), quarantine: Some(&quarantine) };
+    let found = by_rules(&answers, &BTreeMap::new(), rules);
+    let Finding::Quarantined { artifacts: 1, reason } = &found else { panic!("{found:?}") };
+    assert!(reason.contains("it crashed") && reason.contains("warmd quarantine clear"), "{reason}");
+    assert!(matches!(finding(&answers, &BTreeMap::new(), Some(&policy)), Finding::Hit { artifacts: 1, .. }));
+}
+
+#[test]
 fn without_an_agent_nothing_is_claimed_and_problems_come_first() {
     let mut outlook = here();
     let fact = Fact::Triton;
     outlook.absent.push(IdentityError::NotHere { family: "quack", fact, why: "not installed".to_owned() });
     outlook.failed.push(IdentityError::Failed { family: "triton", fact, why: "damaged".to_owned() });
-    let told: Vec<(&str, Finding)> =
-        diagnose(&outlook, &BTreeMap::new(), None, None).into_iter().map(|one| (one.family, one.finding)).collect();
+    let told: Vec<(&str, Finding)> = diagnose(&outlook, &BTreeMap::new(), None, Rules::default())
+        .into_iter()
+        .map(|one| (one.family, one.finding))
+        .collect();
     let expected = [
         ("triton", Finding::Failed { reason: "triton could not be read: damaged".to_owned() }),
         ("vllm-aot", Finding::NotAsked),

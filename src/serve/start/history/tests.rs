@@ -258,6 +258,7 @@ fn only_entries_that_came_are_suspect() {
         signers: vec!["ci".to_owned()],
         installed: added.len(),
         existing: 1,
+        in_the_way: Vec::new(),
         files: 1,
         bytes: 1,
         wire_bytes: 1,

@@ -1,0 +1,120 @@
+//! Chunks on their way to a peer: a slot for as long as it takes, read ahead, not faster than the cap, and not slower than
+//! a peer may be.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::desk::{Ask, Slot};
+use super::{Provider, Refused};
+use crate::artifact::Chunk;
+use crate::identity::UnixTime;
+use crate::protocol::peer::{Answer, chunk_head};
+use crate::store::{Artifact, State, StoreError};
+use crate::transfer::metrics::{Direction, Holder};
+use crate::transport::SendStream;
+
+/// A peer must take bytes at least this fast, and every chunk has this time at least.
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of chunks opened ahead of the one that is being sent.
+const READ_AHEAD: u64 = 8 * 1024 * 1024;
+
+impl Provider {
+    pub(super) fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
+        let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
+        self.uploads.send_modify(|uploads| *uploads += 1);
+        self.metrics.uploads.inc();
+        Ok(Upload { provider: self, slot: Some(slot) })
+    }
+
+    pub(super) async fn send_chunks(
+        &self,
+        artifact: &Artifact,
+        indices: &[u32],
+        chunks: Vec<Chunk>,
+        send: &mut SendStream,
+    ) -> Result<(), Refused> {
+        let len = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
+        self.write(send, Answer::Chunks { len }.encode()).await?;
+        let holder = if artifact.state() == State::Complete { Holder::Peer } else { Holder::Partial };
+        let sent = self.metrics.bytes(artifact.manifest().identity.family(), Direction::Sent, holder);
+        let mut rest = chunks.as_slice();
+        let mut indices = indices.iter();
+        let mut opening = self.open(&mut rest);
+        while let Some(opened) = opening.take() {
+            let opened = opened.await.map_err(Refused::Store)?;
+            // The next ones are opened while these are on their way.
+            opening = self.open(&mut rest);
+            for (bytes, index) in opened.into_iter().zip(&mut indices) {
+                let len = bytes.len();
+                let head = chunk_head(*index, u32::try_from(len).unwrap_or(u32::MAX));
+                self.throttle(len as u64).await;
+                self.write_all(send, &mut [Bytes::copy_from_slice(&head), bytes]).await?;
+                sent.inc_by(len as u64);
+                self.sent.fetch_add(len as u64, Ordering::Relaxed);
+            }
+        }
+        self.store.touch(artifact, UnixTime::now());
+        Ok(())
+    }
+
+    /// Opens the next chunks on a blocking thread: their pages must be in memory before a network thread touches them.
+    fn open(&self, rest: &mut &[Chunk]) -> Option<impl Future<Output = Result<Vec<Bytes>, StoreError>> + use<>> {
+        let mut bytes = 0;
+        let count = rest
+            .iter()
+            .take_while(|chunk| {
+                let first = bytes == 0;
+                bytes += u64::from(chunk.encoded_len);
+                first || bytes <= READ_AHEAD
+            })
+            .count();
+        let (now, later) = rest.split_at(count);
+        *rest = later;
+        if now.is_empty() {
+            return None;
+        }
+        let (store, now) = (self.store.clone(), now.to_vec());
+        let opened = tokio::task::spawn_blocking(move || {
+            now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>()
+        });
+        Some(async move { opened.await.unwrap_or_else(|_| Ok(Vec::new())) })
+    }
+
+    async fn throttle(&self, bytes: u64) {
+        let wait = self.cap.wait(bytes, Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    pub(super) async fn write(&self, send: &mut SendStream, bytes: Bytes) -> Result<(), Refused> {
+        self.write_all(send, &mut [bytes]).await
+    }
+
+    async fn write_all(&self, send: &mut SendStream, parts: &mut [Bytes]) -> Result<(), Refused> {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        let time = STALL_TIMEOUT + Duration::from_secs(len as u64 / SLOWEST_BYTES_PER_SECOND);
+        tokio::time::timeout(time, send.write_all(parts)).await.map_err(|_| Refused::TooSlow)??;
+        Ok(())
+    }
+}
+
+/// Given back when dropped.
+pub(super) struct Upload<'p> {
+    provider: &'p Provider,
+    slot: Option<Slot>,
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.provider.desk().end(slot, Instant::now());
+        }
+        self.provider.uploads.send_modify(|uploads| *uploads -= 1);
+        self.provider.metrics.uploads.dec();
+    }
+}
