@@ -67,12 +67,25 @@ pub(crate) enum Fate {
     Dies,
 }
 
+/// How long it took a puller, from its look-up, until it was so far; `None` if it never was.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Marks {
+    pub(crate) manifest: Option<Duration>,
+    pub(crate) first_chunk: Option<Duration>,
+    /// Half of the chunks.
+    pub(crate) half: Option<Duration>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outcome {
     /// Of each puller, and how long it took; `None` if it never had everything.
     pub(crate) pullers: Vec<(Fate, Option<Duration>)>,
+    /// Of each puller.
+    pub(crate) marks: Vec<Marks>,
     /// Bytes of chunks that each node sent, node 0 first; cut streams included.
     pub(crate) sent: Vec<f64>,
+    /// When node 0 had sent each chunk once.
+    pub(crate) seeded: Duration,
     /// Bytes of manifests that node 0 sent.
     pub(crate) manifests: u64,
     /// Bytes of chunks between zones.
@@ -97,6 +110,12 @@ impl Outcome {
         let times = self.times();
         let at = (times.len() as f64 * part).ceil() as usize;
         times.get(at.clamp(1, times.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    /// When the last healthy puller was so far, seconds.
+    pub(crate) fn last(&self, mark: impl Fn(&Marks) -> Option<Duration>) -> f64 {
+        let healthy = self.pullers.iter().zip(&self.marks).filter(|((fate, _), _)| *fate == Fate::Healthy);
+        healthy.map(|(_, marks)| mark(marks).map_or(f64::INFINITY, |t| t.as_secs_f64())).fold(0.0, f64::max)
     }
 
     /// The longest that a node with a slow card took, seconds; 0 without any.

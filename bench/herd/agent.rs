@@ -1,7 +1,7 @@
 //! The fetching side of a node: what `agent::fetching` and the driver of a fetch do around search and plan.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use warmd::agent::TELL_AGAIN;
@@ -10,7 +10,7 @@ use warmd::lifecycle::Doubling;
 use warmd::protocol::metadata::{Closeness, HolderInfo};
 use warmd::protocol::peer::Busy;
 use warmd::transfer::plan::{Action, Failure, Have, Plan, RequestId};
-use warmd::transfer::{FIND_AGAIN, Locality, PlanConfig, Search, Source};
+use warmd::transfer::{FIND_AGAIN, Holds, Locality, PlanConfig, Search, Source};
 
 use super::Fate;
 use super::network::Cargo;
@@ -54,8 +54,21 @@ impl Default for Puller {
             find_again: FIND_AGAIN,
             tell_again: TELL_AGAIN,
             told_at: Duration::ZERO,
-            sequence: 0,
+            // It has announced when it started.
+            sequence: 1,
             told: 0,
+        }
+    }
+}
+
+impl Puller {
+    pub(super) fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
+
+    pub(super) fn meet(&mut self, node: NodeId, now: Instant) {
+        if let Some(plan) = self.plan.as_mut().filter(|plan| !plan.is_complete()) {
+            plan.add_neighbour(node, now);
         }
     }
 }
@@ -84,7 +97,7 @@ impl World<'_> {
                 Closeness::SameRegion => Locality::SameRegion,
                 Closeness::Other => Locality::Other,
             },
-            complete: holder.chunks_held >= chunks,
+            holds: Holds::of(holder.chunks_held, chunks),
         };
         let sources: Vec<Source> = holders.iter().map(source).collect();
         let now = self.instant();
@@ -103,7 +116,11 @@ impl World<'_> {
     fn add(&mut self, node: usize, source: &Source) {
         let now = self.instant();
         let Some(plan) = &mut self.nodes[node].puller.plan else { return };
-        if plan.add_holder(source.node, source.locality, now) && source.complete {
+        if source.holds == Holds::Nothing {
+            plan.add_neighbour(source.node, now);
+            return;
+        }
+        if plan.add_holder(source.node, source.locality, now) && source.holds == Holds::All {
             plan.set_have(source.node, Have::All, now);
         }
     }
@@ -212,9 +229,11 @@ impl World<'_> {
         }
         puller.search = None;
         puller.found_at = self.now;
+        self.outcome.marks[node - 1].manifest = Some(self.now.saturating_sub(puller.started));
         puller.plan = Some(Plan::new(PlanConfig::default(), self.setup.chunk_lens.clone(), &have, seed));
         let sources = std::mem::take(&mut puller.sources);
         self.nodes[node].has_manifest = true;
+        self.manifest_came(node);
         sources.iter().for_each(|source| self.add(node, source));
         self.at(self.now, node, Event::Tell);
         self.pump(node);
@@ -284,12 +303,19 @@ impl World<'_> {
     pub(super) fn chunk(&mut self, node: usize, request: RequestId, index: u32, last: bool) {
         let now = self.instant();
         let puller = &mut self.nodes[node].puller;
+        let took = self.now.saturating_sub(puller.started);
         let Some(plan) = &mut puller.plan else { return };
         plan.on_chunk(request, index, now);
         if last && puller.open.remove(&request).is_some() {
             plan.on_finished(request, now);
         }
         self.nodes[node].have.set(index as usize, true);
+        let have = self.nodes[node].have.count();
+        let marks = &mut self.outcome.marks[node - 1];
+        marks.first_chunk.get_or_insert(took);
+        if 2 * have >= self.setup.chunk_lens.len() {
+            marks.half.get_or_insert(took);
+        }
         self.tell_listeners(node);
         self.pump(node);
     }
@@ -324,7 +350,7 @@ impl World<'_> {
         let complete = self.nodes[node].have.is_full();
         let puller = &mut self.nodes[node].puller;
         let pause = puller.tell_again.step();
-        if chunks > puller.told && self.now < puller.told_at + SPACING && puller.sequence > 0 {
+        if chunks > puller.told && self.now < puller.told_at + SPACING && puller.told > 0 {
             let at = puller.told_at + SPACING;
             return self.at(at, node, Event::Tell);
         }
@@ -342,5 +368,5 @@ impl World<'_> {
 
 /// Whom a busy holder names; nothing is known of it but that.
 fn named(node: NodeId) -> Source {
-    Source { node, addrs: Vec::new(), locality: Locality::Other, complete: false }
+    Source { node, addrs: Vec::new(), locality: Locality::Other, holds: Holds::Nothing }
 }

@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use warmd::digest::{ArtifactId, ContentId, IdentityId, KeyId};
 use warmd::identity::{NodeId, UnixTime};
-use warmd::metadata::registry::{Config, Registry};
+use warmd::metadata::registry::{Config, Herds, Registry};
 use warmd::protocol::metadata::{
     Announcement, Endpoint, Epoch, Held, HolderInfo, Load, Locality, Lookup, NodeState, ServerEpoch, Summary,
 };
@@ -23,6 +23,7 @@ const EPOCH: ServerEpoch = ServerEpoch(1);
 
 pub(super) struct Directory {
     registry: Registry,
+    herds: Herds,
     summary: Arc<Summary>,
     free_at: Duration,
     rng: SmallRng,
@@ -48,11 +49,16 @@ impl Directory {
         };
         let registry = Registry::new(Config::default(), EPOCH);
         let rng = SmallRng::seed_from_u64(seed);
-        Self { registry, summary: Arc::new(summary), free_at: Duration::ZERO, rng, calls: 0 }
+        Self { registry, herds: Herds::default(), summary: Arc::new(summary), free_at: Duration::ZERO, rng, calls: 0 }
     }
 
     pub(super) fn artifact(&self) -> ArtifactId {
         self.summary.artifact
+    }
+
+    /// The herd begins: what was told before cost nothing.
+    pub(super) fn open(&mut self) {
+        (self.free_at, self.calls) = (Duration::ZERO, 0);
     }
 
     /// When a call that comes now is answered.
@@ -72,6 +78,9 @@ impl Directory {
         now: Duration,
     ) {
         let at = self.turn(now);
+        let held = Held { artifact: self.summary.clone(), chunks_held };
+        // A node that has just started has nothing and says so.
+        let held = if chunks_held > 0 { vec![held] } else { Vec::new() };
         let endpoint: Option<Endpoint> = "10.0.0.1:4780".parse().ok();
         let told = Announcement {
             node,
@@ -81,7 +90,7 @@ impl Directory {
             endpoints: endpoint.into_iter().collect(),
             load: Load { uploads: load.0, upload_slots: load.1 },
             locality: locality.clone(),
-            held: vec![Held { artifact: self.summary.clone(), chunks_held }],
+            held,
             full: sequence == 1,
             server_epoch: Some(EPOCH),
         };
@@ -96,7 +105,8 @@ impl Directory {
         let at = self.turn(now);
         let lookup =
             Lookup { identities: vec![self.summary.identity], want: Some(WANT), near: near.clone(), exclude: vec![by] };
-        let found = self.registry.lookup(&lookup, at, &mut self.rng);
+        let mut found = self.registry.lookup(&lookup, at, &mut self.rng);
+        self.herds.join(&self.registry, &lookup, by, &mut found, at, &mut self.rng);
         (at, found.offers.into_iter().flat_map(|offer| offer.holders).collect())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warmd::protocol::peer::Neighbour;
 use warmd::transfer::plan::RequestId;
-use warmd::transfer::{Ask, NotNow, What};
+use warmd::transfer::{Ask, MANIFEST_WAIT, NotNow, What};
 
 use super::network::{Cargo, Key};
 use super::world::{Answer, Event, World};
@@ -39,9 +39,21 @@ impl World<'_> {
         }
     }
 
+    /// Who asks here for an artifact that this node fetches, too, is somebody to ask.
+    fn meet(&mut self, holder: usize, by: usize) {
+        let (now, id) = (self.instant(), self.nodes[by].id);
+        if self.setup.swarming {
+            self.nodes[holder].puller.meet(id, now);
+        }
+    }
+
     pub(super) fn asked_manifest(&mut self, holder: usize, by: usize) {
         if !self.nodes[holder].has_manifest {
-            return self.answer(holder, by, Answer::NoManifest);
+            if !self.nodes[holder].puller.is_searching() {
+                return self.answer(holder, by, Answer::NoManifest);
+            }
+            self.nodes[holder].manifest_for.push(by);
+            return self.at(self.now + MANIFEST_WAIT, holder, Event::NoManifestYet { by });
         }
         let key = (by, Cargo::Manifest(holder));
         match self.slot(holder, key, What::Manifest) {
@@ -54,7 +66,21 @@ impl World<'_> {
         }
     }
 
+    pub(super) fn manifest_came(&mut self, holder: usize) {
+        let waiting = std::mem::take(&mut self.nodes[holder].manifest_for);
+        waiting.into_iter().for_each(|by| self.asked_manifest(holder, by));
+    }
+
+    pub(super) fn no_manifest_yet(&mut self, holder: usize, by: usize) {
+        let waiting = &mut self.nodes[holder].manifest_for;
+        if let Some(at) = waiting.iter().position(|other| *other == by) {
+            waiting.swap_remove(at);
+            self.answer(holder, by, Answer::NoManifest);
+        }
+    }
+
     pub(super) fn asked_have(&mut self, holder: usize, by: usize, known: Option<u32>) {
+        self.meet(holder, by);
         let node = &mut self.nodes[holder];
         if let Some(known) = known.filter(|known| node.have.count() <= *known as usize) {
             node.listeners.insert(by, (known, self.now));

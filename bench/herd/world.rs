@@ -17,7 +17,7 @@ use warmd::transfer::{Desk, Slot};
 use super::agent::Puller;
 use super::directory::{Directory, node_ids};
 use super::network::{Arrival, Arrived, Cargo, Key, Network};
-use super::{Fate, Outcome, Setup};
+use super::{Fate, Marks, Outcome, Setup};
 
 /// Simulated time after which a run is over in any case.
 const END: Duration = Duration::from_secs(600);
@@ -57,6 +57,10 @@ pub(super) enum Event {
     Found(Vec<HolderInfo>),
     /// At a holder.
     AskedManifest {
+        by: usize,
+    },
+    /// Who asked for a manifest that is sought here has waited long enough.
+    NoManifestYet {
         by: usize,
     },
     AskedHave {
@@ -110,6 +114,8 @@ pub(super) struct Node {
     pub(super) slots: BTreeMap<Key, Slot>,
     /// Who waits for more chunks than it knows of, and since when.
     pub(super) listeners: BTreeMap<usize, (u32, Duration)>,
+    /// Who waits for the manifest that this node looks for itself.
+    pub(super) manifest_for: Vec<usize>,
     /// Of streams that it receives: when the last chunk that landed is verified.
     pub(super) verified: BTreeMap<Cargo, Duration>,
     /// When the last handshake that this node accepted ended.
@@ -133,6 +139,8 @@ pub(super) struct World<'a> {
     pub(super) rng: SmallRng,
     /// Pullers that live and lack something.
     pub(super) waiting: usize,
+    /// Chunks that the first holder has sent.
+    seeded: Bitmap,
     pub(super) outcome: Outcome,
 }
 
@@ -154,6 +162,7 @@ impl<'a> World<'a> {
             desk: Desk::new(SLOTS),
             slots: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            manifest_for: Vec::new(),
             verified: BTreeMap::new(),
             handshakes: Duration::ZERO,
             puller: Puller::default(),
@@ -172,9 +181,12 @@ impl<'a> World<'a> {
             count: 0,
             rng,
             waiting: fates[1..].iter().filter(|fate| **fate != Fate::Dies).count(),
+            seeded: Bitmap::empty(chunks),
             outcome: Outcome {
                 pullers: fates[1..].iter().map(|fate| (*fate, None)).collect(),
+                marks: vec![Marks::default(); setup.pullers],
                 sent: vec![0.0; nodes.len()],
+                seeded: Duration::ZERO,
                 manifests: 0,
                 between_zones: 0.0,
                 busy: 0,
@@ -189,7 +201,12 @@ impl<'a> World<'a> {
         let (id, place) = (self.nodes[0].id, self.nodes[0].place.clone());
         let chunks = self.setup.chunk_lens.len() as u32;
         self.directory.announce(id, &place, 1, (0, SLOTS), chunks, Duration::ZERO);
-        self.directory.calls = 0;
+        if self.setup.swarming {
+            for node in &self.nodes[1..] {
+                self.directory.announce(node.id, &node.place, 1, (0, SLOTS), 0, Duration::ZERO);
+            }
+        }
+        self.directory.open();
         for node in 1..self.nodes.len() {
             let start = self.setup.within.mul_f64(self.rng.random_range(0.0..=1.0));
             self.at(start, node, Event::Start);
@@ -247,6 +264,10 @@ impl<'a> World<'a> {
             (Arrived::Part { index, last }, Cargo::Chunks(number)) => {
                 let bytes = f64::from(self.setup.chunk_lens[index as usize]);
                 self.outcome.sent[from] += bytes;
+                if from == 0 && !self.seeded.get(index as usize) {
+                    self.seeded.set(index as usize, true);
+                    self.outcome.seeded = at;
+                }
                 if self.nodes[from].place.zone != self.nodes[to].place.zone {
                     self.outcome.between_zones += bytes;
                 }
@@ -329,6 +350,7 @@ impl<'a> World<'a> {
             }
             Event::Found(holders) => self.found(node, &holders),
             Event::AskedManifest { by } => self.asked_manifest(node, by),
+            Event::NoManifestYet { by } => self.no_manifest_yet(node, by),
             Event::AskedHave { by, known } => self.asked_have(node, by, known),
             Event::NoNews { by, since } => self.no_news(node, by, since),
             Event::Asked { by, request, indices, fresh } => self.asked(node, by, request, &indices, fresh),

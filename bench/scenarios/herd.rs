@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use warmd::artifact::{Draft, Family, Outputs, Provenance, RelPath, SourceFile, SourceIdentity, Stamp, build};
+use warmd::artifact::{Draft, Family, Outputs, Provenance, RelPath, SourceFile, SourceIdentity, Stamp, Tree, build};
 use warmd::identity::{TrustClass, UnixTime};
 
 use crate::Options;
@@ -33,10 +33,11 @@ fn shape(tree: &Path, scale: f64) -> Result<Shape> {
     gone(tree)?;
     let planned = Corpus { kind: Kind::C, seed: SEED, scale };
     planned.write(tree)?;
+    let top = Tree::open(tree)?;
     let files = planned.plan().into_iter().map(|file| {
         let (source, path) = (tree.join(&file.path), RelPath::new(&file.path)?);
         let stamp = Stamp::of(&fs::metadata(&source)?);
-        Ok(SourceFile { path, source, executable: false, mtime_ns: 0, stamp, content: None })
+        Ok(SourceFile { path, tree: top.clone(), executable: false, mtime_ns: 0, stamp, content: None })
     });
     let mut files: Vec<SourceFile> = files.collect::<Result<_>>()?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -115,6 +116,10 @@ fn figures(setup: &Setup, outcome: &Outcome, single: f64, took: Duration) -> Sam
         ("p50", outcome.quantile(0.5) / single),
         ("p99", outcome.quantile(0.99) / single),
         ("slowest", slowest / single),
+        ("last manifest", outcome.last(|marks| marks.manifest) / single),
+        ("last first chunk", outcome.last(|marks| marks.first_chunk) / single),
+        ("last half", outcome.last(|marks| marks.half) / single),
+        ("seeded", outcome.seeded.as_secs_f64() / single),
         ("efficiency", setup.ideal().as_secs_f64() / slowest),
         ("bytes twice", sent(all) / setup.pullers as f64 - 1.0),
         ("between zones", outcome.between_zones / all),

@@ -22,7 +22,7 @@ pub(crate) fn ask(addr: &str, method: &str, path: &str, body: &str) -> Result<Re
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = String::new();

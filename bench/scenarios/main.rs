@@ -21,6 +21,7 @@ mod proxy;
 mod swarm;
 mod transfer;
 mod warmd;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -87,6 +88,8 @@ enum Scenario {
     EngineStart,
     Proxy,
     Adapter,
+    /// What /metrics, the page and the fleet's view cost.
+    Watching,
     /// A thousand nodes in the model, and nothing else.
     Herd,
     /// 32 real agents, and the model of them.
@@ -179,6 +182,9 @@ fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     if options.wants(Scenario::Adapter) && options.with_warmd() {
         println!("{}", adapter::run(report, options)?);
+    }
+    if options.wants(Scenario::Watching) && options.with_warmd() {
+        println!("{}", watching::run(report, options)?);
     }
     if options.wants(Scenario::EngineStart) && options.with_warmd() {
         engine::run(report, options, &|text| println!("{text}"))?;

@@ -6,6 +6,7 @@ mod shared;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -87,7 +88,7 @@ fn start(dir: &Path, ca: &ClusterCa) -> Result<(Killed, ServerAddr)> {
     Ok((server, ServerAddr::new(Some(key.node_id()), addr)))
 }
 
-fn node(dir: &Path, ca: &ClusterCa) -> Result<NodeTls> {
+pub(crate) fn node(dir: &Path, ca: &ClusterCa) -> Result<NodeTls> {
     let key = PrivateKey::generate()?;
     let path = dir.join("node.pem");
     fs::write(&path, ca.issue(&key, &[], DAY)?)?;
@@ -95,7 +96,7 @@ fn node(dir: &Path, ca: &ClusterCa) -> Result<NodeTls> {
 }
 
 /// Of several servers it prefers that of its turn.
-fn client(tls: &NodeTls, addrs: &[ServerAddr], turn: usize) -> Result<Client> {
+pub(crate) fn client(tls: &NodeTls, addrs: &[ServerAddr], turn: usize) -> Result<Client> {
     let mut addrs = addrs.to_vec();
     let first = turn % addrs.len();
     addrs.rotate_left(first);
@@ -109,7 +110,8 @@ async fn announce(nodes: &[NodeTls], addrs: &[ServerAddr], fewer: usize) -> Resu
     let clients: Vec<Client> = stream::iter(nodes.iter().enumerate())
         .map(|(index, tls)| async move {
             let client = client(tls, addrs, index)?;
-            client.announce(&announcement(tls, index, each, fewer)?).await?;
+            let numbers = index * each..(index + 1) * each;
+            client.announce(&announcement(tls, index, numbers, IDENTITIES / fewer)?).await?;
             anyhow::Ok(client)
         })
         .buffer_unordered(32)
@@ -121,12 +123,17 @@ async fn announce(nodes: &[NodeTls], addrs: &[ServerAddr], fewer: usize) -> Resu
     Ok(Sample { seconds, values, ..Sample::default() })
 }
 
-fn announcement(tls: &NodeTls, index: usize, each: usize, fewer: usize) -> Result<Announcement> {
-    let held = (0..each).map(|own| {
-        let number = index * each + own;
+/// Of whole artifacts by number, which have so many identities in turn.
+pub(crate) fn announcement(
+    tls: &NodeTls,
+    index: usize,
+    numbers: Range<usize>,
+    identities: usize,
+) -> Result<Announcement> {
+    let held = numbers.map(|number| {
         let summary = Summary {
             artifact: ArtifactId::of(&number.to_le_bytes()),
-            identity: identity(number % (IDENTITIES / fewer)),
+            identity: identity(number % identities),
             content: ContentId::of(&number.to_le_bytes()),
             family: "triton".parse()?,
             subject: format!("subject-{number}").into(),

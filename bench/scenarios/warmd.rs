@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use warmd::artifact::{Family, SourceIdentity};
+use warmd::identity::{ClusterCa, NodeTls};
+use warmd::metadata::ServerAddr;
 
 use crate::harness::{Killed, free_port, fresh, process_cpu};
-use crate::{http, local};
+use crate::{http, local, metadata};
 
 const WARMD: &str = env!("CARGO_BIN_EXE_warmd");
 const START: Duration = Duration::from_secs(20);
@@ -25,7 +27,7 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     metadata_addr: String,
     agents: BTreeMap<String, Agent>,
-    _metadata: Killed,
+    metadata: Killed,
 }
 
 struct Agent {
@@ -47,6 +49,11 @@ pub(crate) struct Warmed {
 impl Cluster {
     /// Keys made on the spot, a policy that trusts one signer, and a running metadata server, all below `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[], &[])
+    }
+
+    /// With more flags and more of the environment for the metadata server.
+    pub(crate) fn start_with(dir: &Path, flags: &[&str], settings: &[(&str, &str)]) -> Result<Self> {
         fresh(dir)?;
         let at = |name: &str| dir.join(name);
         warmd(&["keys", "cluster"], &[at("keys").as_os_str()])?;
@@ -57,9 +64,10 @@ impl Cluster {
         let metadata_addr = free_port()?;
         let mut server = Command::new(WARMD);
         server.arg("metadata").arg("--state-dir").arg(at("metadata")).args(["--listen", &metadata_addr]);
+        server.args(flags).envs(settings.iter().copied());
         let metadata = daemon(&mut server, &at("metadata.log"))?;
         listening(&metadata_addr).with_context(|| fs::read_to_string(at("metadata.log")).unwrap_or_default())?;
-        Ok(Self { dir: dir.to_owned(), metadata_addr, agents: BTreeMap::new(), _metadata: metadata })
+        Ok(Self { dir: dir.to_owned(), metadata_addr, agents: BTreeMap::new(), metadata })
     }
 
     pub(crate) fn start_agent(&mut self, name: &str) -> Result<()> {
@@ -91,8 +99,13 @@ impl Cluster {
     }
 
     pub(crate) fn publish(&self, agent: &str, from: &Path) -> Result<Published> {
+        self.publish_as(agent, from, FACT.1)
+    }
+
+    /// Under an identity of that value.
+    pub(crate) fn publish_as(&self, agent: &str, from: &Path, value: &str) -> Result<Published> {
         let begin = Instant::now();
-        let fact = format!("{}={}", FACT.0, FACT.1);
+        let fact = format!("{}={value}", FACT.0);
         let socket = self.agent(agent)?.socket.as_os_str();
         let rest: [&OsStr; 6] =
             [from.as_os_str(), "--fact".as_ref(), fact.as_ref(), "--json".as_ref(), "--socket".as_ref(), socket];
@@ -227,6 +240,34 @@ impl Cluster {
             })
         };
         Ok(self.metrics(agent)?.iter().filter(|(series, _)| counts(series)).map(|(_, value)| value).sum())
+    }
+
+    pub(crate) fn metrics_addr(&self, agent: &str) -> Result<String> {
+        Ok(self.agent(agent)?.metrics.clone())
+    }
+
+    pub(crate) fn metadata_pid(&self) -> u32 {
+        self.metadata.pid()
+    }
+
+    pub(crate) fn metadata(&self) -> Result<ServerAddr> {
+        let port = self.metadata_addr.rsplit(':').next().context("a port")?;
+        Ok(format!("localhost:{port}").parse()?)
+    }
+
+    /// More nodes of this cluster, for clients of the library.
+    pub(crate) fn identities(&self, count: usize) -> Result<Vec<NodeTls>> {
+        let keys = self.dir.join("keys");
+        let ca = ClusterCa::load(&keys.join("ca.pem"), &keys.join("ca.key"))?;
+        (0..count).map(|_| metadata::node(&keys, &ca)).collect()
+    }
+
+    /// Seconds of `warmd status --fleet`.
+    pub(crate) fn fleet_status(&self, agent: &str) -> Result<f64> {
+        let begin = Instant::now();
+        let socket = self.agent(agent)?.socket.as_os_str();
+        warmd(&["status", "--fleet", "--json"], &["--socket".as_ref(), socket])?;
+        Ok(begin.elapsed().as_secs_f64())
     }
 
     pub(crate) fn pid(&self, agent: &str) -> Result<u32> {

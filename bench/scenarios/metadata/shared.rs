@@ -136,7 +136,9 @@ impl Cluster {
 }
 
 fn agent(tls: &NodeTls, index: usize, addrs: &[ServerAddr], fewer: usize, tasks: &Tasks) -> Result<Announcer> {
-    let told = announcement(tls, index, ARTIFACTS / NODES, fewer)?;
+    let each = ARTIFACTS / NODES;
+    let numbers = index * each..(index + 1) * each;
+    let told = announcement(tls, index, numbers, IDENTITIES / fewer)?;
     let node = AnnouncedNode {
         node: told.node,
         epoch: told.epoch,
