@@ -15,6 +15,7 @@ GIVEN = {
     ("Secret", "warmd-store"),
     ("Secret", "warmd-keys"),
     ("Secret", "warmd-api-keys"),
+    ("Secret", "warmd-page"),
 }
 # The one container that is root, to give directories away.
 ROOT = {"directories": ["CHOWN"]}
