@@ -10,7 +10,7 @@ mod publication;
 mod shares;
 mod socket;
 
-pub use chunks::chunk_socket;
+pub use chunks::{MAX_SOCKET_PATH, chunk_socket};
 pub use client::{Client, ClientError, FleetPart};
 pub use connection::Connection;
 pub use publication::{Content, Publication, PublicationError, builder};

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::artifacts::Info;
@@ -58,7 +59,8 @@ impl Verify {
         if self.json {
             output::json(&report)?;
         } else {
-            let checked = format!("{} chunks, {}", report.checked_chunks, output::bytes(report.checked_bytes));
+            let chunks = output::count(report.checked_chunks, "chunk");
+            let checked = format!("{chunks}, {}", output::bytes(report.checked_bytes));
             match report.whole {
                 true => output::line(format!("whole: {checked}{}", partial(&report.incomplete)))?,
                 false => output::line(format!(
@@ -116,7 +118,7 @@ async fn installed(envelope: bytes::Bytes, root: PathBuf, json: bool) -> anyhow:
         let (missing, different) = (paths(&report.missing), paths(&report.different));
         let (files, bytes) = (report.files, report.bytes);
         output::json(
-            &serde_json::json!({ "whole": whole, "files": files, "bytes": bytes, "missing": missing, "different": different }),
+            &json!({ "whole": whole, "files": files, "bytes": bytes, "missing": missing, "different": different }),
         )?;
     } else if whole {
         output::line("whole: every file is as it was signed")?;
@@ -133,21 +135,53 @@ async fn installed(envelope: bytes::Bytes, root: PathBuf, json: bool) -> anyhow:
 
 #[derive(Debug, Args)]
 pub(super) struct Gc {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     socket: Socket,
+}
+
+/// What was removed.
+#[derive(Serialize)]
+struct Swept {
+    freed_bytes: u64,
+    orphan_chunks: u64,
+    revoked: Vec<ArtifactId>,
+    abandoned: Vec<ArtifactId>,
+    evicted: Vec<ArtifactId>,
+}
+
+impl Swept {
+    fn in_words(&self) -> String {
+        let artifacts = self.revoked.len() + self.abandoned.len() + self.evicted.len();
+        format!(
+            "freed {}: {} of no artifact, and {} ({} revoked, {} abandoned, {} evicted)",
+            output::bytes(self.freed_bytes),
+            output::count(self.orphan_chunks, "chunk"),
+            output::count(artifacts as u64, "artifact"),
+            self.revoked.len(),
+            self.abandoned.len(),
+            self.evicted.len()
+        )
+    }
 }
 
 impl Gc {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let swept = self.socket.connect().await?.gc().await?;
-        output::line(format!(
-            "freed {}: {} chunks of no artifact, {} revoked, {} abandoned and {} evicted artifacts",
-            output::bytes(swept.freed_bytes),
-            swept.orphan_chunks,
-            swept.revoked.len(),
-            swept.abandoned.len(),
-            swept.evicted.len()
-        ))?;
+        let ids = |ids: &[bytes::Bytes]| ids.iter().map(|id| ArtifactId::try_from(&id[..])).collect::<Result<_, _>>();
+        let report = Swept {
+            freed_bytes: swept.freed_bytes,
+            orphan_chunks: swept.orphan_chunks,
+            revoked: ids(&swept.revoked)?,
+            abandoned: ids(&swept.abandoned)?,
+            evicted: ids(&swept.evicted)?,
+        };
+        match self.json {
+            true => output::json(&report)?,
+            false => output::line(report.in_words())?,
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -156,6 +190,9 @@ impl Gc {
 pub(super) struct Evict {
     /// Its id, or the beginning of it
     artifact: Chosen,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -163,8 +200,12 @@ pub(super) struct Evict {
 impl Evict {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = self.socket.connect().await?;
-        let freed = client.evict(self.artifact.of(&client).await?).await?;
-        output::line(format!("freed {}", output::bytes(freed)))?;
+        let artifact = self.artifact.of(&client).await?;
+        let freed = client.evict(artifact).await?;
+        match self.json {
+            true => output::json(&json!({ "artifact": artifact, "freed_bytes": freed }))?,
+            false => output::line(format!("freed {}", output::bytes(freed)))?,
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -176,6 +217,9 @@ pub(super) struct Export {
     /// File to write; `-` for standard output
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
+    /// Print JSON of what was written; to standard error where the archive goes to standard output
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -183,9 +227,11 @@ pub(super) struct Export {
 impl Export {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = self.socket.connect().await?;
-        let mut pieces = client.export(self.artifact.of(&client).await?).await?;
+        let artifact = self.artifact.of(&client).await?;
+        let mut pieces = client.export(artifact).await?;
         let progress = output::Progress::new("exporting");
-        let bytes = match self.out.as_os_str() == "-" {
+        let is_piped = self.out.as_os_str() == "-";
+        let bytes = match is_piped {
             true => copy(&mut pieces, &mut tokio::io::stdout(), &progress).await.context("write archive")?,
             false => {
                 let written = written(&self.out, async |file| copy(&mut pieces, file, &progress).await);
@@ -193,7 +239,12 @@ impl Export {
             }
         };
         drop(progress);
-        output::note(format!("exported {}", output::bytes(bytes)));
+        let report = json!({ "artifact": artifact, "bytes": bytes });
+        match (self.json, is_piped) {
+            (true, false) => output::json(&report)?,
+            (true, true) => output::note(report.to_string()),
+            (false, _) => output::note(format!("exported {}", output::bytes(bytes))),
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -237,6 +288,9 @@ async fn copy(
 pub(super) struct Import {
     /// File to read; `-` for standard input
     file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -258,8 +312,12 @@ impl Import {
         let imported = imported?;
         sent?;
         let info = Info::try_from(imported.info.as_ref().context("the agent left out what it imported")?)?;
-        output::line(info.artifact.to_string())?;
-        output::note(format!("imported {} files, {}", info.files, output::bytes(info.bytes)));
+        if self.json {
+            output::json(&info)?;
+        } else {
+            output::line(info.artifact.to_string())?;
+            output::note(format!("imported {}, {}", output::count(info.files, "file"), output::bytes(info.bytes)));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -11,6 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::Subcommand;
 use serde::Serialize;
+use serde_json::json;
 
 use super::chosen::Chosen;
 use super::{Socket, output};
@@ -46,6 +47,9 @@ pub(super) enum Policy {
         roots: Vec<PublicKey>,
         #[arg(long, default_value_t = 1)]
         threshold: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Print a policy as JSON
     Show { file: PathBuf },
@@ -113,8 +117,8 @@ impl Policy {
                 init(&file, &signers, &families, class, expires_in)?;
                 output::line(file.display().to_string())?;
             }
-            Self::Check { file, roots, threshold } => {
-                return check(TrustConfig { policy: Some(file), roots, threshold, ..Default::default() });
+            Self::Check { file, roots, threshold, json } => {
+                return check(TrustConfig { policy: Some(file), roots, threshold, ..Default::default() }, json);
             }
             Self::Show { file } => output::json(&read_any(&file)?)?,
             Self::Sign { file, key, out } => sign(&file, &key, &out)?,
@@ -156,9 +160,17 @@ pub(super) fn init(
     crate::durable::replace(file, text.as_bytes(), 0o644).with_context(|| format!("write {}", file.display()))
 }
 
-fn check(config: TrustConfig) -> anyhow::Result<ExitCode> {
+fn check(config: TrustConfig, json: bool) -> anyhow::Result<ExitCode> {
     let policy = config.load(None)?.context("no policy file was named")?;
     let expired = policy.is_expired(UnixTime::now());
+    match json {
+        true => output::json(&json!({ "in_force": !expired, "policy": policy }))?,
+        false => tell(&policy, expired)?,
+    }
+    Ok(if expired { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn tell(policy: &TrustPolicy, expired: bool) -> anyhow::Result<()> {
     let state = if expired { "EXPIRED: nothing is installed" } else { "in force" };
     output::line(format!("version {}, {state}, expires {}", policy.version, policy.expires))?;
     let head = ["SIGNER", "STATE", "CLASS", "FAMILIES", "SUBJECTS", "KEY", "KEY ID"];
@@ -183,7 +195,7 @@ fn check(config: TrustConfig) -> anyhow::Result<ExitCode> {
     for id in policy.revoked_artifacts() {
         output::line(format!("revoked: artifact {id}"))?;
     }
-    Ok(if expired { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(())
 }
 
 /// Signed or not: for looking, not for trusting.
@@ -210,10 +222,10 @@ fn sign(file: &Path, key: &Path, out: &Path) -> anyhow::Result<()> {
     crate::durable::replace(out, envelope.to_json().as_bytes(), 0o644)
         .with_context(|| format!("write {}", out.display()))?;
     output::line(format!(
-        "version {} signed by {} ({} signatures)",
+        "version {} signed by {} ({})",
         policy.version,
         key.public(),
-        envelope.key_ids().count()
+        output::count(envelope.key_ids().count() as u64, "signature")
     ))
 }
 

@@ -92,8 +92,9 @@ fn unknown(name: &str, known: &[&str]) -> String {
 
 /// Types as they are called in TOML.
 fn in_words(message: &str) -> String {
-    const TYPES: [(&str, &str); 9] = [
+    const TYPES: [(&str, &str); 10] = [
         ("a sequence", "a list"),
+        ("expected a list", "expected a list in brackets, such as [\"a\", \"b\"] or [1, 2]"),
         ("a map", "a table"),
         ("floating point", "number"),
         ("expected u", "expected a whole number of 0 or more: u"),
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_is_found_at_once_with_its_key() {
         let found = of_agent(
-            "fetch_deadline = 5\n[transport]\nlissen = \"x\"\nmax_streams = -1\ncongestion = \"bbrr\"\n\
+            "fetch_deadline = 5\n[transport]\nlisten = \"127.0.0.1:99999\"\nlissen = \"x\"\nmax_streams = -1\ncongestion = \"bbrr\"\n\
              [provide]\nenabled = \"yes\"\nupload_slots = 3\n[nod]\nkey = \"k\"\n[trust]\nroots = \"r\"\n",
         );
         let keys: std::collections::BTreeSet<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
@@ -157,6 +158,7 @@ mod tests {
             "provide.enabled",
             "transport.congestion",
             "transport.lissen",
+            "transport.listen",
             "transport.max_streams",
             "trust.roots",
         ];
@@ -165,6 +167,8 @@ mod tests {
         assert_eq!(text("transport.lissen"), "unknown key: did you mean `listen`?");
         assert_eq!(text("nod"), "unknown key: did you mean `node`?");
         assert!(text("transport.congestion").ends_with("did you mean \"bbr\"?"), "{found:#?}");
+        assert!(text("transport.listen").contains("an address and its port"), "{found:#?}");
+        assert!(text("trust.roots").contains("a list in brackets"), "{found:#?}");
         assert!(text("provide.enabled").contains("a boolean"), "{found:#?}");
     }
 

@@ -8,6 +8,7 @@ use super::{AgentFile, MetadataConfig, ServedEngine};
 use crate::agent::AgentConfig;
 use crate::discovery::Mode;
 use crate::identity::TrustConfig;
+use crate::local::MAX_SOCKET_PATH;
 use crate::protocol::metadata::Endpoint;
 use crate::serve::serving::ServeConfig;
 use crate::telemetry::{LogConfig, TracingConfig};
@@ -91,6 +92,8 @@ pub(super) fn agent(config: &AgentConfig) -> Vec<Problem> {
         let text = problem.split_once("` ").map_or(problem, |(_, text)| text);
         rules.0.push(Problem::error(&[key], text));
     }
+    let fits = config.local.socket.as_os_str().len() <= MAX_SOCKET_PATH;
+    rules.require(fits, &["local.socket"], &format!("too long for a socket: at most {MAX_SOCKET_PATH} bytes"));
     let has_peers = config.advertise.iter().all(|addr| Endpoint::new(*addr).is_ok());
     let dialled = "peers cannot dial port 0, or an address that stands for all: name one of this node's";
     rules.require(has_peers, &["advertise"], dialled);

@@ -24,10 +24,15 @@ const REFUSED: u32 = u32::MAX;
 /// The id, and an index of five bytes at most for each chunk.
 const MAX_REQUEST: usize = 64 + 5 * MAX_CHUNKS;
 
+const CHUNKS: &str = ".chunks";
+
+/// Bytes of the path of an agent's socket: an address holds 107 (unix(7)), and that of the chunks is longer.
+pub const MAX_SOCKET_PATH: usize = 107 - CHUNKS.len();
+
 /// Where chunks are read, beside the agent's socket.
 pub fn chunk_socket(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
-    path.push(".chunks");
+    path.push(CHUNKS);
     path.into()
 }
 

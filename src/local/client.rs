@@ -12,7 +12,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::chunks::Chunks;
-use super::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, MAX_MESSAGE, MAX_SOCKET_PATH, STREAM_WINDOW};
 use crate::digest::{ArtifactId, IdentityId};
 use crate::identity::trust::{Documents, Known};
 use crate::protocol::ProtocolError;
@@ -49,6 +49,8 @@ pub enum ClientError {
     Unreachable { socket: PathBuf, source: tonic::transport::Error },
     #[error("this user may not open {socket}: have the agent's `local.allow_uids` name this uid, and let it into the directory", socket = socket.display())]
     NotAllowed { socket: PathBuf },
+    #[error("{socket} is too long for a socket: an agent's has at most {MAX_SOCKET_PATH} bytes", socket = .0.display())]
+    TooLong(PathBuf),
     #[error("{}", .0.message())]
     Refused(Box<tonic::Status>),
     #[error("read chunks from the agent")]
@@ -81,6 +83,9 @@ pub struct Client {
 impl Client {
     pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
         let path = socket.to_owned();
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(ClientError::TooLong(path));
+        }
         let connector = tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }

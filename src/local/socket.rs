@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
-use super::{Connection, Shares};
+use super::{Connection, MAX_SOCKET_PATH, Shares};
 use crate::identity::TrustClass;
 
 /// `[local]` of the configuration file.
@@ -62,6 +62,8 @@ pub enum SocketError {
     InUse(PathBuf),
     #[error("{path} is no socket: remove it, or choose another path", path = .0.display())]
     NotASocket(PathBuf),
+    #[error("{path} is too long for a socket: use at most {MAX_SOCKET_PATH} bytes", path = .0.display())]
+    TooLong(PathBuf),
     #[error("open socket {path}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -111,6 +113,9 @@ impl Listener {
     pub async fn bind(config: &SocketConfig) -> Result<Self, SocketError> {
         let path = config.socket.clone();
         let failed = |source| SocketError::Io { path: path.clone(), source };
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(SocketError::TooLong(path));
+        }
         remove_stale(&path).await?;
         let listener = UnixListener::bind(&path).map_err(failed)?;
         let callers = Callers::of(config);

@@ -81,7 +81,8 @@ impl Page {
         for (name, event) in self.browser.network().await {
             let url = event["request"]["url"].as_str().unwrap_or(&own);
             // The browser's own first page may load late; no page of another origin can ask for those.
-            let is_own = [own.as_str(), "data:", "chrome://"].iter().any(|place| url.starts_with(place));
+            let is_own =
+                [own.as_str(), "data:", "chrome://", "chrome-untrusted://"].iter().any(|place| url.starts_with(place));
             assert!(is_own, "{name}: {url}");
         }
         let console = self.browser.log("browser").await;

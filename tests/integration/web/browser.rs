@@ -13,14 +13,16 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::harness::cluster::DEADLINE;
 use crate::harness::engine::skipped;
+
+const ATTEMPTS: usize = 5;
 
 pub const TAB: char = '\u{e004}';
 pub const ENTER: char = '\u{e007}';
@@ -66,34 +68,44 @@ impl Drop for Driver {
     }
 }
 
+/// That chromedriver says it has; `None` if it ends before.
+async fn port(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<u16> {
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, port)) = line.split_once("started successfully on port ") {
+            return Some(port.trim_end_matches('.').parse().unwrap());
+        }
+    }
+    None
+}
+
 impl Driver {
     async fn start() -> Option<Self> {
-        let home = tempfile::tempdir().unwrap();
-        let started = Command::new("chromedriver")
-            .args(["--port=0"])
-            .env("HOME", home.path())
-            .env("TMPDIR", home.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        let Ok(mut child) = started else {
-            skipped("the page is looked at by chromedriver and chromium, and they are not here");
-            return None;
-        };
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let port = timeout(DEADLINE, async {
-            loop {
-                let line = lines.next_line().await.unwrap().expect("chromedriver says its port");
-                if let Some((_, port)) = line.split_once("started successfully on port ") {
-                    return port.trim_end_matches('.').parse().unwrap();
-                }
+        // One that finds the port taken that it was given ends at once.
+        for _ in 0..ATTEMPTS {
+            let home = tempfile::tempdir().unwrap();
+            let started = Command::new("chromedriver")
+                .args(["--port=0"])
+                .env("HOME", home.path())
+                .env("TMPDIR", home.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn();
+            let Ok(mut child) = started else {
+                skipped("the page is looked at by chromedriver and chromium, and they are not here");
+                return None;
+            };
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let port = timeout(DEADLINE, port(&mut lines)).await.expect("chromedriver starts or ends");
+            if let Some(port) = port {
+                let addr = SocketAddr::from(([127, 0, 0, 1], port));
+                let mut output = JoinSet::new();
+                output.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                return Some(Self { child, addr, home, _output: output });
             }
-        });
-        let addr = SocketAddr::from(([127, 0, 0, 1], port.await.expect("chromedriver starts")));
-        let mut output = JoinSet::new();
-        output.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Some(Self { child, addr, home, _output: output })
+            child.wait().await.unwrap();
+        }
+        panic!("chromedriver does not say its port");
     }
 
     async fn ask(&self, method: Method, path: &str, body: &Value) -> Value {
