@@ -1,10 +1,12 @@
 //! Who owns which task, and how a role ends.
 //!
 //! Every task is spawned through a [`Tasks`]. Dropping it cancels them; [`Tasks::shutdown`] also waits, up to a deadline.
+//! They run on the runtime on which the group was made: that of the process, or that of a [`Thread`].
 //! Roles end in one order: stop accepting, let work finish, cancel the rest, close.
 
 pub mod child;
 mod doubling;
+mod thread;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -14,17 +16,21 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 pub use self::doubling::Doubling;
+pub use self::thread::Thread;
 
 /// A group of tasks that live no longer than their owner.
 #[derive(Debug)]
 pub struct Tasks {
     token: CancellationToken,
     tracker: TaskTracker,
+    /// None: that of whoever spawns.
+    runtime: Option<Handle>,
 }
 
 impl Default for Tasks {
@@ -35,12 +41,12 @@ impl Default for Tasks {
 
 impl Tasks {
     pub fn new() -> Self {
-        Self { token: CancellationToken::new(), tracker: TaskTracker::new() }
+        Self { token: CancellationToken::new(), tracker: TaskTracker::new(), runtime: Handle::try_current().ok() }
     }
 
     /// A group that is cancelled with this one and can end before it.
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tracker: TaskTracker::new() }
+        Self { token: self.token.child_token(), tracker: TaskTracker::new(), runtime: self.runtime.clone() }
     }
 
     /// Cancelled when the owner wants the tasks to end.
@@ -78,7 +84,11 @@ impl Tasks {
                 tracing::error!(task = name, "task panicked");
             }
         };
-        tokio::spawn(self.tracker.track_future(guarded));
+        let task = self.tracker.track_future(guarded);
+        match &self.runtime {
+            Some(runtime) => runtime.spawn(task),
+            None => tokio::spawn(task),
+        };
     }
 
     /// Cancels all tasks and waits for them; false if some had not ended at the deadline.

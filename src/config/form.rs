@@ -92,12 +92,13 @@ fn unknown(name: &str, known: &[&str]) -> String {
 
 /// Types as they are called in TOML.
 fn in_words(message: &str) -> String {
-    const TYPES: [(&str, &str); 10] = [
+    const TYPES: [(&str, &str); 11] = [
         ("a sequence", "a list"),
         ("expected a list", "expected a list in brackets, such as [\"a\", \"b\"] or [1, 2]"),
         ("a map", "a table"),
         ("floating point", "number"),
         ("expected u", "expected a whole number of 0 or more: u"),
+        ("a nonzero u8", "a whole number from 1 to 255"),
         ("expected i", "expected a whole number: i"),
         ("expected f64", "expected a number"),
         ("expected a duration", "expected a time with its unit, such as \"10s\""),

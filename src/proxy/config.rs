@@ -1,5 +1,6 @@
 //! What can be tuned.
 
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ pub enum Loading {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Threads that serve clients, each with its own connections to the engine; one relays some ten thousand tokens a
+    /// second. 2.
+    pub threads: NonZeroU8,
     /// Connections of clients; few more are told that the server is busy. 4096.
     pub max_connections: usize,
     /// Requests between their head and the end of their answer. 1024.
@@ -54,7 +58,7 @@ pub struct Config {
     /// How long a connection to the engine is kept for the next request. 4 s; vLLM closes its side after 5 s.
     #[serde(with = "humantime_serde")]
     pub keep_alive: Duration,
-    /// Connections to the engine that are kept. 512.
+    /// Connections to the engine that are kept, of all threads together. 512.
     pub max_kept: usize,
     /// Most that a request waits while its adapter is paused. 60 s.
     #[serde(with = "humantime_serde")]
@@ -71,6 +75,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            threads: NonZeroU8::MIN.saturating_add(1),
             max_connections: 4096,
             max_requests: 1024,
             max_waiting: 256,

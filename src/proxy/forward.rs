@@ -54,6 +54,8 @@ pub(super) struct Head<'r> {
     pub(super) endpoint: Endpoint,
     pub(super) headers: &'r HeaderMap,
     pub(super) trace: &'r Trace,
+    /// Connections to the engine, of the thread that serves this.
+    pub(super) pool: &'r Arc<Pool>,
 }
 
 impl Head<'_> {
@@ -81,7 +83,6 @@ impl Head<'_> {
 
 /// Asks engines.
 pub(super) struct Forward {
-    pool: Arc<Pool>,
     connect: Duration,
     first_byte: Duration,
     idle: Duration,
@@ -99,19 +100,14 @@ pub(super) struct Answered {
 
 impl Forward {
     pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
-        let pool = Arc::new(Pool::new(config.keep_alive, config.max_kept));
         let Config { connect, first_byte, idle, retry_after, .. } = *config;
-        Self { pool, connect, first_byte, idle, retry_after, metrics }
-    }
-
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pool
+        Self { connect, first_byte, idle, retry_after, metrics }
     }
 
     pub(super) async fn ask(&self, upstream: &Upstream, head: &Head<'_>, body: Bytes) -> Result<Answered, Answer> {
         let (response, link) = self.send(upstream, head, body).await?;
         let (parts, body) = response.into_parts();
-        let exchange = Exchange::new(body, link, self.pool.clone(), upstream.epoch);
+        let exchange = Exchange::new(body, link, head.pool.clone(), upstream.epoch);
         if parts.status == StatusCode::UNAUTHORIZED {
             // It is our key that is wrong, not the client's.
             self.metrics.failed(Phase::Request);
@@ -128,7 +124,7 @@ impl Forward {
     ) -> Result<(Response<Incoming>, Box<Link>), Answer> {
         let due = Instant::now() + self.first_byte;
         let mut request = head.request(upstream, body.clone());
-        if let Some(mut link) = self.pool.take(upstream.epoch) {
+        if let Some(mut link) = head.pool.take(upstream.epoch) {
             let mut error = match link.ask(request, due).await {
                 Ok(response) => return Ok((response, link)),
                 Err(Unanswered::Late) => return Err(self.late()),

@@ -1,4 +1,7 @@
 //! The listener in front: bounded connections, and an end that fails nobody's request.
+//!
+//! Each connection stays on one of a few threads, and so does all that it needs: its timers, and the connections to the
+//! engine. A token on its way wakes no other thread, and nothing else that the process does delays it.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,10 +19,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Proxy;
 use super::alarm::ConnectionTimer;
 use super::socket::Socket;
-use crate::lifecycle::{Cancelled, Tasks};
+use super::upstream::Pool;
+use super::{Config, Proxy};
+use crate::lifecycle::{Cancelled, Tasks, Thread};
 
 /// Connections over the limit that are told so at a time; more wait to be accepted.
 const TOLD: usize = 64;
@@ -38,6 +42,7 @@ pub struct Server {
     accepting: CancellationToken,
     closing: CancellationToken,
     tasks: Tasks,
+    threads: Vec<Thread>,
 }
 
 impl Server {
@@ -46,18 +51,19 @@ impl Server {
         let addr = listener.local_addr()?;
         let slots = Arc::new(Semaphore::new(proxy.config.max_connections + TOLD));
         let (accepting, closing) = (CancellationToken::new(), CancellationToken::new());
+        let count = usize::from(proxy.config.threads.get());
+        let threads: Vec<Thread> = (0..count).map(|_| Thread::start("proxy")).collect::<io::Result<_>>()?;
         let tasks = Tasks::new();
-        let door =
-            Door { proxy: proxy.clone(), slots: slots.clone(), closing: closing.clone(), connections: tasks.child() };
-        let open = accepting.clone();
+        let lanes = threads.iter().map(|thread| Lane::new(thread.child_of(&tasks), &proxy.config)).collect();
+        let door = Door { proxy: proxy.clone(), slots: slots.clone(), closing: closing.clone(), lanes };
+        let (open, ending) = (accepting.clone(), tasks.token().clone());
         tasks.spawn("proxy listener", async move {
             open.run_until_cancelled(accept(&listener, &door)).await;
             drop(listener);
             // The door owns the connections: it stays until they are cancelled.
-            door.connections.token().cancelled().await;
+            ending.cancelled().await;
         });
-        tasks.spawn("proxy pool", sweep(proxy.clone()));
-        Ok(Self { addr, proxy, slots, accepting, closing, tasks })
+        Ok(Self { addr, proxy, slots, accepting, closing, tasks, threads })
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -80,7 +86,11 @@ impl Server {
         self.closing.cancel();
         let all = u32::try_from(self.proxy.config.max_connections + TOLD).unwrap_or(u32::MAX);
         let finished = tokio::time::timeout_at(until, self.slots.acquire_many(all)).await.is_ok();
-        self.tasks.shutdown(Duration::from_secs(1)).await && finished
+        let ended = self.tasks.shutdown(Duration::from_secs(1)).await;
+        for thread in self.threads {
+            thread.end().await;
+        }
+        ended && finished
     }
 }
 
@@ -89,14 +99,29 @@ struct Door {
     proxy: Arc<Proxy>,
     slots: Arc<Semaphore>,
     closing: CancellationToken,
-    connections: Tasks,
+    lanes: Vec<Lane>,
 }
 
-async fn sweep(proxy: Arc<Proxy>) {
+/// What the connections of one thread share.
+struct Lane {
+    connections: Tasks,
+    pool: Arc<Pool>,
+}
+
+impl Lane {
+    fn new(connections: Tasks, config: &Config) -> Self {
+        let kept = config.max_kept.div_ceil(config.threads.get().into());
+        let pool = Arc::new(Pool::new(config.keep_alive, kept));
+        connections.spawn("proxy pool", sweep(pool.clone()));
+        Self { connections, pool }
+    }
+}
+
+async fn sweep(pool: Arc<Pool>) {
     let mut every = tokio::time::interval(SWEEP);
     loop {
         every.tick().await;
-        proxy.forward.pool().sweep();
+        pool.sweep();
     }
 }
 
@@ -104,7 +129,10 @@ async fn accept(listener: &TcpListener, door: &Door) {
     loop {
         let Ok(slot) = door.slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => door.admit(stream, slot),
+            Ok((stream, _)) => {
+                // An error here means that the client has gone.
+                let _ = door.admit(stream, slot);
+            }
             Err(error) => {
                 // Out of descriptors: wait for some to be closed instead of spinning.
                 tracing::warn!(%error, "accept");
@@ -115,19 +143,27 @@ async fn accept(listener: &TcpListener, door: &Door) {
 }
 
 impl Door {
-    fn admit(&self, stream: TcpStream, slot: OwnedSemaphorePermit) {
+    /// On the thread that has the fewest.
+    fn admit(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> io::Result<()> {
         let is_over_limit = self.slots.available_permits() < TOLD;
-        // Each piece of a stream goes out at once. An error here means that the client has gone.
-        let _ = stream.set_nodelay(true);
-        let serving = serve(self.proxy.clone(), stream, self.closing.clone(), is_over_limit);
-        self.connections.spawn("proxy connection", async move {
+        // Each piece of a stream goes out at once.
+        stream.set_nodelay(true)?;
+        let stream = stream.into_std()?;
+        let Some(lane) = self.lanes.iter().min_by_key(|lane| lane.connections.len()) else { return Ok(()) };
+        let (proxy, pool, closing) = (self.proxy.clone(), lane.pool.clone(), self.closing.clone());
+        lane.connections.spawn("proxy connection", async move {
             let _slot = slot;
-            serving.await;
+            // Its readiness is this thread's matter from here on.
+            match TcpStream::from_std(stream) {
+                Ok(stream) => serve(proxy, pool, stream, closing, is_over_limit).await,
+                Err(error) => tracing::warn!(%error, "client connection"),
+            }
         });
+        Ok(())
     }
 }
 
-async fn serve<S>(proxy: Arc<Proxy>, stream: S, closing: CancellationToken, is_over_limit: bool)
+async fn serve<S>(proxy: Arc<Proxy>, pool: Arc<Pool>, stream: S, closing: CancellationToken, is_over_limit: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -141,11 +177,11 @@ where
         .max_header_size(proxy.config.max_head_bytes)
         .max_buf_size(proxy.config.max_head_bytes.max(LEAST_BUFFER));
     let service = service_fn(move |request| {
-        let (proxy, has_length) = (proxy.clone(), heads.next_has_length());
+        let (proxy, pool, has_length) = (proxy.clone(), pool.clone(), heads.next_has_length());
         async move {
             let response = match is_over_limit {
                 true => proxy.too_many(),
-                false => proxy.serve(request, has_length).await,
+                false => proxy.serve(request, has_length, pool).await,
             };
             Ok::<_, Infallible>(response)
         }

@@ -29,7 +29,7 @@ use super::rewrite::{Framing, Rewriter};
 use super::route::Endpoint;
 use super::slots::Slot;
 use super::trace::Trace;
-use super::upstream::{Exchange, Upstream};
+use super::upstream::{Exchange, Pool, Upstream};
 
 /// How long an adapter that the engine has lost may take to be there again.
 const HEALING: Duration = Duration::from_secs(30);
@@ -41,6 +41,7 @@ struct Received {
     head: Parts,
     trace: Trace,
     class: Class,
+    pool: Arc<Pool>,
 }
 
 /// A [`Route`], taken apart.
@@ -77,11 +78,16 @@ impl Target {
 }
 
 impl Proxy {
-    /// `has_length`: the head has a `Content-Length`.
-    pub(super) async fn serve(self: &Arc<Self>, request: Request<Incoming>, has_length: bool) -> Response<Body> {
+    /// `has_length`: the head has a `Content-Length`. `pool` is the thread's.
+    pub(super) async fn serve(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        has_length: bool,
+        pool: Arc<Pool>,
+    ) -> Response<Body> {
         let (head, body) = request.into_parts();
         let (endpoint, trace) = (Endpoint::of(head.uri.path()), Trace::of(&head.headers));
-        let mut received = Received { begun: Instant::now(), endpoint, head, trace, class: Class::None };
+        let mut received = Received { begun: Instant::now(), endpoint, head, trace, class: Class::None, pool };
         let span = received.trace.span(endpoint);
         let is_framed_twice = has_length && received.head.headers.contains_key(TRANSFER_ENCODING);
         let answered = self.answer(&mut received, body, is_framed_twice).instrument(span).await;
@@ -294,7 +300,8 @@ impl Turn {
 impl Proxy {
     async fn relay(&self, received: &Received, mut turn: Turn) -> Result<Response<Body>, Answer> {
         let stage = self.metrics.enter(State::Engine);
-        let head = Head { endpoint: received.endpoint, headers: &received.head.headers, trace: &received.trace };
+        let Received { endpoint, head, trace, pool, .. } = received;
+        let head = Head { endpoint: *endpoint, headers: &head.headers, trace, pool };
         let mut upstream = self.engine()?;
         let mut answered = self.forward.ask(&upstream, &head, turn.body()).await?;
         if answered.status == StatusCode::NOT_FOUND && turn.target.class == Class::Adapter {
