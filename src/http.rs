@@ -4,9 +4,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -25,7 +28,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What clients may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Beyond them the oldest one is closed: whoever holds many must not keep a supervisor out.
+    /// Beyond them one is closed: whoever holds many must not keep a supervisor out. It is the oldest that is not being
+    /// answered, and only where there is none, the oldest.
     pub connections: usize,
     /// For a request's head, and between two requests. hyper applies none without a timer.
     pub head: Duration,
@@ -57,12 +61,13 @@ impl Server {
         let connections = tasks.child();
         tasks.spawn(name, async move {
             // Oldest first.
-            let mut open: VecDeque<CancellationToken> = VecDeque::new();
+            let mut open: VecDeque<Arc<Place>> = VecDeque::new();
             loop {
                 match listener.accept().await {
                     Ok((stream, from)) => {
-                        let closed = room(&mut open, limits.connections);
-                        let serving = serve(name, stream, limits, with(answer.clone(), from));
+                        let place = room(&mut open, limits.connections);
+                        let closed = place.closed.clone();
+                        let serving = serve(name, stream, limits, place, with(answer.clone(), from));
                         connections.spawn(name, async move {
                             let closed = closed.drop_guard();
                             let served = tokio::time::timeout(limits.connection, serving);
@@ -89,17 +94,46 @@ impl Server {
     }
 }
 
-/// For one connection more.
-fn room(open: &mut VecDeque<CancellationToken>, most: usize) -> CancellationToken {
-    open.retain(|closed| !closed.is_cancelled());
-    if open.len() >= most
-        && let Some(oldest) = open.pop_front()
-    {
-        oldest.cancel();
+/// What is known of a connection.
+#[derive(Debug, Default)]
+struct Place {
+    closed: CancellationToken,
+    /// Answers of which not all is sent.
+    answers: AtomicUsize,
+}
+
+impl Place {
+    fn is_answered(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > 0
     }
-    let closed = CancellationToken::new();
-    open.push_back(closed.clone());
-    closed
+}
+
+/// An answer that is under way.
+struct Answering(Arc<Place>);
+
+impl Answering {
+    fn begin(place: Arc<Place>) -> Self {
+        place.answers.fetch_add(1, Ordering::Relaxed);
+        Self(place)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// For one connection more.
+fn room(open: &mut VecDeque<Arc<Place>>, most: usize) -> Arc<Place> {
+    open.retain(|place| !place.closed.is_cancelled());
+    if open.len() >= most {
+        let at = open.iter().position(|place| !place.is_answered()).unwrap_or(0);
+        open.remove(at).iter().for_each(|place| place.closed.cancel());
+    }
+    let place = Arc::<Place>::default();
+    open.push_back(place.clone());
+    place
 }
 
 fn with<A, F>(answer: A, from: SocketAddr) -> impl Fn(Request<Incoming>) -> F
@@ -109,7 +143,7 @@ where
     move |request| answer(request, from)
 }
 
-async fn serve<A, F, B>(name: &'static str, stream: TcpStream, limits: Limits, answer: A)
+async fn serve<A, F, B>(name: &'static str, stream: TcpStream, limits: Limits, place: Arc<Place>, answer: A)
 where
     A: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>>,
@@ -120,8 +154,16 @@ where
     let _ = stream.set_nodelay(true);
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(limits.stalled));
     let service = service_fn(move |request| {
-        let answering = answer(request);
-        async move { Ok::<_, Infallible>(answering.await) }
+        let (answering, place) = (answer(request), place.clone());
+        async move {
+            let answer = answering.await;
+            let sending = Answering::begin(place);
+            let held = move |error| {
+                let _ = &sending;
+                error
+            };
+            Ok::<_, Infallible>(answer.map(|body| body.map_err(held)))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -135,8 +177,11 @@ where
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
+    use futures_util::StreamExt;
+    use http_body_util::{Full, StreamBody};
+    use hyper::body::Frame;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::mpsc;
     use tokio::time::timeout;
 
     use super::*;
@@ -187,6 +232,41 @@ mod tests {
         let (_, answer) = asked(&server, "GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         timeout(DEADLINE, silent.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_is_being_answered_keeps_its_place_however_many_come() {
+        let (say, words) = mpsc::channel::<&'static [u8]>(1);
+        let words = Arc::new(std::sync::Mutex::new(Some(words)));
+        let answer = move |_, _| {
+            let words = words.lock().unwrap().take().unwrap();
+            let said = tokio_stream::wrappers::ReceiverStream::new(words);
+            let frames = said.map(|word| Ok::<_, Infallible>(Frame::data(Bytes::from_static(word))));
+            std::future::ready(Response::new(StreamBody::new(frames)))
+        };
+        let limits = Limits { connections: 2, ..limits() };
+        let server = Server::bind("stream", "127.0.0.1:0".parse().unwrap(), limits, answer).await.unwrap();
+        let mut follower = TcpStream::connect(server.addr()).await.unwrap();
+        follower.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        follower.read_exact(&mut [0; 12]).await.unwrap();
+        let mut strangers = Vec::new();
+        for _ in 0..4 {
+            strangers.push(TcpStream::connect(server.addr()).await.unwrap());
+        }
+        // Of all that come only the last one finds a place that stays.
+        for stranger in &mut strangers[..3] {
+            timeout(DEADLINE, stranger.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+        }
+        say.send(b"the end").await.unwrap();
+        drop(say);
+        let mut rest = Vec::new();
+        let mut piece = [0; 64];
+        while !rest.ends_with(b"0\r\n\r\n") {
+            let read = timeout(DEADLINE, follower.read(&mut piece)).await.unwrap().unwrap();
+            assert!(read > 0, "cut off after {:?}", String::from_utf8_lossy(&rest));
+            rest.extend_from_slice(&piece[..read]);
+        }
+        assert!(String::from_utf8_lossy(&rest).contains("the end"));
     }
 
     #[tokio::test]

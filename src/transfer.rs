@@ -15,7 +15,7 @@ mod request;
 mod wanted;
 
 pub use connections::Connections;
-pub use fetch::{FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Holds, Progress, Search, Source};
+pub use fetch::{Accept, FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Holds, Progress, Search, Source};
 pub use metrics::{Direction, Holder, Metrics};
 pub use plan::{Locality, PlanConfig};
 pub use provide::{Ask, Desk, MANIFEST_WAIT, MayServe, NotNow, ProvideConfig, Provider, Slot, What};

@@ -3,6 +3,7 @@
 
 mod cold;
 mod flight;
+mod judging;
 mod meter;
 mod metrics;
 mod nearby;
@@ -12,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
@@ -27,9 +29,9 @@ use super::AgentConfig;
 use super::audit::Audit;
 use super::directory::Directory;
 use super::trust::Trust;
-use crate::artifact::{Admitted, ManifestError, SignedManifest};
+use crate::artifact::Admitted;
 use crate::digest::{ArtifactId, IdentityId};
-use crate::identity::{NodeId, Policy, UnixTime};
+use crate::identity::NodeId;
 use crate::lifecycle::Tasks;
 use crate::local::chain;
 use crate::protocol::metadata::{Closeness, HolderInfo, Locality, Lookup, Offer, Summary};
@@ -179,7 +181,7 @@ impl Fetching {
         let Some(cold) = &self.cold else { return Err(Failed::new("none-found", "this agent has no origin")) };
         match cold.envelope(&id).await {
             Ok(envelope) => {
-                let admitted = self.admit_as(id, envelope)?;
+                let admitted = self.admit_as(id, envelope).await?;
                 let summary = Summary::of(&admitted, admitted.manifest().content_id());
                 Ok(vec![Wanted::new(vec![cold::offer(summary)])])
             }
@@ -250,7 +252,7 @@ impl Fetching {
         let id = offer.artifact.artifact;
         let sources = self.sources(&offer.holders, offer.artifact.chunks);
         let (admitted, sources) = match self.store.get(&id) {
-            Some(artifact) => (self.readmit(&artifact)?, sources),
+            Some(artifact) => (self.readmit(&artifact).await?, sources),
             None => self.manifest(id, sources).await?,
         };
         let (manifest, announced) = (admitted.manifest(), &offer.artifact);
@@ -262,38 +264,6 @@ impl Fetching {
         Ok((admitted, sources))
     }
 
-    /// Whoever sent it: it must be what was asked for.
-    fn admit_as(&self, id: ArtifactId, envelope: bytes::Bytes) -> Result<Admitted, Failed> {
-        let admitted = self.judge(|policy| SignedManifest::admit(envelope, policy, UnixTime::now()))?;
-        match admitted.id() == id {
-            true => Ok(admitted),
-            false => {
-                self.metrics.refuse(Refusal::OtherArtifact);
-                Err(Failed::new("transient", "another manifest came than the one asked for"))
-            }
-        }
-    }
-
-    /// What is in the store was trusted when it came; the policy may have changed since.
-    fn readmit(&self, artifact: &Artifact) -> Result<Admitted, Failed> {
-        self.judge(|policy| artifact.signed().readmit(policy, UnixTime::now()))
-    }
-
-    fn judge(&self, judge: impl FnOnce(&Policy) -> Result<Admitted, ManifestError>) -> Result<Admitted, Failed> {
-        let Some(policy) = self.trust.policy() else {
-            self.metrics.refuse(Refusal::Policy);
-            return Err(Failed::new("untrusted", "this agent has no trust policy: set `trust.policy`"));
-        };
-        judge(&policy).map_err(|error| {
-            let (class, reason) = match error {
-                ManifestError::Refused(_) => ("untrusted", Refusal::Policy),
-                _ => ("transient", Refusal::Malformed),
-            };
-            self.metrics.refuse(reason);
-            Failed::new(class, error.to_string())
-        })
-    }
-
     /// From a holder, or else from the origin; and whom to ask for chunks: holders that did not answer this are not.
     async fn manifest(&self, id: ArtifactId, sources: Vec<Source>) -> Result<(Admitted, Vec<Source>), Failed> {
         let failed = match self.manifest_from_holders(id, &sources).await {
@@ -302,7 +272,7 @@ impl Fetching {
         };
         let Some(cold) = self.cold.as_ref().filter(|_| failed.class != "untrusted") else { return Err(failed) };
         match cold.envelope(&id).await {
-            Ok(envelope) => Ok((self.admit_as(id, envelope)?, Vec::new())),
+            Ok(envelope) => Ok((self.admit_as(id, envelope).await?, Vec::new())),
             // That there were holders says more.
             Err(missing) if missing.class == "none-found" && !sources.is_empty() => Err(failed),
             Err(failed) => Err(failed),
@@ -311,11 +281,14 @@ impl Fetching {
 
     async fn manifest_from_holders(&self, id: ArtifactId, sources: &[Source]) -> Result<Admitted, Failed> {
         let verdict = Mutex::new(None);
-        let accept = |envelope| {
-            let admitted = self.admit_as(id, envelope);
-            let good = admitted.is_ok();
-            *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(admitted);
-            good
+        let accept = |envelope| -> BoxFuture<'_, bool> {
+            let verdict = &verdict;
+            Box::pin(async move {
+                let admitted = self.admit_as(id, envelope).await;
+                let good = admitted.is_ok();
+                *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(admitted);
+                good
+            })
         };
         let span = tracing::debug_span!(target: trace::OPERATIONS, "manifest", artifact = %id);
         let asked = async { self.fetcher.manifest(id, sources, trace::to_tell(), &accept).await };

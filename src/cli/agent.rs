@@ -162,7 +162,10 @@ async fn run(file: AgentFile, load: Load<AgentFile>) -> anyhow::Result<()> {
 /// All that the file names is read before anything of it is in force.
 async fn take(agent: &Daemon, serving: Option<&Serving>, file: &AgentFile) -> anyhow::Result<()> {
     let served = serving.zip(file.served.as_ref());
-    let keys = served.map(|(serving, _)| serving.read_again()).transpose()?;
+    let keys = match served {
+        Some((serving, _)) => Some(serving.read_again().await?),
+        None => None,
+    };
     agent.take(agent.read_again(&file.agent).await?);
     if let Some((keys, (serving, served))) = keys.zip(served) {
         serving.take(keys, &served.serve);

@@ -141,7 +141,7 @@ async fn serve(config: ServeConfig, backend: Backend, anonymous: bool, load: Loa
     let serving = start(config.clone(), backend, anonymous).await?;
     let reloading = Reloading { hangups, load, current: config, reloadable: Reloadable::SERVE };
     let reloading = reloading.follow(async |config: &ServeConfig| {
-        serving.take(serving.read_again()?, config);
+        serving.take(serving.read_again().await?, config);
         reload::take_telemetry(&config.log, &config.tracing)
     });
     tokio::select! {

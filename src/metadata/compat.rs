@@ -39,8 +39,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tower::limit::GlobalConcurrencyLimitLayer;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
 
+use super::room::{RETRY_AFTER, RETRY_AFTER_MS};
 use super::server::{self, ServerError};
 use crate::lifecycle::Tasks;
 use crate::protocol::model_express::{MAX_MESSAGE, pb};
@@ -56,6 +60,8 @@ const MAX_STREAMS: u32 = 16;
 const MAX_HEADERS: u32 = 16 * 1024;
 /// Requests at a time over all connections: each may have a message of [`MAX_MESSAGE`] in memory.
 const MAX_IN_FLIGHT: usize = 64;
+/// What gRPC's own libraries obey, where they retry.
+const PUSHBACK_MS: &str = "grpc-retry-pushback-ms";
 /// How often gauges are set and the forgotten removed.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -168,6 +174,7 @@ async fn accept(listener: TcpListener, gate: Gate, drain: CancellationToken) {
 async fn serve(sources: Arc<Sources>, incoming: mpsc::Receiver<io::Result<Connection>>, drain: CancellationToken) {
     let handlers =
         pb::p2p_service_server::P2pServiceServer::new(Service(sources)).max_decoding_message_size(MAX_MESSAGE);
+    let room = Room(Arc::new(Semaphore::new(MAX_IN_FLIGHT)));
     let served = tonic::transport::Server::builder()
         .timeout(REQUEST_TIMEOUT)
         .load_shed(true)
@@ -177,13 +184,33 @@ async fn serve(sources: Arc<Sources>, incoming: mpsc::Receiver<io::Result<Connec
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE / 2))
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
-        .layer(GlobalConcurrencyLimitLayer::new(MAX_IN_FLIGHT))
-        .add_service(handlers)
+        .add_service(InterceptedService::new(handlers, room))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.cancelled())
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "compatibility rpc ended");
     }
+}
+
+/// For requests, from their head until they are read. Beyond it callers are told when to come again.
+#[derive(Debug, Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Interceptor for Room {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let place = self.0.clone().try_acquire_owned().map_err(|_| crowded())?;
+        // Dropped with the request.
+        request.extensions_mut().insert(Arc::new(place));
+        Ok(request)
+    }
+}
+
+fn crowded() -> Status {
+    let mut status = Status::unavailable("too many requests at once: come again later");
+    for key in [RETRY_AFTER_MS, PUSHBACK_MS] {
+        status.metadata_mut().insert(key, MetadataValue::from(RETRY_AFTER.as_millis() as u64));
+    }
+    status
 }
 
 /// The last time when the service ends.

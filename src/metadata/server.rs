@@ -289,10 +289,7 @@ async fn upkeep(directory: Arc<Directory>, backend: Arc<Backend>, token: Cancell
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let ending = token.run_until_cancelled(tick.tick()).await.is_none();
-        let counts = directory.change(|registry, now| {
-            registry.expire(now);
-            registry.counts(now)
-        });
+        let counts = directory.expire();
         directory.metrics.set(&counts);
         write_changes(&directory, &backend).await;
         if ending {

@@ -20,7 +20,7 @@ use super::backend::Marked;
 use super::backend::shared::{Shared, StoreError};
 use super::fleet::{About, Feed, Fleet, Reports, Told};
 use super::metrics::{Method, MethodLabels, Metrics, Outcome, RequestLabels};
-use super::registry::{Change, Changes, Herds, Registry};
+use super::registry::{Change, Changes, Counts, Herds, Registry};
 use super::room::Room;
 use super::server::Peer;
 use super::trust::TrustStore;
@@ -45,7 +45,7 @@ pub(super) struct Directory {
     /// The registry's time at an instant. A server of its own begins at 0; one that shares a store has the store's.
     clock: RwLock<(Instant, Duration)>,
     registry: RwLock<Registry>,
-    herds: Mutex<Herds>,
+    herds: Herds,
     marked: Mutex<Marked>,
     shared: Option<Arc<Shared>>,
     pub(super) trust: Arc<TrustStore>,
@@ -74,7 +74,7 @@ impl Directory {
         let directory = Self {
             clock: RwLock::new((Instant::now(), Duration::ZERO)),
             registry: RwLock::new(registry),
-            herds: Mutex::default(),
+            herds: Herds::default(),
             marked: Mutex::new(marked),
             counts: AtomicBool::new(shared.is_none()),
             shared,
@@ -124,6 +124,15 @@ impl Directory {
         result
     }
 
+    /// Forgets what is over by now, and counts the rest.
+    pub(super) fn expire(&self) -> Counts {
+        self.herds.expire(self.now());
+        self.change(|registry, now| {
+            registry.expire(now);
+            registry.counts(now)
+        })
+    }
+
     /// Which documents are others now.
     fn show(&self, changes: &Changes, registry: &Registry) {
         let Changes { nodes, lapsed, returned, identities, .. } = changes;
@@ -151,6 +160,7 @@ impl Directory {
         let server_epoch = registry.server_epoch();
         *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
         self.set_clock(now, Instant::now());
+        self.herds.clear();
         self.watchers.begin_anew(server_epoch);
         self.read(|registry, _| self.reports.retain(|node| registry.knows(node)));
         self.feed.begin_anew();
@@ -175,8 +185,7 @@ impl Directory {
         self.read(|registry, now| {
             let mut rng = rand::rng();
             let mut found = registry.lookup(lookup, now, &mut rng);
-            let mut herds = self.herds.lock().unwrap_or_else(PoisonError::into_inner);
-            herds.join(registry, lookup, by, &mut found, now, &mut rng);
+            self.herds.join(registry, lookup, by, &mut found, now, &mut rng);
             found
         })
     }
@@ -350,33 +359,4 @@ impl Metadata for Service {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::metadata::registry::tests::{announcement, held, node};
-    use crate::metadata::server::tests::bare_directory;
-    use crate::protocol::metadata::NodeState;
-
-    #[test]
-    fn what_is_of_tomorrow_is_left_out_of_an_announcement() {
-        let now = UnixTime::from_seconds(1_000_000);
-        let mut told = announcement(1, 1, 1, NodeState::Ready);
-        told.held = vec![held(1, 1, 1, 1), held(2, 1, 1, 1)];
-        Arc::make_mut(&mut told.held[0].artifact).created = now.after(MAX_AHEAD);
-        Arc::make_mut(&mut told.held[1].artifact).created = now.after(MAX_AHEAD * 2);
-        let kept = without_tomorrow(told.clone(), now);
-        assert_eq!(kept.held, told.held[..1]);
-    }
-
-    #[tokio::test]
-    async fn loopback_endpoints_are_taken_from_this_machine_only() {
-        let service = Service(bare_directory());
-        for (caller, taken) in [("127.0.0.1:5", true), ("[::ffff:127.0.0.1]:5", true), ("10.0.0.9:5", false)] {
-            let mut told = announcement(1, 1, 1 + u64::from(caller.starts_with('[')), NodeState::Ready);
-            told.endpoints = Arc::from(["127.0.0.1:9".parse().unwrap()]);
-            let mut request = Request::new(pb::AnnounceRequest::from(&told));
-            request.extensions_mut().insert(Peer { node: node(1), addr: caller.parse().unwrap() });
-            let code = service.announce(request).await.err().map(|status| status.code());
-            assert_eq!(code, (!taken).then_some(tonic::Code::InvalidArgument), "{caller}");
-        }
-    }
-}
+mod tests;

@@ -20,6 +20,10 @@ pub const MAX_SKIPPED: usize = 100;
 const MAX_TOLD: usize = 100_000;
 const MAX_DIGESTS: usize = 1_000_000;
 
+/// Artifacts in the report of a start, and signers of each.
+pub const MAX_START_ARTIFACTS: usize = 512;
+pub const MAX_START_SIGNERS: usize = 8;
+
 /// Of each family, under other identities and as variants of its own.
 const MAX_NEARBY: usize = 16 * MAX_IDENTITIES;
 
@@ -32,6 +36,7 @@ const NEARBY: &[Repeated] = &[
     Repeated::new(10, "attributes", MAX_ATTRIBUTES, &[]),
     Repeated::new(11, "signers", MAX_TOLD, &[]),
 ];
+const START_ARTIFACT: &[Repeated] = &[Repeated::new(2, "signers", MAX_START_SIGNERS, &[])];
 const REPORT: &[Repeated] = &[
     Repeated::new(3, "corrupt", MAX_DIGESTS, &[]),
     Repeated::new(4, "missing", MAX_DIGESTS, &[]),
@@ -81,11 +86,17 @@ impl Shaped for pb::VerifyEvent {
     const SHAPE: &'static [Repeated] = &[Repeated::new(2, "report", 1, REPORT)];
 }
 impl Shaped for pb::GcReply {
-    const SHAPE: &'static [Repeated] =
-        &[Repeated::new(2, "abandoned", MAX_TOLD, &[]), Repeated::new(3, "evicted", MAX_TOLD, &[])];
+    const SHAPE: &'static [Repeated] = &[
+        Repeated::new(2, "abandoned", MAX_TOLD, &[]),
+        Repeated::new(3, "evicted", MAX_TOLD, &[]),
+        Repeated::new(5, "revoked", MAX_TOLD, &[]),
+    ];
 }
 impl Shaped for pb::StartReport {
-    const SHAPE: &'static [Repeated] = &[Repeated::new(5, "families", MAX_START_FAMILIES, &[])];
+    const SHAPE: &'static [Repeated] = &[
+        Repeated::new(5, "families", MAX_START_FAMILIES, &[]),
+        Repeated::new(6, "artifacts", MAX_START_ARTIFACTS, START_ARTIFACT),
+    ];
 }
 impl Shaped for pb::FleetReply {
     const SHAPE: &'static [Repeated] = &[Repeated::new(1, "documents", MAX_DOCUMENTS, &[])];
@@ -163,6 +174,14 @@ mod tests {
         assert_eq!(refused(&attributes), Some("attributes"));
         let families = vec![pb::FamilyStart::default(); MAX_START_FAMILIES + 1];
         assert_eq!(refused(&pb::StartReport { families, ..Default::default() }), Some("families"));
+        let artifacts = |count, signers| {
+            let signers = vec![bytes::Bytes::new(); signers];
+            let artifacts = vec![pb::StartArtifact { signers, ..Default::default() }; count];
+            pb::StartReport { artifacts, ..Default::default() }
+        };
+        assert_eq!(refused(&artifacts(MAX_START_ARTIFACTS, MAX_START_SIGNERS)), None);
+        assert_eq!(refused(&artifacts(MAX_START_ARTIFACTS + 1, 0)), Some("artifacts"));
+        assert_eq!(refused(&artifacts(1, MAX_START_SIGNERS + 1)), Some("signers"));
     }
 
     #[test]

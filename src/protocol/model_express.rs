@@ -39,6 +39,7 @@ pub(crate) mod pb {
 }
 
 const IDENTITY: &[Repeated] = &[Repeated::new(10, "extra_parameters", MAX_PARAMETERS, &[])];
+const LISTED: &[Repeated] = &[Repeated::new(9, "topology", MAX_TOPOLOGY, &[])];
 const WORKER: &[Repeated] = &[Repeated::new(11, "topology", MAX_TOPOLOGY, &[])];
 
 impl Shaped for pb::PublishMetadataRequest {
@@ -51,8 +52,12 @@ impl Shaped for pb::ListSourcesRequest {
 impl Shaped for pb::GetMetadataRequest {}
 impl Shaped for pb::UpdateStatusRequest {}
 impl Shaped for pb::PublishMetadataResponse {}
-impl Shaped for pb::ListSourcesResponse {}
-impl Shaped for pb::GetMetadataResponse {}
+impl Shaped for pb::ListSourcesResponse {
+    const SHAPE: &'static [Repeated] = &[Repeated::new(1, "instances", MAX_LISTED, LISTED)];
+}
+impl Shaped for pb::GetMetadataResponse {
+    const SHAPE: &'static [Repeated] = &[Repeated::new(5, "identity", 1, IDENTITY)];
+}
 impl Shaped for pb::UpdateStatusResponse {}
 
 /// Where a worker is in its life.

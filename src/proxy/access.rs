@@ -1,5 +1,6 @@
 //! Admission by credentials, limits and gates.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -43,7 +44,7 @@ impl Metrics {
 /// Who is let in, how much they may ask for, and whether an adapter's gate is open.
 #[derive(Debug)]
 pub struct Access {
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     limits: Limits,
     gates: Gates,
     /// Longest wait at a gate.
@@ -59,10 +60,10 @@ impl Access {
         at_gate: Duration,
         metrics: Metrics,
     ) -> Self {
-        Self { authenticator, limits, gates, at_gate, metrics }
+        Self { authenticator: Arc::new(authenticator), limits, gates, at_gate, metrics }
     }
 
-    pub fn authenticator(&self) -> &Authenticator {
+    pub fn authenticator(&self) -> &Arc<Authenticator> {
         &self.authenticator
     }
 

@@ -62,9 +62,11 @@ pub enum AuthError {
     KeySet { path: PathBuf, source: KeySetError },
     #[error(transparent)]
     Sessions(#[from] SessionError),
+    #[error("the thread that reads the files of keys: {0}")]
+    Thread(#[source] tokio::task::JoinError),
 }
 
-/// Tells who calls, by all configured methods. Shared by all connections; [`Authenticator::reload`] swaps the keys in one
+/// Tells who calls, by all configured methods. Shared by all connections; [`Authenticator::take`] swaps the keys in one
 /// step while requests go on.
 #[derive(Debug)]
 pub struct Authenticator {
@@ -156,8 +158,15 @@ impl Authenticator {
         }
     }
 
-    /// Reads the files of API keys and of JWT keys again, for [`Authenticator::take`]. Blocks.
-    pub fn read_again(&self) -> Result<FreshKeys, AuthError> {
+    /// Reads the files of API keys and of JWT keys again, for [`Authenticator::take`]: aside, for they may be large. If one
+    /// of them cannot be used, what was there stays.
+    pub async fn read_again(self: &Arc<Self>) -> Result<FreshKeys, AuthError> {
+        let authenticator = self.clone();
+        let reading = tokio::task::spawn_blocking(move || authenticator.read());
+        reading.await.map_err(AuthError::Thread)?
+    }
+
+    fn read(&self) -> Result<FreshKeys, AuthError> {
         let api_keys = self.config.keys.as_ref().map(|keys| read_api_keys(&keys.file)).transpose()?;
         let jwt = self.jwt.as_ref().map(JwtVerifier::read_again).transpose()?.flatten();
         Ok(FreshKeys { api_keys: api_keys.map(Arc::new), jwt })
@@ -170,12 +179,6 @@ impl Authenticator {
         if let Some(keys) = fresh.jwt {
             self.set_key_set(keys);
         }
-    }
-
-    /// Takes what the files of keys say now. If one of them cannot be used, what was there stays.
-    pub fn reload(&self) -> Result<(), AuthError> {
-        self.take(self.read_again()?);
-        Ok(())
     }
 
     /// Replaces the JWT keys by what somebody fetched from the issuer. Nothing happens if JWT is not configured.

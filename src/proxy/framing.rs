@@ -108,7 +108,10 @@ impl Framing {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let text = line.strip_suffix(b"\r").unwrap_or(&line);
+        // hyper takes no bare line feed in a body, and may read on where this has stopped.
+        let is_plain = line.len() < MAX_LINE && text.len() < line.len();
         self.part = match self.part {
+            Part::ChunkSize | Part::Trailer if !is_plain => Part::Lost,
             Part::Head if text.is_empty() => self.end_head(),
             Part::Head => {
                 self.said.hear(text, line.len() < MAX_LINE);
@@ -206,6 +209,22 @@ mod tests {
         // Wherever they are cut.
         let pieces: Vec<&str> = all.as_bytes().chunks(1).map(|byte| std::str::from_utf8(byte).unwrap()).collect();
         assert_eq!(verdicts(&pieces), expected);
+    }
+
+    #[test]
+    fn chunks_and_trailers_that_can_be_read_in_two_ways_are_not_followed() {
+        let zeros = "0".repeat(MAX_LINE);
+        for body in [
+            format!("{zeros}5\r\nabcde\r\n0\r\n\r\n"),
+            format!("5;{zeros}\r\nabcde\r\n0\r\n\r\n"),
+            "5\nabcde\r\n0\r\n\r\n".to_owned(),
+            "0\r\nX: y\n\r\n".to_owned(),
+            "0\r\n\n".to_owned(),
+            format!("0\r\nX: {zeros}\r\n\r\n"),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}{CHUNKED}{CHUNKED}");
+            assert_eq!(verdicts::<3>(&[&text]), [false, true, true], "{body}");
+        }
     }
 
     #[test]

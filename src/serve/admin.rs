@@ -104,7 +104,7 @@ impl Control {
             ("GET", ["adapters"]) => Ok(json!({"adapters": self.adapters()?.status()})),
             ("GET", ["adapters", name]) => self.adapter(name),
             ("POST", ["adapters", name, order @ ("load" | "unload" | "pin" | "unpin")]) => self.change(name, order),
-            ("POST", ["auth", "reload"]) => self.reload(),
+            ("POST", ["auth", "reload"]) => self.reload().await,
             ("POST", ["sessions", address, "revoke"]) => self.revoke(address, asked),
             _ => self.gate(asked).await,
         }
@@ -193,9 +193,10 @@ impl Control {
         self.adapter(name)
     }
 
-    fn reload(&self) -> Answer {
-        let reloaded = self.access.authenticator().reload();
-        reloaded.map_err(|error| failed(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()))?;
+    async fn reload(&self) -> Answer {
+        let keys = self.access.authenticator().read_again().await;
+        let keys = keys.map_err(|error| failed(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()))?;
+        self.access.authenticator().take(keys);
         Ok(json!({"reloaded": true}))
     }
 

@@ -23,7 +23,7 @@ use super::connections::Connections;
 use super::metrics::{FetchLabel, FetchOutcome, Metrics};
 use super::plan::{Locality, PlanConfig};
 use super::request::{Event, Peer, Shared};
-use super::wanted::Wanted;
+use super::wanted::{Wanted, Wanting};
 use crate::artifact::Admitted;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
@@ -89,6 +89,9 @@ impl Source {
 
 /// Asks the directory for holders of the artifact that is being fetched.
 pub type Find = Arc<dyn Fn() -> BoxFuture<'static, Vec<Source>> + Send + Sync>;
+
+/// Takes an envelope, or not. It may be large: whoever judges it holds up no other task.
+pub type Accept<'a> = dyn Fn(Bytes) -> BoxFuture<'a, bool> + Send + Sync + 'a;
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -159,14 +162,12 @@ impl Fetcher {
         artifact: ArtifactId,
         sources: &[Source],
         context: TraceParent,
-        accept: &(dyn Fn(Bytes) -> bool + Sync),
+        accept: &Accept<'_>,
     ) -> Result<(), FetchError> {
-        self.wanted.begin(artifact, Instant::now());
-        let found = self.search(artifact, sources, context, accept).await;
-        if found.is_err() {
-            self.wanted.end(&artifact);
-        }
-        found
+        let wanting = self.wanted.begin(artifact, Instant::now());
+        self.search(artifact, sources, context, accept).await?;
+        wanting.into_iter().for_each(Wanting::goes_on);
+        Ok(())
     }
 
     async fn search(
@@ -174,7 +175,7 @@ impl Fetcher {
         artifact: ArtifactId,
         sources: &[Source],
         context: TraceParent,
-        accept: &(dyn Fn(Bytes) -> bool + Sync),
+        accept: &Accept<'_>,
     ) -> Result<(), FetchError> {
         let (events, _unused) = mpsc::channel(1);
         let shared = self.shared(artifact, context, events);
@@ -199,15 +200,17 @@ impl Fetcher {
             };
             let now = Instant::now();
             match answer {
-                Ok(Ok(Ok(envelope))) if accept(envelope.clone()) => return Ok(()),
+                Ok(Ok(Ok(envelope))) => {
+                    if accept(envelope).await {
+                        return Ok(());
+                    }
+                    self.metrics.bad_manifests.inc();
+                    search.failed(source.node, Instant::now());
+                }
                 Ok(Ok(Err(busy))) => {
                     let others: Vec<Source> =
                         busy.others.iter().filter_map(|other| Source::named(other, &source.addrs)).collect();
                     search.busy(source, busy.retry_after, others, rand::random(), now);
-                }
-                Ok(Ok(Ok(_))) => {
-                    self.metrics.bad_manifests.inc();
-                    search.failed(source.node, now);
                 }
                 Ok(Err(_)) | Err(_) => search.failed(source.node, now),
             }
@@ -227,9 +230,9 @@ impl Fetcher {
     ) -> Result<Fetched, FetchError> {
         let started = Instant::now();
         let id = admitted.id();
-        self.wanted.begin(id, started);
+        let wanting = self.wanted.begin(id, started);
         let result = self.run(admitted, sources, find, deadline, context, progress).await;
-        self.wanted.end(&id);
+        drop(wanting);
         let outcome = match &result {
             Ok(_) => FetchOutcome::Complete,
             Err(FetchError::NoHolder(_)) => FetchOutcome::NoHolder,

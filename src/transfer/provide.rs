@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinError;
 use tracing::Instrument;
 
 pub use self::config::ProvideConfig;
@@ -80,6 +81,7 @@ enum Refused {
     Transport(TransportError),
     TooSlow,
     Store(crate::store::StoreError),
+    Thread(JoinError),
 }
 
 impl From<TransportError> for Refused {
@@ -121,6 +123,7 @@ impl Provider {
     /// From now on: upload slots and cap. What runs goes on, at the new pace.
     pub fn set_limits(&self, upload_slots: u32, max_rate: Option<u64>) {
         self.desk().set_slots(upload_slots);
+        self.metrics.upload_slots.set(self.load().1.into());
         self.cap.set_most(max_rate, Instant::now());
     }
 
@@ -321,6 +324,11 @@ async fn refuse(refused: Refused, peer: NodeId, send: &mut SendStream) -> Outcom
         }
         Refused::Store(error) => {
             tracing::warn!(peer = %peer.short(), %error, "read chunk for peer");
+            send.reset(StreamCode::Failed);
+            return Outcome::Failed;
+        }
+        Refused::Thread(error) => {
+            tracing::error!(peer = %peer.short(), %error, "the thread that reads chunks for a peer");
             send.reset(StreamCode::Failed);
             return Outcome::Failed;
         }

@@ -1,12 +1,14 @@
 //! Real endpoints on loopback, honest and hostile.
 
-mod peers;
+pub(super) mod peers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{self, BoxFuture};
 use tokio::sync::watch;
 
 use super::*;
@@ -242,9 +244,9 @@ async fn a_peer_that_speaks_garbage_or_never_reads_does_not_hurt_the_holder() {
     // The slots may be taken by the attacker for a while, but other requests are answered.
     let puller = Node::new(2);
     let envelope = watch::channel(None);
-    let accept = |bytes: Bytes| {
+    let accept = |bytes: Bytes| -> BoxFuture<'_, bool> {
         envelope.0.send_replace(Some(bytes));
-        true
+        future::ready(true).boxed()
     };
     puller.fetcher.manifest(artifact.id(), &[holder.source()], TraceParent::unrecorded(), &accept).await.unwrap();
     assert_eq!(envelope.1.borrow().as_ref(), Some(artifact.admitted.envelope()));
@@ -277,10 +279,14 @@ async fn a_manifest_comes_from_the_first_holder_whose_answer_is_accepted() {
     holder.hold(&artifact);
     let dead = Source { addrs: vec!["127.0.0.1:9".parse().unwrap()], ..source(key(8).node_id(), &empty.endpoint) };
     let sources = [dead, empty.source(), holder.source()];
-    puller.fetcher.manifest(artifact.id(), &sources, TraceParent::unrecorded(), &|_| true).await.unwrap();
+    puller
+        .fetcher
+        .manifest(artifact.id(), &sources, TraceParent::unrecorded(), &|_| future::ready(true).boxed())
+        .await
+        .unwrap();
     let refused = puller
         .fetcher
-        .manifest(artifact.id(), &[holder.source()], TraceParent::unrecorded(), &|_| false)
+        .manifest(artifact.id(), &[holder.source()], TraceParent::unrecorded(), &|_| future::ready(false).boxed())
         .await
         .unwrap_err();
     assert!(matches!(refused, FetchError::NoHolder(_)));
@@ -291,9 +297,34 @@ async fn a_manifest_comes_from_the_first_holder_whose_answer_is_accepted() {
 async fn a_manifest_that_a_node_looks_for_itself_is_waited_for() {
     let artifact = Artifact::new(1, 10);
     let (relay, puller) = (Node::new(1), Node::new(2));
-    relay.provider.wanted().begin(artifact.id(), Instant::now());
+    let _wanting = relay.provider.wanted().begin(artifact.id(), Instant::now());
     let sources = [relay.source()];
-    let asked = puller.fetcher.manifest(artifact.id(), &sources, TraceParent::unrecorded(), &|_| true);
+    let asked =
+        puller.fetcher.manifest(artifact.id(), &sources, TraceParent::unrecorded(), &|_| future::ready(true).boxed());
     let (found, ()) = tokio::join!(asked, async { relay.hold(&artifact) });
     found.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_is_given_up_is_not_wanted_any_more() {
+    let artifact = Artifact::new(1, 10);
+    let (asked, mut heard) = watch::channel(false);
+    let silent = Hostile::new(9, move |_, _stream| {
+        asked.send_replace(true);
+        future::pending::<()>()
+    });
+    let puller = Node::new(2);
+    let wanted = puller.provider.wanted();
+    tokio::select! {
+        fetched = puller.fetch(&artifact, vec![silent.source()]) => panic!("{fetched:?}"),
+        asked = tokio::time::timeout(SOON, heard.wait_for(|asked| *asked)) => assert!(asked.is_ok()),
+    }
+    assert!(!wanted.comes_soon(&artifact.id(), Instant::now()));
+}
+
+#[tokio::test]
+async fn other_limits_are_shown() {
+    let node = Node::new(1);
+    node.provider.set_limits(3, None);
+    assert_eq!((node.provider.load().1, node.metrics.upload_slots.get()), (3, 3));
 }

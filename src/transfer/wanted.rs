@@ -2,7 +2,7 @@
 //! wait for it, and who asks for what this node wants, too, can be asked in turn. Bounded; names are hints.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::digest::ArtifactId;
@@ -22,6 +22,8 @@ pub struct Wanted(Mutex<HashMap<ArtifactId, Want>>);
 #[derive(Debug)]
 struct Want {
     since: Instant,
+    /// Searches and fetches that are under way.
+    running: u32,
     met: Vec<Neighbour>,
 }
 
@@ -36,18 +38,27 @@ impl Wanted {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn begin(&self, artifact: ArtifactId, now: Instant) {
+    /// Wanted until what is returned is dropped. Where there are too many, nobody hears of it.
+    pub(super) fn begin(self: &Arc<Self>, artifact: ArtifactId, now: Instant) -> Option<Wanting> {
         let mut wants = self.wants();
+        wants.retain(|_, want| want.running > 0 || !want.is_old(now));
         if wants.len() >= MAX_ARTIFACTS && !wants.contains_key(&artifact) {
-            wants.retain(|_, want| !want.is_old(now));
+            return None;
         }
-        if wants.len() < MAX_ARTIFACTS || wants.contains_key(&artifact) {
-            wants.entry(artifact).or_insert_with(|| Want { since: now, met: Vec::new() }).since = now;
-        }
+        let want = wants.entry(artifact).or_insert_with(|| Want { since: now, running: 0, met: Vec::new() });
+        want.since = now;
+        want.running += 1;
+        Some(Wanting { wanted: self.clone(), artifact, goes_on: false })
     }
 
-    pub(super) fn end(&self, artifact: &ArtifactId) {
-        self.wants().remove(artifact);
+    fn end(&self, artifact: &ArtifactId, goes_on: bool) {
+        let mut wants = self.wants();
+        if let Some(want) = wants.get_mut(artifact) {
+            want.running = want.running.saturating_sub(1);
+            if want.running == 0 && !goes_on {
+                wants.remove(artifact);
+            }
+        }
     }
 
     /// It is looked for, and not for long.
@@ -71,6 +82,27 @@ impl Wanted {
     }
 }
 
+/// A search or a fetch that is under way.
+#[derive(Debug)]
+pub(super) struct Wanting {
+    wanted: Arc<Wanted>,
+    artifact: ArtifactId,
+    goes_on: bool,
+}
+
+impl Wanting {
+    /// The manifest is here and the chunks are fetched next: still wanted, but no longer than a while.
+    pub(super) fn goes_on(mut self) {
+        self.goes_on = true;
+    }
+}
+
+impl Drop for Wanting {
+    fn drop(&mut self) {
+        self.wanted.end(&self.artifact, self.goes_on);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,28 +114,48 @@ mod tests {
 
     #[test]
     fn who_asks_for_what_is_wanted_here_is_told_to_the_fetch_once() {
-        let (wanted, id, now) = (Wanted::default(), ArtifactId::of(b"a"), Instant::now());
+        let (wanted, id, now) = (Arc::new(Wanted::default()), ArtifactId::of(b"a"), Instant::now());
         wanted.meet(&id, neighbour(1));
         assert_eq!(wanted.take_met(&id), [], "not wanted yet");
-        wanted.begin(id, now);
+        let wanting = wanted.begin(id, now);
         [1, 2, 1].into_iter().for_each(|seed| wanted.meet(&id, neighbour(seed)));
         assert_eq!(wanted.take_met(&id), [neighbour(1), neighbour(2)]);
         assert_eq!(wanted.take_met(&id), []);
         (0..=u8::MAX).for_each(|seed| wanted.meet(&id, neighbour(seed)));
         assert_eq!(wanted.take_met(&id).len(), MAX_MET);
-        wanted.end(&id);
+        drop(wanting);
         wanted.meet(&id, neighbour(1));
         assert_eq!(wanted.take_met(&id), []);
     }
 
     #[test]
-    fn what_is_wanted_comes_soon_until_it_has_taken_long_and_the_table_is_bounded() {
-        let (wanted, now) = (Wanted::default(), Instant::now());
+    fn what_is_wanted_comes_soon_until_it_has_taken_long() {
+        let (wanted, now) = (Arc::new(Wanted::default()), Instant::now());
+        let id = ArtifactId::of(b"a");
+        let _wanting = wanted.begin(id, now);
+        assert!(wanted.comes_soon(&id, now) && !wanted.comes_soon(&id, now + SOON));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_never_forgets_what_is_under_way() {
+        let (wanted, now) = (Arc::new(Wanted::default()), Instant::now());
         let id = |n: usize| ArtifactId::of(&n.to_be_bytes());
-        (0..=MAX_ARTIFACTS).for_each(|n| wanted.begin(id(n), now));
-        assert!(wanted.comes_soon(&id(0), now) && !wanted.comes_soon(&id(MAX_ARTIFACTS), now));
-        assert!(!wanted.comes_soon(&id(0), now + SOON));
-        wanted.begin(id(MAX_ARTIFACTS), now + SOON);
-        assert!(wanted.comes_soon(&id(MAX_ARTIFACTS), now + SOON), "the old ones made room");
+        let mut running: Vec<_> = (0..MAX_ARTIFACTS).map(|n| wanted.begin(id(n), now).unwrap()).collect();
+        assert!(wanted.begin(id(MAX_ARTIFACTS), now + SOON).is_none());
+        wanted.meet(&id(0), neighbour(1));
+        assert_eq!(wanted.take_met(&id(0)), [neighbour(1)], "however long it takes");
+        running.pop().unwrap().goes_on();
+        assert!(wanted.begin(id(MAX_ARTIFACTS), now).is_none(), "its fetch is about to begin");
+        assert!(wanted.begin(id(MAX_ARTIFACTS), now + SOON).is_some(), "its fetch never began");
+    }
+
+    #[test]
+    fn what_two_want_is_wanted_until_both_have_ended() {
+        let (wanted, id, now) = (Arc::new(Wanted::default()), ArtifactId::of(b"a"), Instant::now());
+        let (search, fetch) = (wanted.begin(id, now), wanted.begin(id, now));
+        drop(search);
+        assert!(wanted.comes_soon(&id, now));
+        drop(fetch);
+        assert!(!wanted.comes_soon(&id, now) && wanted.wants().is_empty());
     }
 }

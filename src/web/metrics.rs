@@ -21,6 +21,7 @@ label! {
         Page,
         Events,
         Fleet,
+        Config,
         Login,
         Logout,
         /// Nothing that there is.

@@ -82,6 +82,7 @@ impl Site {
         match path {
             "/events" => Route::Events,
             "/api/fleet" => Route::Fleet,
+            "/api/config" => Route::Config,
             "/login" => Route::Login,
             "/logout" => Route::Logout,
             path if self.assets.contains(path) => Route::Page,
@@ -141,7 +142,7 @@ impl Site {
     }
 
     fn asset(&self, path: &str, headers: &HeaderMap) -> Reply {
-        let missing = || reply::whole(StatusCode::NOT_FOUND, TEXT, "there is /, /events and /api/fleet\n");
+        let missing = || reply::whole(StatusCode::NOT_FOUND, TEXT, "there is /, /events, /api/fleet and /api/config\n");
         self.assets.serve(path, headers).unwrap_or_else(missing)
     }
 

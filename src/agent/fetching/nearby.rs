@@ -118,7 +118,7 @@ impl Fetching {
     async fn describe(&self, offer: &Offer) -> Result<Described, Failed> {
         let id = offer.artifact.artifact;
         let admitted = match self.store.get(&id) {
-            Some(artifact) => self.readmit(&artifact)?,
+            Some(artifact) => self.readmit(&artifact).await?,
             None => self.manifest(id, self.sources(&offer.holders, offer.artifact.chunks)).await?.0,
         };
         let manifest = admitted.manifest();

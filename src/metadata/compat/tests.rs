@@ -294,3 +294,16 @@ async fn requests_and_workers_are_counted_without_their_names() {
     }
     assert!(!text.contains("0123abcd") && !text.contains("DeepSeek"));
 }
+
+#[test]
+fn whoever_finds_no_room_is_told_when_to_come_again() {
+    let mut room = Room(Arc::new(Semaphore::new(1)));
+    let first = room.call(Request::new(())).unwrap();
+    let refused = room.call(Request::new(())).unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    for key in ["retry-after-ms", "grpc-retry-pushback-ms"] {
+        assert_eq!(refused.metadata().get(key).unwrap(), "200");
+    }
+    drop(first);
+    assert!(room.call(Request::new(())).is_ok());
+}

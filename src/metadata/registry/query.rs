@@ -10,8 +10,8 @@ use super::sample::{sample, weight};
 use super::table::{Entry, Holding};
 use crate::identity::NodeId;
 use crate::protocol::metadata::{
-    Found, HolderInfo, Locality, Lookup, MAX_HOLDERS, MAX_OFFERS, MAX_PAGE, Offer, Page, PageRequest, PageToken,
-    in_turn,
+    Closeness, Found, HolderInfo, Locality, Lookup, MAX_HOLDERS, MAX_OFFERS, MAX_PAGE, Offer, Page, PageRequest,
+    PageToken, in_turn,
 };
 
 /// Holders of each artifact unless the caller wants another number.
@@ -21,7 +21,7 @@ pub(super) const DEFAULT_HOLDERS: usize = 8;
 const DEFAULT_PAGE: usize = 100;
 
 /// Bytes of a reply, roughly: half of the largest message, since the estimate is not exact.
-const REPLY_BYTES: usize = 2 * 1024 * 1024;
+pub(super) const REPLY_BYTES: usize = 2 * 1024 * 1024;
 
 /// Slots that one page looks at: a rare family must not cost a walk through everything.
 const PAGE_SLOTS: u32 = 20_000;
@@ -118,15 +118,24 @@ impl Registry {
 
     /// A node that does not have the artifact yet, and could serve it.
     pub(super) fn asker(&self, node: NodeId, now: Duration) -> Option<HolderInfo> {
-        let node = self.nodes.get(*self.by_id.get(&node)?)?;
-        let serves = node.is_offered(now) && node.load.upload_slots > 0 && !node.endpoints.is_empty();
-        serves.then(|| HolderInfo {
+        let node = self.serving(node, now)?;
+        Some(HolderInfo {
             node: node.id,
             endpoints: node.endpoints.clone(),
             load: node.load,
             locality: node.locality.clone(),
             chunks_held: 0,
         })
+    }
+
+    pub(super) fn closeness_of_asker(&self, node: NodeId, near: &Locality, now: Duration) -> Option<Closeness> {
+        Some(self.serving(node, now)?.locality.closeness(near))
+    }
+
+    fn serving(&self, node: NodeId, now: Duration) -> Option<&Node> {
+        let node = self.nodes.get(*self.by_id.get(&node)?)?;
+        let serves = node.is_offered(now) && node.load.upload_slots > 0 && !node.endpoints.is_empty();
+        serves.then_some(node)
     }
 
     fn offer(&self, entry: &Entry, chosen: &[Holding]) -> Offer {
@@ -149,7 +158,7 @@ impl Registry {
 }
 
 /// Bytes on the wire, rather too many than too few.
-fn size(offer: &Offer) -> usize {
+pub(super) fn size(offer: &Offer) -> usize {
     let holder = |holder: &HolderInfo| {
         let place = &holder.locality;
         80 + 52 * holder.endpoints.len() + place.region.len() + place.zone.len() + place.rack.len()

@@ -25,8 +25,12 @@ pub(crate) struct Repeated {
     inside: &'static [Repeated],
 }
 
+/// Repeated fields of one message.
+const MAX_FIELDS: usize = 5;
+
 impl Repeated {
     pub(crate) const fn new(tag: u32, name: &'static str, limit: usize, inside: &'static [Repeated]) -> Self {
+        assert!(inside.len() <= MAX_FIELDS, "raise MAX_FIELDS");
         Self { tag, name, limit, inside }
     }
 }
@@ -90,8 +94,7 @@ impl Shaped for pb::Held {}
 
 /// Refuses bytes that hold more of a repeated field than `shape` allows, or that are no message.
 pub(in crate::protocol) fn check(mut bytes: &[u8], shape: &[Repeated]) -> Result<(), ProtocolError> {
-    let mut counts = [0usize; 5];
-    debug_assert!(shape.len() <= counts.len());
+    let mut counts = [0usize; MAX_FIELDS];
     while bytes.has_remaining() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| ProtocolError::Frame)?;
         let mut value: &[u8] = &[];
@@ -150,9 +153,13 @@ impl<U: Shaped> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        const { assert!(U::SHAPE.len() <= MAX_FIELDS, "raise MAX_FIELDS") };
         let bytes = buf.copy_to_bytes(buf.remaining());
         // A client sees its own refusal of a reply as DATA_LOSS, which no server of ours sends.
         check(&bytes, U::SHAPE).map_err(|error| Status::data_loss(error.to_string()))?;
         U::decode(bytes).map(Some).map_err(|_| Status::data_loss(ProtocolError::Frame.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests;

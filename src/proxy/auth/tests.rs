@@ -49,6 +49,11 @@ impl Fixture {
     fn ask(&self, header: &str) -> Result<Caller, Denied> {
         self.authenticator.authenticate(Some(header.as_bytes()), now())
     }
+
+    fn reload(&self) -> Result<(), AuthError> {
+        self.authenticator.take(self.authenticator.read()?);
+        Ok(())
+    }
 }
 
 #[test]
@@ -137,15 +142,33 @@ fn a_reload_swaps_all_keys_or_none() {
     let fixture = fixture(KEYS);
     let path = fixture.dir.path().join("keys.toml");
     write(&path, &key_file("two"));
-    fixture.authenticator.reload().unwrap();
+    fixture.reload().unwrap();
     assert_eq!(fixture.ask("Bearer abc").unwrap().key(), "two");
     write(&path, &(key_file("three") + "[[key]]\nid = \"broken\"\n"));
-    let error = fixture.authenticator.reload().unwrap_err();
+    let error = fixture.reload().unwrap_err();
     assert!(matches!(&error, AuthError::ApiKeys { .. }) && error.to_string().contains("keys.toml"), "{error}");
     assert_eq!(fixture.ask("Bearer abc").unwrap().key(), "two");
     write(&path, "");
-    fixture.authenticator.reload().unwrap();
+    fixture.reload().unwrap();
     assert_eq!(fixture.ask("Bearer abc").unwrap_err(), Denied::Unknown);
+}
+
+#[tokio::test]
+async fn files_of_keys_that_are_read_slowly_hold_up_nobody() {
+    let Fixture { dir, authenticator } = fixture(KEYS);
+    let (path, authenticator) = (dir.path().join("keys.toml"), Arc::new(authenticator));
+    std::fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let (say, told) = std::sync::mpsc::channel();
+    let writing = std::thread::spawn(move || {
+        let others_go_on = told.recv_timeout(std::time::Duration::from_secs(20)).is_ok();
+        std::fs::write(&path, key_file("slow")).unwrap();
+        others_go_on
+    });
+    let (keys, ()) = tokio::join!(authenticator.read_again(), async { say.send(()).unwrap_or_default() });
+    authenticator.take(keys.unwrap());
+    assert!(writing.join().unwrap());
+    assert_eq!(authenticator.authenticate(Some(b"Bearer abc"), now()).unwrap().key(), "slow");
 }
 
 #[test]
@@ -153,7 +176,7 @@ fn a_key_file_that_others_can_write_is_refused() {
     let fixture = fixture(KEYS);
     let path = fixture.dir.path().join("keys.toml");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let error = fixture.authenticator.reload().unwrap_err();
+    let error = fixture.reload().unwrap_err();
     let AuthError::Read { source, .. } = error else { panic!("{error}") };
     assert!(source.to_string().contains("chmod go-w"), "{source}");
 }

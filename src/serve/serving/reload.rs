@@ -21,9 +21,9 @@ impl Effective {
 }
 
 impl Serving {
-    /// Reads the files of API keys and key sets again, and changes nothing. Blocks.
-    pub fn read_again(&self) -> Result<FreshKeys, AuthError> {
-        self.access.authenticator().read_again()
+    /// Reads the files of API keys and key sets again, and changes nothing.
+    pub async fn read_again(&self) -> Result<FreshKeys, AuthError> {
+        self.access.authenticator().read_again().await
     }
 
     /// Takes these keys, and limits; everything else of `config` must be as it is.

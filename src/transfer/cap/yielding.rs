@@ -49,7 +49,7 @@ pub(super) struct Yielding {
     /// Seconds between tokens while nothing is uploaded.
     own_pace: Option<f64>,
     heard: Option<Instant>,
-    /// When the rate went down first and last, without a [`REST`] between.
+    /// When the rate went down first and last, without a [`REST`] between, nor having been back at the most.
     lowered: Option<(Instant, Instant)>,
 }
 
@@ -145,7 +145,12 @@ impl Yielding {
 
     fn raise(&mut self) {
         let raised = self.rate.map(|rate| rate + self.ceiling() * STEP);
-        self.rate = raised.filter(|rate| *rate < self.ceiling());
+        let raised = raised.filter(|rate| *rate < self.ceiling());
+        if self.rate.is_some() && raised.is_none() {
+            // To yield has helped.
+            self.lowered = None;
+        }
+        self.rate = raised;
     }
 }
 
@@ -176,6 +181,22 @@ mod tests {
             (yielded, free) = (yielded + u32::from(!is_free), free + u32::from(is_free));
         }
         assert!(yielded > 3600 && free >= 6 * 170, "{yielded} s of {}", yielded + free);
+    }
+
+    #[test]
+    fn uploads_yield_each_time_anew_where_it_has_helped_before() {
+        let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
+        yielding.hear(heard(10, 0), now);
+        // For hours, a minute each.
+        for minute in 0..3 * 60 {
+            for second in 0..60 {
+                now += SECOND;
+                let between = if second < 5 { 50 } else { 10 };
+                yielding.hear(heard(between, yielding.rate(now).unwrap()), now);
+                assert!(second >= 5 || yielding.rate(now) < Some(GIB), "minute {minute}");
+            }
+            assert_eq!(yielding.rate(now), Some(GIB));
+        }
     }
 
     #[test]

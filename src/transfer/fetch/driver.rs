@@ -127,23 +127,25 @@ impl<'f> Driver<'f> {
         self.artifact.signed().manifest()
     }
 
+    /// As the directory says.
     pub(super) fn add(&mut self, source: Source) {
-        let now = Instant::now();
-        if source.holds == Holds::Nothing {
-            return self.add_neighbour(source, now);
-        }
-        if !self.plan.add_holder(source.node, source.locality, now) {
+        let (now, Source { node, addrs, locality, holds }) = (Instant::now(), source);
+        let is_known = match holds {
+            Holds::Nothing => self.plan.add_neighbour(node, now),
+            Holds::Part | Holds::All => self.plan.add_holder(node, locality, now),
+        };
+        if !is_known {
             return;
         }
-        if source.holds == Holds::All {
-            self.complete.insert(source.node);
-            self.plan.set_have(source.node, Have::All, now);
+        if holds == Holds::All {
+            self.complete.insert(node);
+            self.plan.set_have(node, Have::All, now);
         }
         let context = self.shared.context;
-        self.peers.insert(source.node, Peer { node: source.node, addrs: source.addrs, context });
+        self.peers.insert(node, Peer { node, addrs, context });
     }
 
-    /// Of a node that fetches as we do.
+    /// Of a node that fetches as we do, by hearsay: of where a node is the directory knows more.
     fn add_neighbour(&mut self, source: Source, now: Instant) {
         let Source { node, addrs, .. } = source;
         if self.plan.add_neighbour(node, now) {
@@ -176,12 +178,7 @@ impl<'f> Driver<'f> {
                 return Ok(Fetched { wire_bytes: self.wire_bytes, reused_bytes: self.reused_bytes, holders });
             }
             self.look_around()?;
-            let wake = self
-                .plan
-                .next_deadline()
-                .unwrap_or(deadline)
-                .min(deadline)
-                .min(self.found_at + self.find_again.pause());
+            let wake = self.wake(deadline);
             tokio::select! {
                 Some(event) = events.recv() => {
                     self.apply(event)?;
@@ -204,6 +201,12 @@ impl<'f> Driver<'f> {
                 return Err(FetchError::Deadline { bytes: progress.bytes_done, bytes_total: progress.bytes });
             }
         }
+    }
+
+    /// When there is something to do even if nothing happens. While the directory is being asked, its answer is waited for.
+    fn wake(&self, deadline: Instant) -> Instant {
+        let ask_again = self.finding.is_none().then(|| self.found_at + self.find_again.pause());
+        self.plan.next_deadline().into_iter().chain(ask_again).fold(deadline, Instant::min)
     }
 
     /// Does what the plan asks for.
@@ -363,3 +366,6 @@ async fn found(finding: &mut Option<BoxFuture<'static, Vec<Source>>>) -> Vec<Sou
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

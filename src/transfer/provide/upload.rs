@@ -1,6 +1,7 @@
 //! Chunks on their way to a peer: a slot for as long as it takes, read ahead, not faster than the cap, and not slower than
 //! a peer may be.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ impl Provider {
 
     pub(super) async fn send_chunks(
         &self,
-        artifact: &Artifact,
+        artifact: &Arc<Artifact>,
         indices: &[u32],
         chunks: Vec<Chunk>,
         send: &mut SendStream,
@@ -43,11 +44,11 @@ impl Provider {
         let sent = self.metrics.bytes(artifact.manifest().identity.family(), Direction::Sent, holder);
         let mut rest = chunks.as_slice();
         let mut indices = indices.iter();
-        let mut opening = self.open(&mut rest);
+        let mut opening = self.open(artifact, &mut rest);
         while let Some(opened) = opening.take() {
-            let opened = opened.await.map_err(Refused::Store)?;
+            let opened = opened.await?;
             // The next ones are opened while these are on their way.
-            opening = self.open(&mut rest);
+            opening = self.open(artifact, &mut rest);
             for (bytes, index) in opened.into_iter().zip(&mut indices) {
                 let len = bytes.len();
                 let head = chunk_head(*index, u32::try_from(len).unwrap_or(u32::MAX));
@@ -57,12 +58,15 @@ impl Provider {
                 self.sent.fetch_add(len as u64, Ordering::Relaxed);
             }
         }
-        self.store.touch(artifact, UnixTime::now());
         Ok(())
     }
 
     /// Opens the next chunks on a blocking thread: their pages must be in memory before a network thread touches them.
-    fn open(&self, rest: &mut &[Chunk]) -> Option<impl Future<Output = Result<Vec<Bytes>, StoreError>> + use<>> {
+    fn open(
+        &self,
+        artifact: &Arc<Artifact>,
+        rest: &mut &[Chunk],
+    ) -> Option<impl Future<Output = Result<Vec<Bytes>, Refused>> + use<>> {
         let mut bytes = 0;
         let count = rest
             .iter()
@@ -77,11 +81,11 @@ impl Provider {
         if now.is_empty() {
             return None;
         }
-        let (store, now) = (self.store.clone(), now.to_vec());
-        let opened = tokio::task::spawn_blocking(move || {
-            now.iter().map(|chunk| store.read_chunk(chunk)).collect::<Result<_, _>>()
-        });
-        Some(async move { opened.await.unwrap_or_else(|_| Ok(Vec::new())) })
+        let (store, artifact, now) = (self.store.clone(), artifact.clone(), now.to_vec());
+        Some(opened(move || {
+            store.touch(&artifact, UnixTime::now());
+            now.iter().map(|chunk| store.read_chunk(chunk)).collect()
+        }))
     }
 
     async fn throttle(&self, bytes: u64) {
@@ -103,6 +107,14 @@ impl Provider {
     }
 }
 
+/// Begins at once, on a blocking thread.
+fn opened<T: Send + 'static>(
+    open: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> impl Future<Output = Result<T, Refused>> {
+    let opening = tokio::task::spawn_blocking(open);
+    async move { opening.await.map_err(Refused::Thread)?.map_err(Refused::Store) }
+}
+
 /// Given back when dropped.
 pub(super) struct Upload<'p> {
     provider: &'p Provider,
@@ -116,5 +128,16 @@ impl Drop for Upload<'_> {
         }
         self.provider.uploads.send_modify(|uploads| *uploads -= 1);
         self.provider.metrics.uploads.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reading_thread_that_panics_is_a_failed_upload_and_not_the_end_of_the_chunks() {
+        let opened = opened::<Vec<Bytes>>(|| panic!("of the test")).await;
+        assert!(matches!(opened, Err(Refused::Thread(error)) if error.is_panic()));
     }
 }

@@ -23,41 +23,41 @@ use crate::telemetry::Registry;
 use crate::telemetry::trace::TraceParent;
 use crate::transport::{Endpoint, SendStream, TransportConfig};
 
-pub(super) const SIGNER: u8 = 200;
+pub(in crate::transfer) const SIGNER: u8 = 200;
 
-pub(super) fn key(seed: u8) -> PrivateKey {
+pub(in crate::transfer) fn key(seed: u8) -> PrivateKey {
     PrivateKey::from_seed(seed)
 }
 
-pub(super) fn tls(seed: u8) -> NodeTls {
+pub(in crate::transfer) fn tls(seed: u8) -> NodeTls {
     let admit: BTreeSet<NodeId> = (1..20).map(|seed| key(seed).node_id()).collect();
     let certificate = NodeCertificate::self_signed(&key(seed)).unwrap();
     NodeTls::new(key(seed), certificate, Admission::new(None, Some(admit)).unwrap()).unwrap()
 }
 
-pub(super) fn endpoint(seed: u8) -> Arc<Endpoint> {
+pub(in crate::transfer) fn endpoint(seed: u8) -> Arc<Endpoint> {
     let config = TransportConfig { listen: "127.0.0.1:0".parse().unwrap(), ..Default::default() };
     Arc::new(Endpoint::bind(&config, &tls(seed)).unwrap())
 }
 
-pub(super) struct Node {
-    pub(super) store: Store,
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) provider: Arc<Provider>,
-    pub(super) fetcher: Fetcher,
-    pub(super) metrics: Metrics,
-    pub(super) allowed: Arc<AtomicBool>,
-    pub(super) id: NodeId,
-    pub(super) tasks: Arc<Tasks>,
-    pub(super) _dir: tempfile::TempDir,
+pub(in crate::transfer) struct Node {
+    pub(in crate::transfer) store: Store,
+    pub(in crate::transfer) endpoint: Arc<Endpoint>,
+    pub(in crate::transfer) provider: Arc<Provider>,
+    pub(in crate::transfer) fetcher: Fetcher,
+    pub(in crate::transfer) metrics: Metrics,
+    pub(in crate::transfer) allowed: Arc<AtomicBool>,
+    pub(in crate::transfer) id: NodeId,
+    pub(in crate::transfer) tasks: Arc<Tasks>,
+    pub(in crate::transfer) _dir: tempfile::TempDir,
 }
 
 impl Node {
-    pub(super) fn new(seed: u8) -> Self {
+    pub(in crate::transfer) fn new(seed: u8) -> Self {
         Self::with(seed, ProvideConfig::default(), PlanConfig::default())
     }
 
-    pub(super) fn with(seed: u8, provide: ProvideConfig, plan: PlanConfig) -> Self {
+    pub(in crate::transfer) fn with(seed: u8, provide: ProvideConfig, plan: PlanConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut registry = Registry::default();
         let config =
@@ -79,16 +79,16 @@ impl Node {
         Self { store, endpoint, provider, fetcher, metrics, allowed, id: key(seed).node_id(), tasks, _dir: dir }
     }
 
-    pub(super) fn source(&self) -> Source {
+    pub(in crate::transfer) fn source(&self) -> Source {
         source(self.id, &self.endpoint)
     }
 
     /// Stores the artifact as if it had been published here.
-    pub(super) fn hold(&self, artifact: &Artifact) {
+    pub(in crate::transfer) fn hold(&self, artifact: &Artifact) {
         self.hold_part(artifact, |_| true);
     }
 
-    pub(super) fn hold_part(&self, artifact: &Artifact, which: impl Fn(usize) -> bool) {
+    pub(in crate::transfer) fn hold_part(&self, artifact: &Artifact, which: impl Fn(usize) -> bool) {
         let held = self.store.begin(artifact.admitted.clone()).unwrap();
         for (index, (chunk, content)) in artifact.chunks().enumerate() {
             if which(index) {
@@ -100,15 +100,19 @@ impl Node {
         }
     }
 
-    pub(super) fn bytes(&self, artifact: &Artifact, direction: Direction, holder: Holder) -> u64 {
+    pub(in crate::transfer) fn bytes(&self, artifact: &Artifact, direction: Direction, holder: Holder) -> u64 {
         self.metrics.bytes(artifact.admitted.manifest().identity.family(), direction, holder).get()
     }
 
-    pub(super) async fn fetch(&self, artifact: &Artifact, sources: Vec<Source>) -> Result<Fetched, FetchError> {
+    pub(in crate::transfer) async fn fetch(
+        &self,
+        artifact: &Artifact,
+        sources: Vec<Source>,
+    ) -> Result<Fetched, FetchError> {
         self.fetch_within(artifact, sources, Duration::from_secs(60)).await
     }
 
-    pub(super) async fn fetch_within(
+    pub(in crate::transfer) async fn fetch_within(
         &self,
         artifact: &Artifact,
         sources: Vec<Source>,
@@ -128,24 +132,24 @@ impl Node {
             .await
     }
 
-    pub(super) fn has_all_of(&self, artifact: &Artifact) -> bool {
+    pub(in crate::transfer) fn has_all_of(&self, artifact: &Artifact) -> bool {
         let same = |(chunk, content): (&Chunk, &[u8])| self.store.read_chunk(chunk).is_ok_and(|bytes| bytes == content);
         artifact.chunks().all(same)
     }
 }
 
-pub(super) fn source(node: NodeId, endpoint: &Endpoint) -> Source {
+pub(in crate::transfer) fn source(node: NodeId, endpoint: &Endpoint) -> Source {
     Source { node, addrs: vec![endpoint.local_addr()], locality: Locality::Other, holds: Holds::All }
 }
 
 /// Raw chunks of noise, one file each.
-pub(super) struct Artifact {
-    pub(super) admitted: Admitted,
-    pub(super) contents: Vec<Vec<u8>>,
+pub(in crate::transfer) struct Artifact {
+    pub(in crate::transfer) admitted: Admitted,
+    pub(in crate::transfer) contents: Vec<Vec<u8>>,
 }
 
 impl Artifact {
-    pub(super) fn new(chunks: usize, len: usize) -> Self {
+    pub(in crate::transfer) fn new(chunks: usize, len: usize) -> Self {
         let contents: Vec<Vec<u8>> = (0..chunks)
             .map(|n| {
                 let mut content = vec![0; len];
@@ -194,29 +198,32 @@ impl Artifact {
         Self { admitted, contents }
     }
 
-    pub(super) fn id(&self) -> ArtifactId {
+    pub(in crate::transfer) fn id(&self) -> ArtifactId {
         self.admitted.id()
     }
 
-    pub(super) fn chunks(&self) -> impl Iterator<Item = (&Chunk, &[u8])> {
+    pub(in crate::transfer) fn chunks(&self) -> impl Iterator<Item = (&Chunk, &[u8])> {
         self.admitted.manifest().chunks.iter().zip(self.contents.iter().map(Vec::as_slice))
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::transfer) fn bytes(&self) -> u64 {
         self.admitted.manifest().wire_size()
     }
 }
 
 /// A peer that answers every request for chunks by `answer`; it counts them.
-pub(super) struct Hostile {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) asked: Arc<AtomicU32>,
-    pub(super) id: NodeId,
-    pub(super) _tasks: Arc<Tasks>,
+pub(in crate::transfer) struct Hostile {
+    pub(in crate::transfer) endpoint: Arc<Endpoint>,
+    pub(in crate::transfer) asked: Arc<AtomicU32>,
+    pub(in crate::transfer) id: NodeId,
+    pub(in crate::transfer) _tasks: Arc<Tasks>,
 }
 
 impl Hostile {
-    pub(super) fn new<F>(seed: u8, answer: impl Fn(Vec<u32>, SendStream) -> F + Send + Sync + 'static) -> Self
+    pub(in crate::transfer) fn new<F>(
+        seed: u8,
+        answer: impl Fn(Vec<u32>, SendStream) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -246,16 +253,16 @@ impl Hostile {
         Self { endpoint, asked, id: key(seed).node_id(), _tasks: tasks }
     }
 
-    pub(super) fn source(&self) -> Source {
+    pub(in crate::transfer) fn source(&self) -> Source {
         source(self.id, &self.endpoint)
     }
 
-    pub(super) fn asked(&self) -> u32 {
+    pub(in crate::transfer) fn asked(&self) -> u32 {
         self.asked.load(Ordering::SeqCst)
     }
 }
 
-pub(super) async fn send(mut stream: SendStream, parts: Vec<Bytes>) {
+pub(in crate::transfer) async fn send(mut stream: SendStream, parts: Vec<Bytes>) {
     for part in parts {
         if stream.write(part).await.is_err() {
             return;

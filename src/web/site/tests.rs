@@ -212,9 +212,11 @@ async fn requests_open_streams_and_what_is_taken_are_counted() {
     drop(stream);
     told("warmd_web_open_streams 0");
     visit.get("/api/fleet", &[]).await;
+    visit.get("/api/config", &[]).await;
     visit.get("/nothing/of/the/kind", &[]).await;
     visit.try_login("wrong").await;
-    for (route, code) in [("page", 200), ("events", 200), ("fleet", 401), ("other", 404), ("login", 403)] {
+    let answered = [("page", 200), ("events", 200), ("fleet", 401), ("config", 401), ("other", 404), ("login", 403)];
+    for (route, code) in answered {
         told(&format!("warmd_web_requests_total{{route=\"{route}\",code=\"{code}\"}} 1"));
     }
 }

@@ -234,10 +234,7 @@ impl Session<'_> {
 
     /// What one server does for all.
     async fn upkeep(&self, pulse: &Pulse) -> Result<(), StoreError> {
-        let counts = self.directory.change(|registry, now| {
-            registry.expire(now);
-            registry.counts(now)
-        });
+        let counts = self.directory.expire();
         show(self.directory, pulse.leads, &counts);
         if !pulse.leads {
             return Ok(());
