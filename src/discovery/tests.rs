@@ -292,9 +292,16 @@ async fn a_flood_of_members_leaves_the_tables_bounded_and_the_node_at_work() {
     for _ in 1..limits.connections {
         tokio::time::timeout(DEADLINE, ended.recv()).await.expect("a flood").unwrap();
     }
+    // One that has ended may have said so several times.
+    let flooded = async {
+        while metrics.records.get() <= 16 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, flooded).await.expect("a flood of more than one");
     assert_eq!(holders(&member, 7, &[1]).await, [1]);
     let records = metrics.records.get();
-    assert!(records > 16 && records <= limits.records as i64, "{records}");
+    assert!(records <= limits.records as i64, "{records}");
     assert!(victim.connected() <= limits.connections as usize, "{}", victim.connected());
 }
 

@@ -323,10 +323,10 @@ mod tests {
     async fn the_deadline_ends_a_program_and_its_descendants_and_tells_its_last_words() {
         let witness = Witness::new();
         let script = witness.script("echo reading gpu >&2; wait");
-        let program = shell(&script).deadline(Duration::from_secs(2));
+        let program = shell(&script).deadline(Duration::from_secs(10));
         let (output, file) = tokio::join!(program.run(), witness.appears());
         let error = output.unwrap_err().to_string();
-        assert!(error.contains("2s") && error.ends_with(": reading gpu"), "{error}");
+        assert!(error.contains("10s") && error.ends_with(": reading gpu"), "{error}");
         assert!(gone(file));
     }
 

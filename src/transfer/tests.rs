@@ -39,9 +39,9 @@ async fn an_artifact_comes_whole_from_one_holder_and_is_served_onward() {
 async fn several_holders_share_the_work_and_partial_ones_help() {
     let nodes: Vec<Node> = (1..5).map(Node::new).collect();
     let artifact = Artifact::new(120, 200_000);
-    nodes[0].hold_part(&artifact, |index| index % 3 != 0);
-    nodes[1].hold_part(&artifact, |index| index % 3 != 1);
-    nodes[2].hold_part(&artifact, |index| index % 3 != 2);
+    nodes[0].hold_part(&artifact, |index| index % 3 == 0);
+    nodes[1].hold_part(&artifact, |index| index % 3 == 1);
+    nodes[2].hold_part(&artifact, |index| index % 3 == 2);
     let partial = |node: &Node| Source { holds: Holds::Part, ..node.source() };
     let fetched = nodes[3].fetch(&artifact, nodes[..3].iter().map(partial).collect()).await.unwrap();
     assert_eq!(fetched.holders, 3);

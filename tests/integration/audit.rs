@@ -6,8 +6,8 @@ use serde_json::Value;
 use warmd::agent::Agent;
 use warmd::serve::warm::Verdict;
 
-use crate::harness::cluster::{Cluster, DEADLINE, identity, reason};
-use crate::harness::tree;
+use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::{served, tree};
 
 /// Standard output of `warmd audit`, or what it says on standard error.
 fn audit(state: &Path, words: &[&str]) -> Result<String, String> {
@@ -25,15 +25,13 @@ fn events(state: &Path) -> Vec<Value> {
 
 /// Reads until there is such an event.
 async fn until(state: &Path, action: &str) -> Value {
-    let found = async {
-        loop {
-            if let Some(event) = events(state).into_iter().find(|event| event["action"] == action) {
-                return event;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("no `{action}` is written"))
+    let mut found = None;
+    served::until(&format!("no `{action}` is written"), async || {
+        found = events(state).into_iter().find(|event| event["action"] == action);
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,8 +81,11 @@ async fn a_second_agent_changes_nothing_of_the_first_ones_state_directory() {
     let seen = || std::fs::read(cluster.path("a/policy.seen")).unwrap();
     let (lines, before) = (events(&cluster.path("a")).len(), seen());
 
-    cluster.write_policy(500, "");
     let mut second = config.clone();
+    // In a file of its own: the first one reads its policy again now and then.
+    let text = std::fs::read_to_string(cluster.policy_path()).unwrap();
+    std::fs::write(cluster.path("later.toml"), text.replace("version = 1\n", "version = 500\n")).unwrap();
+    second.trust.policy = Some(cluster.path("later.toml"));
     // Not even with a store of its own.
     second.store.directory = Some(cluster.path("another-store"));
     second.local.socket = cluster.path("another.sock");
@@ -92,7 +93,6 @@ async fn a_second_agent_changes_nothing_of_the_first_ones_state_directory() {
     assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
     assert_eq!((events(&cluster.path("a")).len(), seen()), (lines, before));
 
-    cluster.write_policy(1, "");
     a.stop().await;
     audit(&cluster.path("a"), &["--verify"]).unwrap();
     cluster.agent_with(config).await.stop().await;

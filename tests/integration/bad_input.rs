@@ -1,11 +1,12 @@
 //! Whatever is wrong around it, `warmd exec` starts the engine, and says what is wrong and what to do.
 
+mod hangs;
+
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Signal, geteuid, kill_process};
 use warmd::caches::{Fact, Known};
 
 use super::exec::{KEY, Pod, engine, family, program, python, served};
@@ -211,61 +212,6 @@ fn a_command_without_two_dashes_before_it_is_shown_where_they_belong() {
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains("the engine's command comes after `--`: `-- vllm ...`"), "{told}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_never_answers_costs_the_budget_and_no_more() {
-    let cluster = Cluster::without_server();
-    let pod = Pod::new(&cluster, "a");
-    let socket = pod.dir.path().join("deaf.sock");
-    // The kernel accepts for it.
-    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let pod = pod.with("--socket", socket.to_str().unwrap()).with("--budget", "3s");
-    let ran = pod.run(&code_7(), "\0").await;
-    assert_eq!(ran.code, Some(7), "{}", ran.stderr);
-    assert!(ran.stderr.contains("cold start: the agent did not answer within "), "{}", ran.stderr);
-    assert!(ran.stderr.contains("see its log, or give it more time with --budget"), "{}", ran.stderr);
-}
-
-/// Whoever reads it waits, as for a file system that hangs.
-fn hanging(file: &Path) {
-    make(file.parent().unwrap());
-    mknodat(CWD, file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_system_that_hangs_holds_up_neither_the_start_nor_the_end() {
-    let cluster = Cluster::without_server();
-    let pod = Pod::new(&cluster, "a").with("--budget", "1s");
-    hanging(&root(&pod).join(".warmd/quarantine.json"));
-    let ran = pod.run(&code_7(), "\0").await;
-    assert_eq!(ran.code, Some(7), "{}", ran.stderr);
-    assert!(ran.stderr.contains("no record of earlier starts within 1s"), "{}", ran.stderr);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sigterm_ends_a_start_that_hangs_on_a_file_system() {
-    let cluster = Cluster::without_server();
-    let pod = Pod::new(&cluster, "a").with("--budget", "1h");
-    let file = root(&pod).join(".warmd/quarantine.json");
-    hanging(&file);
-    let engine = code_7();
-    let command = served(&engine);
-    let mut child = pod.start(&command);
-    let ended = async {
-        // Fails until somebody reads; nothing is ever written.
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-        let _writer = loop {
-            match rustix::fs::open(&file, flags, Mode::empty()) {
-                Ok(writer) => break writer,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
-        kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
-        child.wait().await.unwrap().code()
-    };
-    let code = tokio::time::timeout(DEADLINE, ended).await.expect("`warmd exec` does not end");
-    assert_eq!(code, Some(128 + 15));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,26 +1,25 @@
 //! `warmd config` as an operator uses it, and what a role says of a file that it cannot use, before anything is started.
 
+mod certificates;
+
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::Method;
 use serde_json::Value;
 use warmd::agent::AgentConfig;
 use warmd::config::MetadataConfig;
-use warmd::discovery::Mode;
 use warmd::identity::{ClusterCa, PrivateKey};
-use warmd::transport::{Endpoint, TransportConfig};
 
-use super::harness::cluster::{Cluster, DEADLINE, certify};
+use super::harness::cluster::Cluster;
 use super::harness::engine::own_proc;
 use super::harness::http::Connection;
+use super::harness::ports;
 use super::harness::program::Program;
 use super::harness::served::Fleet;
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn warmd(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warmd"));
@@ -78,97 +77,6 @@ fn a_file_that_cannot_be_read_and_one_that_is_no_toml_are_named() {
     assert!(told.contains("broken.toml:2: this is no TOML"), "{told}");
 }
 
-/// What is wrong with a certificate.
-#[derive(Debug, Clone, Copy)]
-enum Flaw {
-    Expired,
-    NotYet,
-    Foreign,
-}
-
-/// Makes a certificate with that flaw, in the place of the one of the state directory.
-fn spoil(cluster: &Cluster, state: &Path, flaw: Flaw) {
-    if let Flaw::Foreign = flaw {
-        let ca = ClusterCa::create("test", &PrivateKey::generate().unwrap()).unwrap();
-        return certify(&ca, state, 30 * DAY);
-    }
-    let pem_of = |path: &Path| std::fs::read_to_string(path).unwrap();
-    let key = |pem: &str| rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(pem, &rcgen::PKCS_ED25519).unwrap();
-    let issuer = rcgen::Issuer::from_ca_cert_pem(cluster.authority_pem(), key(&cluster.authority_key_pem())).unwrap();
-    let node = PrivateKey::load(&state.join("node.key")).unwrap().node_id();
-    let mut params = rcgen::CertificateParams::new(vec![warmd::identity::server_name(node)]).unwrap();
-    let now = SystemTime::now();
-    let (from, until) = match flaw {
-        Flaw::Expired => (now - 20 * DAY, now - 10 * DAY),
-        _ => (now + 10 * DAY, now + 20 * DAY),
-    };
-    (params.not_before, params.not_after) = (from.into(), until.into());
-    let certificate = params.signed_by(&key(&pem_of(&state.join("node.key"))), &issuer).unwrap();
-    std::fs::write(state.join("node.pem"), certificate.pem()).unwrap();
-}
-
-/// `2026-11-22` of the day that is so many from today.
-fn date(days: i64) -> String {
-    let day = (SystemTime::now() + 1000 * DAY) - Duration::from_secs(86_400 * (1000 - days) as u64);
-    humantime::format_rfc3339_seconds(day).to_string()[..10].to_owned()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_is_no_good_is_told_of_by_check_at_the_start_and_by_whoever_refuses_it() {
-    let cluster = Cluster::without_server();
-    let open = |name: &str| {
-        let mut config = cluster.config(name);
-        config.transport.listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        (config.discovery.mode, config.metrics.listen) = (Mode::Serverless, None);
-        let file = cluster.path(&format!("{name}.toml"));
-        std::fs::write(&file, warmd::config::render(&config)).unwrap();
-        (config, text(&file).to_owned())
-    };
-    let start = |file: &str| Program::start(&["agent", "--config", file, "--log-level", "info"], &[]);
-    let (good, good_file) = open("good");
-    let mut good_agent = start(&good_file);
-    good_agent.says("agent ready").await;
-    for (name, flaw, fact) in [
-        ("expired", Flaw::Expired, format!("expired at {}", date(-10))),
-        ("early", Flaw::NotYet, format!("is not valid before {}", date(10))),
-        ("foreign", Flaw::Foreign, "is of another authority than this cluster's".to_owned()),
-    ] {
-        let (config, file) = open(name);
-        spoil(&cluster, &config.state_dir, flaw);
-        let certificate = config.state_dir.join("node.pem");
-        let told_by_all = [fact.as_str(), "`warmd keys node`", "SIGHUP"];
-        let is_told = |text: &str, by: &str| {
-            let lacking = told_by_all.iter().find(|word| !text.contains(**word));
-            assert!(lacking.is_none(), "{name}, {by}: `{lacking:?}` is not in {text}");
-        };
-        let checked = warmd(&["config", "check", "agent", &file], &[]);
-        is_told(&stdout(&checked), "check");
-        assert!(stdout(&checked).contains(text(&certificate)), "{}", stdout(&checked));
-        let names_ca = stdout(&checked).contains(text(&config.state_dir.join("ca.pem")));
-        assert_eq!(names_ca, matches!(flaw, Flaw::Foreign));
-
-        let mut agent = start(&file);
-        let told = agent.says("nobody will speak with this node: ").await;
-        is_told(&told, "start");
-        assert!(told.contains(text(&certificate)), "{told}");
-        agent.says("agent ready").await;
-
-        let tls = config.node.tls(&config.state_dir).unwrap();
-        let dial = TransportConfig { listen: ([127, 0, 0, 1], 0).into(), ..TransportConfig::default() };
-        let endpoint = Endpoint::bind(&dial, &tls).unwrap();
-        let node = good.node.tls(&good.state_dir).unwrap().node_id();
-        let refused = async {
-            let connection = endpoint.connect(node, &[good.transport.listen]).await?;
-            connection.closed().await;
-            Ok::<(), warmd::transport::TransportError>(())
-        };
-        // Over QUIC the client is done before it hears that it is refused.
-        let _ = tokio::time::timeout(DEADLINE, refused).await.unwrap();
-        let told = good_agent.says("a node is refused: its certificate ").await;
-        is_told(&told, "who refuses it");
-    }
-}
-
 /// A state directory whose certificate is not good, a policy that has expired, and a file that names both.
 fn spoilt(dir: &Path, more: &str) -> String {
     let (key, pem) = (PrivateKey::generate().unwrap(), |name: &str| dir.join(name));
@@ -196,7 +104,7 @@ fn spoilt(dir: &Path, more: &str) -> String {
 fn a_bad_certificate_an_expired_policy_a_port_in_use_and_a_missing_collector_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_gone, gone) = ports::deaf();
     let taken_addr = taken.local_addr().unwrap();
     let more = format!("[metrics]\nlisten = \"{taken_addr}\"\n[tracing]\nendpoint = \"http://{gone}\"\n");
     let file = spoilt(dir.path(), &more);
@@ -265,8 +173,7 @@ async fn what_differs_from_another_file_or_from_the_agent_that_runs_is_told() {
 async fn an_agent_that_runs_by_the_file_is_no_problem_of_the_file() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config("a");
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    (config.transport.listen, config.metrics.listen) = (free(), Some(free()));
+    (config.transport.listen, config.metrics.listen) = (ports::free(), Some(ports::free()));
     let (file, other) = (cluster.path("a.toml"), cluster.path("b.toml"));
     std::fs::write(&file, warmd::config::render(&config)).unwrap();
     let check = async |file: &Path| {
@@ -306,7 +213,7 @@ async fn differs(role: &'static str, file: &Path, change: (&str, &str)) -> [Outp
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metadata_server_and_a_serving_pod_tell_what_they_run_with_too() {
     let cluster = Cluster::start().await;
-    let (page, token) = (TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(), cluster.path("token"));
+    let (page, token) = (ports::free(), cluster.path("token"));
     std::fs::write(&token, "canary-token-of-the-page-77\n").unwrap();
     std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let state_dir = cluster.state_dir("another", &["localhost"]);

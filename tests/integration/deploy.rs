@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use toml::{Table, Value};
 use warmd::caches::{Directories, Environment};
 use warmd::cli::Cli;
@@ -115,6 +116,27 @@ fn of_warmd(mut words: &[String]) -> Option<Vec<String>> {
     Some(words.cloned().collect::<Vec<_>>()).filter(|words| words.first().is_some_and(|word| word == "warmd"))
 }
 
+fn documents() -> [PathBuf; 3] {
+    [deploy().with_file_name("README.md"), deploy().join("README.md"), deploy().join("guide.md")]
+}
+
+/// A text may leave out what a command needs, and has words for values; it names no command and no flag that is not there.
+#[test]
+fn commands_in_the_midst_of_a_text_are_ones_that_there_are() {
+    let mut found = 0;
+    for document in documents() {
+        for span in shell::inline(&std::fs::read_to_string(&document).unwrap()) {
+            let words = span.split(' ').filter(|word| *word != "...");
+            let error = Cli::try_parse_from(words).err().map(|error| (error.kind(), error.to_string()));
+            if let Some((ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument, error)) = error {
+                panic!("{}: `{span}`: {error}", document.display());
+            }
+            found += 1;
+        }
+    }
+    assert!(found >= 60, "only {found} commands were found");
+}
+
 #[test]
 fn the_commands_of_the_documents_are_ones_that_there_are() {
     let key = PrivateKey::generate().unwrap().public().to_string();
@@ -125,8 +147,7 @@ fn the_commands_of_the_documents_are_ones_that_there_are() {
         word => word.replace("$ID", &"ab".repeat(32)).replace("=KEY", &format!("={key}")),
     };
     let mut found = 0;
-    let documents = [deploy().with_file_name("README.md"), deploy().join("README.md"), deploy().join("guide.md")];
-    for document in documents {
+    for document in documents() {
         let text = std::fs::read_to_string(&document).unwrap();
         for line in shell::typed(&text) {
             let commands = shell::commands(&line, &|_| key.clone());

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use warmd::agent::AgentConfig;
 use warmd::digest::{ArtifactId, ContentId, KeyId};
-use warmd::discovery::{Discovery, DiscoveryConfig, LocalNode, Metrics, Mode, beside};
+use warmd::discovery::{Discovery, DiscoveryConfig, LocalNode, Metrics, Mode};
 use warmd::identity::{NodeConfig, UnixTime};
 use warmd::lifecycle::Tasks;
 use warmd::protocol::metadata::{Held, NodeState, Summary};
 use warmd::serve::warm::Verdict;
 
-use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason, until};
+use crate::harness::ports;
 use crate::harness::tree;
 
 fn config(cluster: &Cluster, name: &str, mode: Mode, bootstrap: &[&Node]) -> AgentConfig {
@@ -69,25 +70,14 @@ async fn the_server_dies_and_installs_go_on_and_it_is_told_everything_when_it_re
     }
 }
 
-/// A port that is free for a peer endpoint, with a free one beside it: there agents find each other, unless they say
-/// otherwise.
-fn free_port() -> u16 {
-    loop {
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let peer = tcp.local_addr().unwrap();
-        if std::net::UdpSocket::bind(peer).is_ok() && std::net::TcpListener::bind(beside(peer)).is_ok() {
-            return peer.port();
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_that_know_nobody_are_introduced_by_the_server() {
     let mut cluster = Cluster::start().await;
     let mut agents = Vec::new();
     for name in ["a", "b"] {
         let mut config = config(&cluster, name, Mode::Hybrid, &[]);
-        config.transport.listen.set_port(free_port());
+        config.transport.listen = ports::free();
+        // They find each other on the port beside it.
         config.discovery.listen = None;
         agents.push(cluster.agent_with(config).await);
     }
@@ -96,12 +86,7 @@ async fn agents_that_know_nobody_are_introduced_by_the_server() {
     let (before, after) = (identity(&[("torch", "2.13.0")]), identity(&[("torch", "2.14.0")]));
     a.publish(&cluster.path("source"), &before, "").await.unwrap();
     warm_until_installed(&cluster, b, &before, "before").await;
-    let met = async {
-        while b.client.status().await.unwrap().connected_agents == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, met).await.expect("the holder is met");
+    until("the holder is not met", async || b.client.status().await.unwrap().connected_agents > 0).await;
     cluster.stop_server().await;
     a.publish(&cluster.path("source"), &after, "").await.unwrap();
     warm_until_installed(&cluster, b, &after, "after").await;

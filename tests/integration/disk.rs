@@ -45,7 +45,7 @@ async fn a_disk_that_fails_under_a_fetching_agent_costs_that_attempt_and_nothing
         holder.publish(&source, &identity, "").await.unwrap();
         let Some(disk) = BadDisk::under(puller.pid(), calls, error, every).await else { return };
         let mut job = cluster.job(identity.clone(), &format!("bad{fault}"));
-        job.budget = Duration::from_secs(5);
+        job.budget = Duration::from_secs(30);
         // It may not even take the connection.
         let report = warm(&puller.client, job, &|_| ()).await;
         assert!(disk.release().await > 0, "no {calls} failed: nothing was tried");

@@ -12,7 +12,7 @@ use warmd::serve::trust::Trust;
 use warmd::serve::warm::{Job, Verdict};
 
 use crate::exec::{Pod, engine, family};
-use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason, until};
 use crate::harness::engine::own_proc;
 use crate::harness::tree;
 
@@ -101,21 +101,15 @@ impl Fleet {
 
 /// Asks until this agent has that version of the policy.
 async fn until_version(node: &Node, version: u64) {
-    let has = async {
-        while node.client.status().await.unwrap().policy_version != version {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, has).await.expect("the policy does not arrive");
+    until("the policy does not arrive", async || node.client.status().await.unwrap().policy_version == version).await;
 }
 
 async fn until_nobody_offers(node: &Node, facts: &str) {
-    let gone = async {
-        while !node.client.find(&[identity(&[("torch", facts)]).id()]).await.unwrap().found.is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, gone).await.expect("a revoked artifact is offered all the time");
+    let ids = [identity(&[("torch", facts)]).id()];
+    until("a revoked artifact is offered all the time", async || {
+        node.client.find(&ids).await.unwrap().found.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,15 +1,16 @@
 //! No process of an engine outlives it, nothing that it prints is lost, and it is ready when it says so.
 
-use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use warmd::engine::{AotSlot, Command, Engine, Exit, Member, Output, Readiness, Signal, StartError, StartLog, wait};
 
+use crate::exec::program_of;
 use crate::harness::engine::{
     DEADLINE, Entry, FakeEngine, Kept, Kin, Running, Step, alone, eventually, flood, is_alive, kill, own_proc,
 };
+use crate::harness::lines::Lines;
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -130,7 +131,7 @@ async fn what_outlives_its_leader_and_ignores_sigterm_is_killed_after_the_grace(
     let fake = FakeEngine::new(vec![Step::Child(deaf)]);
     let mut running = fake.start().await;
     let child = running.child().await;
-    let stopped = running.engine.stop(Duration::from_millis(1500)).await;
+    let stopped = running.engine.stop(Duration::from_secs(5)).await;
     assert_eq!((stopped.exit, stopped.terminated), (Exit::Code(0), vec![]));
     assert_eq!(pids(&stopped.killed), [child]);
 }
@@ -216,9 +217,7 @@ async fn a_program_that_cannot_be_started_leaves_the_place_free() {
     }
     let alone = alone().await;
     let dir = tempfile::tempdir().unwrap();
-    let broken = dir.path().join("broken");
-    std::fs::write(&broken, "#!/no/such/interpreter\n").unwrap();
-    std::fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let broken = program_of(&dir.path().join("broken"), "#!/no/such/interpreter\n");
     for program in ["warmd-no-such-program".into(), broken] {
         for _ in 0..2 {
             let command = Command { program: program.clone().into(), ..Default::default() };
@@ -383,11 +382,8 @@ async fn when_warmd_is_killed_the_leader_gets_sigterm_and_takes_its_core_along()
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(supervisor.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut pid = |start: &str| -> i32 {
-        let line = lines.find_map(|line| line.split_once(start).map(|(_, rest)| rest.to_owned())).unwrap();
-        line.split(' ').next().unwrap().parse().unwrap()
-    };
+    let lines = Lines::of(supervisor.stdout.take().unwrap());
+    let pid = |start: &str| -> i32 { lines.after(start).split(' ').next().unwrap().parse().unwrap() };
     let (leader, core) = (pid("session "), pid("core "));
     supervisor.kill().unwrap();
     supervisor.wait().unwrap();

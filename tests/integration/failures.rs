@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use warmd::serve::warm::Verdict;
 
-use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::cluster::{Cluster, identity, reason, until};
 use crate::harness::tree;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -13,7 +13,9 @@ async fn a_metadata_server_that_never_answers_costs_its_deadline() {
     let mut cluster = Cluster::without_server();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     cluster.ask(format!("127.0.0.1:{}", silent.local_addr().unwrap().port()).parse().unwrap());
-    let b = cluster.agent("b").await;
+    let mut config = cluster.config("b");
+    config.metadata.deadline = Duration::from_secs(2);
+    let b = cluster.agent_with(config).await;
     let cold = reason(&b.warm(cluster.job(identity(&[("torch", "2")]), "cache")).await);
     assert!(cold.starts_with("transient: metadata server"), "{cold}");
 }
@@ -41,16 +43,11 @@ async fn a_metadata_server_that_restarts_empty_is_told_everything_again() {
     cluster.start_server(addr).await;
     let b = cluster.agent("b").await;
     // The publisher announces anew with its next heartbeat or retry; until then nobody has it.
-    let found = tokio::time::timeout(Duration::from_secs(60), async {
-        loop {
-            let report = b.warm(cluster.job(identity.clone(), "cache")).await;
-            if matches!(report.verdict, Verdict::Installed) {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    found.await.expect("the directory was never refilled");
+    until("the directory was never refilled", async || {
+        let report = b.warm(cluster.job(identity.clone(), "cache")).await;
+        matches!(report.verdict, Verdict::Installed)
+    })
+    .await;
     tree::assert_same(&tree::read(&cluster.path("cache")), &tree::sample());
 }
 

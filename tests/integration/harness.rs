@@ -8,6 +8,8 @@ pub mod front;
 pub mod gpu;
 pub mod http;
 pub mod lan;
+pub mod lines;
+pub mod ports;
 pub mod process;
 pub mod program;
 pub mod relay;

@@ -72,13 +72,41 @@ fn row(module: &str) -> usize {
     ROWS.iter().position(|row| row.contains(&module)).unwrap_or_else(|| panic!("`{module}` is in no row of the table"))
 }
 
-/// Identifiers that follow `prefix` wherever it stands on its own.
+fn ends(c: char) -> bool {
+    !(c.is_alphanumeric() || c == '_')
+}
+
+/// Identifiers that follow `prefix` wherever it stands on its own, each of those in braces.
 fn named_after<'t>(text: &'t str, prefix: &str) -> Vec<&'t str> {
-    let ends = |c: char| !(c.is_alphanumeric() || c == '_');
-    text.match_indices(prefix)
-        .filter(|(at, _)| text[..*at].chars().next_back().is_none_or(ends))
-        .map(|(at, _)| text[at + prefix.len()..].split(ends).next().unwrap())
-        .collect()
+    let all = text.match_indices(prefix).filter(|(at, _)| text[..*at].chars().next_back().is_none_or(ends));
+    all.flat_map(|(at, _)| {
+        let rest = &text[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => first_of_each(group),
+            None => vec![rest.split(ends).next().unwrap()],
+        }
+    })
+    .collect()
+}
+
+/// The first identifier of each path in a group, whose opening brace is before `group`.
+fn first_of_each(group: &str) -> Vec<&str> {
+    let (mut depth, mut begin, mut found) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '}' | ',' if depth == 0 => {
+                found.push(group[begin..at].trim_start().split(ends).next().unwrap());
+                begin = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => (),
+        }
+    }
+    found
 }
 
 #[test]
@@ -118,4 +146,6 @@ fn crates_with_an_owner_are_named_nowhere_else() {
 #[test]
 fn the_scan_sees_uses_inline_paths_and_not_comments() {
     assert_eq!(named_after("use crate::store::Store; mycrate::x crate::identity", "crate::"), ["store", "identity"]);
+    let grouped = "use crate::{artifact::{Family, Kind}, cli,\n    store};\nuse std::{fs, io};\nuse crate::{web};";
+    assert_eq!(named_after(grouped, "crate::"), ["artifact", "cli", "store", "web"]);
 }

@@ -1,27 +1,17 @@
 //! Networks as they are: they lose, damage, swap and cut, they are slow, behind firewalls, and fall apart.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::SocketAddr;
 
 use warmd::agent::AgentConfig;
 use warmd::serve::warm::Verdict;
 use warmd::transport::Carriers;
 
-use crate::harness::cluster::{Cluster, DEADLINE, identity};
+use crate::harness::cluster::{Cluster, identity, until};
 use crate::harness::lan::Lan;
+use crate::harness::ports::free;
 use crate::harness::process::{AgentProcess, Role};
 use crate::harness::relay::{Faults, Relay};
 use crate::harness::tree;
-
-/// Below those that the kernel gives to who asks for any: no other test takes it meanwhile.
-static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
-
-/// An address that is free, for an agent that stands behind a relay.
-fn free() -> SocketAddr {
-    let is_free = |addr: &SocketAddr| UdpSocket::bind(addr).is_ok() && TcpListener::bind(addr).is_ok();
-    let any = std::iter::repeat_with(|| NEXT_PORT.fetch_add(1, Ordering::Relaxed)).take(10_000);
-    any.map(|port| ([127, 0, 0, 1], port).into()).find(is_free).unwrap()
-}
 
 /// A holder that peers reach through the relay, and who pulls from it.
 async fn pulled_through(cluster: &Cluster, carrier: Carriers, behind: SocketAddr, relay: &Relay) {
@@ -95,7 +85,13 @@ impl Fleet {
 
 /// What `a` has published is installed on `b`, over what `carrier` names.
 async fn comes_over(fleet: &Fleet, carrier: &str) {
-    let (a, b) = (fleet.agent("a").await, fleet.agent("b").await);
+    let a = fleet.agent("a").await;
+    let mut config = fleet.config("b");
+    if carrier == "quic" {
+        // TCP would win where QUIC is slow to begin.
+        config.transport.carrier = Carriers::Quic;
+    }
+    let b = AgentProcess::start_on(&fleet.lan.on("b"), &config).await;
     let files = tree::sample();
     tree::write(&fleet.cluster.path("source"), &files);
     let identity = identity(&[("torch", "2.13.0")]);
@@ -150,10 +146,8 @@ async fn when_the_network_falls_apart_whoever_can_be_reached_is_enough_and_heale
     tree::write(&fleet.cluster.path("more"), &[("x".to_owned(), (false, b"more".to_vec()))].into());
     let more = crate::harness::cluster::identity(&[("torch", "2.14.0")]);
     b.publish(&fleet.cluster.path("more"), &more).await;
-    let found = tokio::time::timeout(DEADLINE, async {
-        while !matches!(a.warm(fleet.cluster.job(more.clone(), "on-a")).await.verdict, Verdict::Installed) {
-            tokio::task::yield_now().await;
-        }
-    });
-    found.await.expect("`b` was never heard of again");
+    until("`b` was never heard of again", async || {
+        matches!(a.warm(fleet.cluster.job(more.clone(), "on-a")).await.verdict, Verdict::Installed)
+    })
+    .await;
 }

@@ -7,7 +7,7 @@ use warmd::agent::AgentConfig;
 use warmd::artifact::{Family, SourceIdentity};
 use warmd::serve::warm::Verdict;
 
-use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason, until};
 use crate::harness::tree;
 
 fn with_origin(cluster: &Cluster, name: &str, url: &str, push: &[&str]) -> AgentConfig {
@@ -19,7 +19,8 @@ fn with_origin(cluster: &Cluster, name: &str, url: &str, push: &[&str]) -> Agent
 
 async fn warmd(node: &Node, arguments: &[&str]) -> Result<Value, String> {
     let mut warmd = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
-    let output = warmd.args(arguments).args(["--json", "--socket"]).arg(node.agent.socket()).output().await.unwrap();
+    let output = warmd.args(arguments).args(["--json", "--socket"]).arg(node.agent.socket()).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("it does not end").unwrap();
     match output.status.success() {
         true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
         false => Err(String::from_utf8(output.stderr).unwrap()),
@@ -81,6 +82,17 @@ async fn an_s3_server_holds_the_same() {
     }
 }
 
+/// What the origin lists, once that is anything.
+async fn uploaded(node: &Node) -> Value {
+    let mut listed = Value::Null;
+    until("nothing is uploaded", async || {
+        listed = warmd(node, &["origin", "ls"]).await.unwrap();
+        !listed.as_array().unwrap().is_empty()
+    })
+    .await;
+    listed
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn publications_of_the_configured_families_are_uploaded_and_others_are_not() {
     let cluster = Cluster::start().await;
@@ -94,16 +106,7 @@ async fn publications_of_the_configured_families_are_uploaded_and_others_are_not
 
     // What was published before the configuration changed is uploaded too.
     let a = cluster.agent_with(with_origin(&cluster, "a", &url, &["directory"])).await;
-    let listed = async {
-        loop {
-            let listed = warmd(&a, &["origin", "ls"]).await.unwrap();
-            match listed.as_array().unwrap().is_empty() {
-                true => tokio::task::yield_now().await,
-                false => return listed,
-            }
-        }
-    };
-    let listed = tokio::time::timeout(DEADLINE, listed).await.unwrap();
+    let listed = uploaded(&a).await;
     assert_eq!((&listed[0]["family"], &listed[0]["generation"]), (&"directory".into(), &1.into()));
     assert_eq!(warmd(&a, &["origin", "ls", "--family", "lora"]).await.unwrap(), Value::Array(Vec::new()));
     a.stop().await;
@@ -161,12 +164,7 @@ async fn an_adapter_that_only_the_origin_has_is_found_without_a_metadata_server(
     let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters/dora");
     let published = warmd(&a, &["publish", adapter.to_str().unwrap(), "--family", "lora", "--fact", "base=b"]).await;
     let published = published.unwrap();
-    let uploaded = async {
-        while warmd(&a, &["origin", "ls"]).await.unwrap().as_array().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, uploaded).await.unwrap();
+    uploaded(&a).await;
     a.stop().await;
     cluster.stop_server().await;
 

@@ -17,9 +17,9 @@ use warmd::identity::{ClusterCa, NodeConfig, NodeTls, PEER_ALPN, PrivateKey, RPC
 use warmd::local::Client;
 use warmd::transport::{Endpoint, TransportConfig};
 
-use super::harness::cluster::{Cluster, DEADLINE, certify};
+use super::harness::cluster::{Cluster, DEADLINE, certify, until};
+use super::harness::ports;
 use super::harness::program::Program;
-use super::harness::served::until;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -42,10 +42,6 @@ fn certificate(state: &Path) -> Vec<u8> {
     tls(state).membership().chain().remove(0)
 }
 
-fn free_addr() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 /// `warmd agent` by that file.
 fn agent(cluster: &Cluster, config: &AgentConfig) -> (Program, PathBuf) {
     let file = cluster.path("agent.toml");
@@ -62,7 +58,8 @@ fn node_of(cluster: &Cluster, name: &str, ca: &ClusterCa, authorities: &str) -> 
 }
 
 async fn warmd(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(arguments).output().await.unwrap();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(arguments).output();
+    let output = timeout(DEADLINE, output).await.expect("it does not end").unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -70,8 +67,8 @@ async fn warmd(arguments: &[&str]) -> (Option<i32>, String) {
 async fn a_certificate_that_ends_soon_is_told_of_and_replaced_while_connections_go_on() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config("a");
-    config.transport.listen = free_addr();
-    config.metrics.listen = Some(free_addr());
+    config.transport.listen = ports::free();
+    config.metrics.listen = Some(ports::free());
     let (state, socket) = (config.state_dir.clone(), config.local.socket.clone());
     cluster.certify(&state, DAY / 4);
     let before = tls(&state);
@@ -120,14 +117,14 @@ async fn an_authority_is_replaced_by_another_without_a_restart_of_agent_or_metad
     let newcomer = tls(&newcomer);
 
     let mut config = cluster.config("a");
-    config.transport.listen = free_addr();
+    config.transport.listen = ports::free();
     config.discovery.mode = Mode::Serverless;
     config.metrics.listen = None;
     let (mut agent, _) = agent(&cluster, &config);
     agent.says("agent ready").await;
     let server_state = cluster.state_dir("metadata", &["localhost"]);
     let mut server_config = MetadataConfig { state_dir: server_state.clone(), ..MetadataConfig::default() };
-    server_config.server.listen = free_addr();
+    server_config.server.listen = ports::free();
     let file = cluster.path("metadata.toml");
     std::fs::write(&file, config::render(&server_config)).unwrap();
     let arguments = ["metadata", "--config", file.to_str().unwrap(), "--log-level", "info"];
@@ -191,7 +188,7 @@ async fn agents_that_look_for_each_other_admit_by_the_authority_of_the_moment() 
     let of_a = config("a");
     std::fs::write(of_a.state_dir.join("ca.pem"), &both).unwrap();
     a.agent.take(a.agent.read_again(&of_a).await.unwrap());
-    until("they do not meet", async || b.client.status().await.unwrap().connected_agents == 1).await;
+    until("they do not meet", async || a.client.status().await.unwrap().connected_agents == 1).await;
     b.stop().await;
     a.stop().await;
 }

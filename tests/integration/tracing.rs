@@ -16,6 +16,7 @@ use super::exec::{Pod, engine};
 use super::harness::cluster::Cluster;
 use super::harness::engine::own_proc;
 use super::harness::http::Connection;
+use super::harness::ports;
 use super::harness::process::{AgentProcess, Role};
 use super::harness::served::{Adapter, Fleet, until, waiting};
 
@@ -42,7 +43,7 @@ async fn a_warm_start_is_one_trace_across_pod_agent_holder_and_metadata_server()
     let collector = Collector::start().await;
     let mut cluster = Cluster::without_server();
     let state = cluster.state_dir("metadata", &["localhost", "127.0.0.1"]);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = ports::free();
     let mut server = MetadataConfig { state_dir: state.clone(), tracing: collector.config(), ..Default::default() };
     server.server.listen = free;
     let file = state.join("warmd.toml");
@@ -134,7 +135,7 @@ async fn without_its_collector_a_start_goes_on_and_says_so_once() {
     if !own_proc() {
         return;
     }
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_gone, gone) = ports::deaf();
     let cluster = Cluster::start().await;
     let mut config = cluster.config("a");
     config.tracing.endpoint = Some(format!("http://{gone}").parse().unwrap());
@@ -171,11 +172,11 @@ async fn log_lines_reach_a_collector_over_grpc_with_level_role_and_fields() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_gone_or_does_not_answer_neither_slows_nor_stops_a_role() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_gone, gone) = ports::deaf();
     let cluster = Cluster::start().await;
     for (name, endpoint) in [("silent", silent.local_addr().unwrap()), ("gone", gone)] {
         let mut config = cluster.config(name);
-        config.metrics.listen = Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        config.metrics.listen = Some(ports::free());
         config.tracing.endpoint = Some(format!("http://{endpoint}").parse().unwrap());
         // So few that they run over, and a wait that no test has time for.
         (config.tracing.queue, config.tracing.timeout) = (4, std::time::Duration::from_secs(3600));

@@ -10,6 +10,7 @@ use warmd::serve::warm::{Verdict, warm};
 use warmd::transport::Carriers;
 
 use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::ports;
 use crate::harness::process::AgentProcess;
 use crate::harness::tree::{self, Tree};
 
@@ -58,7 +59,11 @@ async fn where_udp_does_not_get_through_a_transfer_goes_over_tcp_and_holders_ser
     let cluster = Cluster::start().await;
     let mut config = cluster.config("a");
     config.transport.carrier = Carriers::Tcp;
-    let (a, b, c) = (cluster.agent_with(config).await, cluster.agent("b").await, cluster.agent("c").await);
+    config.transport.listen = ports::free();
+    // TCP would win where QUIC is slow to begin.
+    let mut over_quic = cluster.config("c");
+    over_quic.transport.carrier = Carriers::Quic;
+    let (a, b, c) = (cluster.agent_with(config).await, cluster.agent("b").await, cluster.agent_with(over_quic).await);
     // Datagrams to the holder are taken and never answered.
     let _silent = std::net::UdpSocket::bind(a.agent.addr()).unwrap();
     let files = tree::sample();

@@ -1,12 +1,13 @@
 //! Nothing unsigned, out of scope or revoked ever becomes visible.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use warmd::identity::{PrivateKey, UnixTime};
 use warmd::serve::quarantine::{Quarantined, Release};
 use warmd::serve::warm::{Job, Verdict};
 
-use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, Node, identity, reason, until};
 use crate::harness::tree;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +48,8 @@ async fn a_revoked_artifact_is_neither_installed_nor_served() {
 /// Standard output and standard error of `warmd`, asking that node.
 async fn warmd(node: &Node, words: &[&str]) -> (String, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
-    let output = command.args(words).arg("--socket").arg(node.agent.socket()).output().await.unwrap();
+    let output = command.args(words).arg("--socket").arg(node.agent.socket()).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("it does not end").unwrap();
     (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
@@ -69,12 +71,7 @@ async fn what_is_revoked_is_marked_and_goes_from_caches_and_store() {
     assert!(told.contains("cold: untrusted") && error.contains("taken away from"), "{told}{error}");
     assert!(tree::read(&cache).is_empty());
 
-    let marked = async {
-        while !warmd(&a, &["ls"]).await.0.contains("all, REVOKED") {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, marked).await.expect("`ls` does not mark it");
+    until("`ls` does not mark it", async || warmd(&a, &["ls"]).await.0.contains("all, REVOKED")).await;
     let (swept, error) = warmd(&a, &["gc"]).await;
     assert!(swept.contains("1 revoked"), "{swept}{error}");
     assert!(!warmd(&a, &["ls"]).await.0.contains(&bad));
@@ -99,6 +96,7 @@ async fn nodes_of_another_cluster_are_refused_by_everybody() {
     a.publish(&here.path("source"), &identity, "").await.unwrap();
     let mut config = there.config("intruder");
     config.metadata.servers = here.config("x").metadata.servers;
+    config.metadata.deadline = Duration::from_secs(2);
     let intruder = there.agent_with(config).await;
     let refused = reason(&intruder.warm(there.job(identity, "cache")).await);
     assert!(refused.starts_with("transient: metadata server"), "{refused}");

@@ -13,6 +13,9 @@
 #[path = "../integration/harness/cluster.rs"]
 #[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
 mod cluster;
+#[path = "../integration/harness/ports.rs"]
+#[expect(dead_code, reason = "shared with the integration tests, which use all of it")]
+mod ports;
 mod serving;
 mod vllm;
 

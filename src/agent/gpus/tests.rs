@@ -11,7 +11,10 @@ struct Fake(tempfile::TempDir);
 impl Fake {
     fn new(script: &str) -> Self {
         let fake = Self(tempfile::tempdir().unwrap());
-        std::fs::write(fake.path(), format!("#!/bin/sh\n{script}\n")).unwrap();
+        // Written by another process: a file that this one has open for writing may not be run.
+        let mut tee = std::process::Command::new("/bin/sh");
+        tee.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\"", "sh", script]).arg(fake.path());
+        assert!(tee.status().unwrap().success());
         std::fs::set_permissions(fake.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         fake
     }

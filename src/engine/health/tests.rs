@@ -166,12 +166,15 @@ async fn waiting_ends_at_once_when_the_engine_exits() {
 #[tokio::test]
 async fn a_deadline_tells_what_the_last_question_met() {
     let server = server(&[UNAVAILABLE]).await;
-    let readiness = wait(&server.probe, Duration::from_millis(300), pending()).await;
+    let readiness = wait(&server.probe, Duration::from_secs(3), pending()).await;
     let told = matches!(readiness, Readiness::Deadline(Some(ProbeFailure::Status(StatusCode::SERVICE_UNAVAILABLE))));
     assert!(told, "{readiness:?}");
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Nobody listens there, and nobody else gets it.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = socket.local_addr().unwrap();
     let probe = Probe::of_url(&format!("http://{nobody}/health")).unwrap();
-    let readiness = wait(&probe, Duration::from_millis(300), pending()).await;
+    let readiness = wait(&probe, Duration::from_secs(3), pending()).await;
     assert!(matches!(readiness, Readiness::Deadline(Some(ProbeFailure::Connect(_)))), "{readiness:?}");
 }
 

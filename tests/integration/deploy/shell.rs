@@ -26,6 +26,22 @@ pub fn typed(markdown: &str) -> Vec<String> {
     lines
 }
 
+/// What stands between two backticks of a text and begins with `warmd`.
+pub fn inline(markdown: &str) -> Vec<String> {
+    let mut text = String::new();
+    let mut is_block = false;
+    for line in markdown.lines() {
+        let is_fence = line.trim_start().starts_with("```");
+        is_block ^= is_fence;
+        if !is_block && !is_fence {
+            text.push_str(line.trim());
+            text.push(' ');
+        }
+    }
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.filter(|span| span.starts_with("warmd ")).map(str::to_owned).collect()
+}
+
 /// The words of each simple command in a line: quotes are taken off, what stands in `$(...)` is a command of its own and
 /// leaves `substitute` of it.
 pub fn commands(line: &str, substitute: &dyn Fn(&str) -> String) -> Vec<Vec<String>> {
@@ -71,6 +87,12 @@ fn parenthesised(rest: &mut std::iter::Peekable<std::str::Chars>) -> String {
         inner.push(c);
     }
     inner[1..].to_owned()
+}
+
+#[test]
+fn commands_are_found_in_the_midst_of_a_text_and_over_the_end_of_a_line() {
+    let markdown = "By `warmd a b`, `it` or `warmd\n  c`.\n```sh\n`warmd d`\n```\nAnd `warmd e`.";
+    assert_eq!(inline(markdown), ["warmd a b", "warmd c", "warmd e"]);
 }
 
 #[test]

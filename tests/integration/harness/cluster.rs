@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{interval, timeout};
 use warmd::agent::{Agent, AgentConfig};
 use warmd::artifact::{Family, SourceIdentity};
 use warmd::discovery::Mode;
 use warmd::identity::{ClusterCa, NodeConfig, Policy, PrivateKey, PublicKey, TrustConfig};
 use warmd::install::Limits;
 use warmd::local::{Client, SocketConfig};
-use warmd::metadata::{Config as ServerConfig, Server, ServerAddr};
+use warmd::metadata::{Client as Directory, ClientMetrics, Config as ServerConfig, Server, ServerAddr};
+use warmd::protocol::metadata::Lookup;
 use warmd::serve::warm::{Job, Report, Verdict, warm};
 use warmd::telemetry::Registry;
 use warmd::transport::TransportConfig;
+
+use super::ports;
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -32,10 +36,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// With a metadata server.
+    /// With a metadata server. Its port is still free after it has ended.
     pub async fn start() -> Self {
         let mut cluster = Self::without_server();
-        cluster.start_server("127.0.0.1:0".parse().unwrap()).await;
+        cluster.start_server(ports::free()).await;
         cluster
     }
 
@@ -147,7 +151,7 @@ impl Cluster {
         config.metrics.listen = Some(([127, 0, 0, 1], 0).into());
         config.discovery.mode = Mode::Server;
         config.metadata.servers = self.servers.clone();
-        config.metadata.deadline = Duration::from_secs(2);
+        config.metadata.deadline = Duration::from_secs(20);
         config
     }
 
@@ -156,9 +160,12 @@ impl Cluster {
     }
 
     pub async fn agent_with(&self, config: AgentConfig) -> Node {
+        let tls = config.node.tls(&config.state_dir).unwrap();
+        let directory = Directory::new(config.metadata.clone(), &tls, ClientMetrics::default()).ok();
+        let directory = directory.filter(|_| config.discovery.mode != Mode::Serverless);
         let agent = Agent::start(config).await.unwrap();
         let client = Client::connect(agent.socket()).await.unwrap();
-        Node { agent, client }
+        Node { agent, client, directory }
     }
 
     pub fn policy(&self) -> Arc<Policy> {
@@ -181,6 +188,17 @@ impl Cluster {
     }
 }
 
+/// Asks again and again, and fails with `what` if it never holds.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        let mut tick = interval(Duration::from_millis(10));
+        while !holds().await {
+            tick.tick().await;
+        }
+    };
+    timeout(DEADLINE, asking).await.expect(what);
+}
+
 /// Has `ca` make a certificate for the node of that state directory.
 pub fn certify(ca: &ClusterCa, state_dir: &Path, valid_for: Duration) {
     let key = PrivateKey::load(&state_dir.join("node.key")).unwrap();
@@ -192,16 +210,27 @@ pub fn certify(ca: &ClusterCa, state_dir: &Path, valid_for: Duration) {
 pub struct Node {
     pub agent: Agent,
     pub client: Client,
+    /// Asks its metadata servers; absent if it has none.
+    directory: Option<Directory>,
 }
 
 impl Node {
+    /// Returns once a metadata server offers it, where one answers: the command does not wait for long.
     pub async fn publish(
         &self,
         directory: &Path,
         identity: &SourceIdentity,
         subject: &str,
     ) -> anyhow::Result<Published> {
-        publish(self.agent.socket(), directory, identity, subject).await
+        let published = publish(self.agent.socket(), directory, identity, subject).await?;
+        let Some(directory) = &self.directory else { return Ok(published) };
+        let lookup = Lookup { identities: vec![identity.id()], ..Lookup::default() };
+        until("the artifact is not offered", async || match directory.lookup(&lookup).await {
+            Ok(found) => found.offers.iter().any(|offer| offer.artifact.artifact == published.artifact),
+            Err(_) => true,
+        })
+        .await;
+        Ok(published)
     }
 
     pub async fn warm(&self, job: Job) -> Report {
@@ -234,7 +263,8 @@ pub async fn publish(
     command.extend(["--subject".to_owned(), subject.to_owned(), "--json".to_owned()]);
     command.extend(["--socket".to_owned(), socket.to_str().unwrap().to_owned()]);
     command.extend(facts.into_iter().flat_map(|fact| ["--fact".to_owned(), fact]));
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(command).output().await?;
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd")).args(command).output();
+    let output = timeout(DEADLINE, output).await.expect("`warmd publish` does not end")?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -6,7 +6,6 @@
 mod player;
 
 use std::collections::VecDeque;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -102,7 +101,7 @@ impl FakeEngine {
         let fake = Self { dir };
         std::fs::write(fake.path("steps.json"), serde_json::to_vec(&steps).unwrap()).unwrap();
         let script = format!(
-            "#!/bin/sh\nIFS='\n'\nexport {}=\"$*\" {}='{}'\nexec '{}' --exact {} --ignored --nocapture --test-threads=1\n",
+            "IFS='\n'\nexport {}=\"$*\" {}='{}'\nexec '{}' --exact {} --ignored --nocapture --test-threads=1",
             player::ARGUMENTS,
             player::STEPS,
             fake.path("steps.json").display(),
@@ -110,8 +109,7 @@ impl FakeEngine {
             player::ENTRY,
         );
         std::fs::create_dir(fake.path("bin")).unwrap();
-        std::fs::write(fake.program(), script).unwrap();
-        std::fs::set_permissions(fake.program(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        crate::exec::program(&fake.program(), &script);
         fake
     }
 
@@ -238,12 +236,7 @@ pub fn kill(pid: i32) {
 
 /// Waits until `done`, and fails with `what` if that never happens.
 pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let waiting = async {
-        while !done() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, waiting).await.expect(what);
+    super::cluster::until(what, async || done()).await;
 }
 
 /// Bytes in memory.

@@ -3,20 +3,22 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use warmd::agent::AgentConfig;
 use warmd::artifact::SourceIdentity;
 use warmd::local::Client;
 use warmd::serve::warm::{Job, Report, warm};
 
-use super::cluster::{Published, publish};
+use super::cluster::{DEADLINE, Published, publish};
 
 /// Killed when dropped.
 pub struct Role {
     child: Child,
-    /// Kept open: one that cannot write its log would be another test.
-    _log: Lines<BufReader<ChildStderr>>,
+    /// Reads on: one that cannot write its log would be another test.
+    _log: JoinSet<()>,
 }
 
 impl Role {
@@ -37,12 +39,17 @@ impl Role {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut seen = String::new();
         loop {
-            let line = log.next_line().await.unwrap().unwrap_or_else(|| panic!("{arguments:?} ended: {seen}"));
+            let line = timeout(DEADLINE, log.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("{arguments:?} does not become ready: {seen}")).unwrap();
+            let line = line.unwrap_or_else(|| panic!("{arguments:?} ended: {seen}"));
             if line.contains("agent ready") || line.contains("metadata server ready") {
-                return Self { child, _log: log };
+                break;
             }
             seen.push_str(&line);
         }
+        let mut rest = JoinSet::new();
+        rest.spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        Self { child, _log: rest }
     }
 }
 
@@ -84,16 +91,16 @@ impl AgentProcess {
         self.role.child.kill().await.unwrap();
     }
 
-    /// SIGTERM, and the exit code.
     /// Has it read its configuration again.
     pub fn hang_up(&self) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
+    /// SIGTERM, and the exit code.
     pub async fn terminate(mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_raw(self.role.child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.role.child.wait().await.unwrap().code()
+        timeout(DEADLINE, self.role.child.wait()).await.expect("it does not end").unwrap().code()
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 use tokio::sync::MutexGuard;
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 use warmd::adapters::{Address, Release};
 use warmd::artifact::Provenance;
 use warmd::caches::CacheFamily;
@@ -24,6 +24,7 @@ use warmd::serve::push::push;
 use warmd::serve::serving::{Backend, ServeConfig, Serving};
 use warmd::serve::start::Spec;
 
+pub use super::cluster::until;
 use super::cluster::{Cluster, DEADLINE, Node};
 use super::engine::alone;
 use super::http::{Connection, Reply, Stream};
@@ -175,7 +176,7 @@ impl Fleet {
 
     /// `vllm serve base --enable-lora` and `more`, as words.
     pub fn command(&self, more: &str) -> Vec<String> {
-        let line = format!("serve base --enable-lora --fake-lifetime 120 {more}");
+        let line = format!("serve base --enable-lora --fake-lifetime 600 {more}");
         let program = self.program.display().to_string();
         std::iter::once(program).chain(line.split_whitespace().map(str::to_owned)).collect()
     }
@@ -322,12 +323,16 @@ pub fn registered(models: &Value) -> Vec<(String, PathBuf)> {
     cards.map(|card| (text(card, "id"), text(card, "root").into())).collect()
 }
 
-/// Every path below a directory.
+/// Every path below a directory in which others write: what has gone meanwhile is left out.
 pub fn paths(directory: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {
-        for entry in std::fs::read_dir(directory).unwrap() {
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.unwrap(),
+        };
+        for entry in entries {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 left.push(path.clone());
@@ -336,15 +341,4 @@ pub fn paths(directory: &Path) -> BTreeSet<PathBuf> {
         }
     }
     found
-}
-
-/// Asks again and again, and fails with `what` if it never holds.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let asking = async {
-        let mut tick = interval(Duration::from_millis(10));
-        while !holds().await {
-            tick.tick().await;
-        }
-    };
-    timeout(DEADLINE, asking).await.expect(what);
 }

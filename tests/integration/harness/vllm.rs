@@ -1,8 +1,7 @@
 //! The fake vLLM as a process: this test binary, started again.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +10,7 @@ use warmd::engine::lora::{Client, Deadlines};
 use warmd::engine::{Address, Secret};
 
 use super::engine::DEADLINE;
+use super::lines::Lines;
 
 #[path = "../../fake_vllm/program.rs"]
 mod program;
@@ -48,7 +48,7 @@ pub struct FakeVllm {
     /// Absent once its end was awaited.
     leader: Option<Child>,
     core: i32,
-    output: BufReader<ChildStdout>,
+    output: Lines,
     dir: tempfile::TempDir,
 }
 
@@ -71,12 +71,12 @@ impl FakeVllm {
     /// Of `vllm serve base` and `more`, and of the path of a socket, `made` makes the command and its variables.
     pub fn start_with(more: &str, made: impl FnOnce(&str, &Path) -> (Vec<String>, Vec<(String, String)>)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let line = format!("vllm serve base --fake-lifetime 60 {more}");
+        let line = format!("vllm serve base --fake-lifetime 300 {more}");
         let (words, set) = made(&line, &dir.path().join("engine.sock"));
         let mut command = own();
         command.env(ARGUMENTS, words[1..].join("\n")).env_remove("VLLM_PORT").envs(set);
         let mut leader = command.stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(leader.stdout.take().unwrap());
+        let output = Lines::of(leader.stdout.take().unwrap());
         let mut fake = Self { leader: Some(leader), core: 0, output, dir };
         fake.core = fake.line("engine core pid ").trim().parse().unwrap();
         fake.line("Application startup complete.");
@@ -90,13 +90,7 @@ impl FakeVllm {
 
     /// Reads on until a line holds `text`; what follows it there.
     pub fn line(&mut self, text: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the fake vLLM ended without `{text}`");
-            if let Some((_, rest)) = line.split_once(text) {
-                return rest.to_owned();
-            }
-        }
+        self.output.after(text)
     }
 
     pub fn address(&self) -> Address {

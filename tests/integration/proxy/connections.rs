@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::harness::cluster::DEADLINE;
+use super::super::harness::cluster::{DEADLINE, until};
 use super::super::harness::engine::eventually;
 use super::super::harness::front::{Client, Front};
 use super::super::harness::upstream::Upstream;
@@ -121,6 +121,9 @@ async fn an_engine_that_does_not_answer_is_given_up_and_its_own_401_is_not_the_c
     let asked = front.next().await;
     assert_eq!(client.refusal().await, (504, "engine_timeout".to_owned()));
     asked.gone().await;
+
+    let mut front = Front::start(|_| {}).await;
+    let mut client = front.client().await;
     client.post(CHAT, BASE).await;
     front.next().await.json_answer(401, json!({"error": "Unauthorized"}));
     assert_eq!(client.refusal().await, (502, "engine_error".to_owned()));
@@ -173,9 +176,7 @@ async fn a_drain_fails_no_request() {
 
     let addr = front.addr();
     let finishing = async {
-        while tokio::net::TcpStream::connect(addr).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        until("it still listens", async || tokio::net::TcpStream::connect(addr).await.is_err()).await;
         stream.send("data: [DONE]\n\n").await;
         drop(stream);
         assert_eq!(streaming.chunk().await.unwrap(), "data: [DONE]\n\n");

@@ -145,10 +145,13 @@ async fn bodies_of_all_requests_are_bounded_in_sum() {
 #[tokio::test]
 async fn a_head_or_a_body_that_trickles_is_not_waited_for() {
     let short = Duration::from_millis(30);
-    let mut front = Front::start(|config| (config.head, config.body) = (short, short)).await;
+    let mut front = Front::start(|config| config.body = short).await;
     let mut body = front.client().await;
     body.send(&format!("POST {CHAT} HTTP/1.1\r\n{KEY}Content-Length: 100\r\n\r\n{{")).await;
     assert_eq!(body.refusal().await, (408, "body_timeout".to_owned()));
+    assert!(front.nothing_asked());
+
+    let mut front = Front::start(|config| config.head = short).await;
     let mut head = front.client().await;
     head.send("POST /v1/chat").await;
     assert!(!head.rest().await.contains("200"));

@@ -106,7 +106,7 @@ async fn a_shutdown_fails_no_request_that_was_admitted_and_leaves_nothing_of_the
     let core = served.engine("/fake").await["core"].as_i64().unwrap() as i32;
     let leader = served.leader().await.0;
     let (addr, socket) = (served.addr, served.state.join("admin.sock"));
-    let requests = under_way(&served, 6, 60).await;
+    let requests = under_way(&served, 6, 200).await;
     // Neither of them holds up the end.
     let (idle, mut operator) = (served.connect(None).await, Connection::unix(&socket, None).await.unwrap());
     served.admin(Method::POST, "/admin/v1/adapters/other/pause", "{\"lease_s\": 3600}").await;
@@ -115,7 +115,7 @@ async fn a_shutdown_fails_no_request_that_was_admitted_and_leaves_nothing_of_the
     let (answers, ()) = tokio::join!(requests.join_all(), served.shutdown());
     for answer in answers {
         let answer = answer.expect("a request that was admitted is not answered");
-        assert_eq!((answer.weights(), answer.digests().len()), (weights.clone(), 60));
+        assert_eq!((answer.weights(), answer.digests().len()), (weights.clone(), 200));
     }
     assert!(!is_alive(leader) && !is_alive(core));
     assert!(Connection::tcp(addr, None).await.is_none() && !socket.exists());
@@ -229,10 +229,10 @@ async fn an_operator_restarts_and_stops_the_engine_when_requests_have_ended_and_
     let weights = served.complete_once_ready("sql").await.weights();
     let (leader, epoch) = served.leader().await;
     let key = served.engine_key().await;
-    let requests = under_way(&served, 4, 40).await;
+    let requests = under_way(&served, 4, 200).await;
     assert_eq!(served.admin(Method::POST, "/admin/v1/engine/restart", "").await.status, 200);
     for answer in requests.join_all().await {
-        assert_eq!(answer.unwrap().digests().len(), 40, "a request that was under way was not answered");
+        assert_eq!(answer.unwrap().digests().len(), 200, "a request that was under way was not answered");
     }
     until("there is no other engine", async || served.leader_if_any().await.is_some_and(|(_, now)| now == epoch + 1))
         .await;

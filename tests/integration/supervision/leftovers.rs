@@ -1,6 +1,5 @@
 //! warmd is killed, and another life of it finds the engine that was left.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
@@ -8,6 +7,7 @@ use warmd::engine::{Command, Probe, Serving, State};
 
 use super::script::{Script, Supervised, config, shell};
 use crate::harness::engine::{FakeEngine, Kin, Step, alone, is_alive, own_proc};
+use crate::harness::lines::Lines;
 
 const PROGRAM: &str = "WARMD_TEST_LIFE_PROGRAM";
 const SOCKET: &str = "WARMD_TEST_LIFE_SOCKET";
@@ -53,8 +53,8 @@ impl Life {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let mut pid = |start: &str| lines.find_map(|line| line.strip_prefix(start)?.parse().ok()).unwrap();
+        let lines = Lines::of(child.stdout.take().unwrap());
+        let pid = |start: &str| lines.find(start, |line| line.strip_prefix(start)?.parse().ok());
         let (leader, outside) = (pid("leader "), pid("outside "));
         Self { child, leader, outside }
     }

@@ -16,9 +16,10 @@ use warmd::lifecycle::Tasks;
 use warmd::telemetry::trace::OtlpProtocol;
 
 use super::super::all_in_one::start_with;
-use super::super::harness::cluster::Cluster;
+use super::super::harness::cluster::{Cluster, DEADLINE};
 use super::super::harness::engine::own_proc;
 use super::super::harness::http::Connection;
+use super::super::harness::ports;
 use super::super::harness::program::Program;
 use super::super::harness::served::{Adapter, Fleet, until};
 use super::super::serve::wallet::{AUDIENCE, WALLETS, session};
@@ -127,7 +128,8 @@ impl Told {
 /// Standard output and standard error of a command that ends by itself.
 async fn ran(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
-    let output = command.args(arguments).envs(environment.iter().copied()).output().await.unwrap();
+    let output = command.args(arguments).envs(environment.iter().copied()).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("it does not end").unwrap();
     [output.stdout, output.stderr].iter().map(|bytes| String::from_utf8_lossy(bytes)).collect()
 }
 
@@ -171,7 +173,7 @@ impl Pod {
         let mut serve = fleet.config();
         let wallets = format!("[wallet]\naudiences = [\"{AUDIENCE}\"]\nstrangers = true\n");
         serve.auth = toml::from_str(&format!("{wallets}[keys]\nfile = {keys:?}")).unwrap();
-        let free = || Some(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let free = || Some(ports::free());
         serve.metrics.listen = free();
         let mut file = AgentFile { agent: fleet.cluster.config("all"), served: Some(ServedEngine { engine, serve }) };
         file.agent.metrics.listen = free();
