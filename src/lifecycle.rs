@@ -5,6 +5,7 @@
 
 pub mod child;
 mod doubling;
+mod shares;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -19,6 +20,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 pub use self::doubling::Doubling;
+pub use self::shares::{Share, Shares};
 
 /// A group of tasks that live no longer than their owner.
 #[derive(Debug)]
