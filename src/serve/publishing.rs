@@ -50,6 +50,16 @@ struct Watched<'a> {
     failing: BTreeMap<String, Failing>,
 }
 
+impl Watched<'_> {
+    fn failed(&mut self, subject: String, reason: String, say: &Say) {
+        let now = Instant::now();
+        let line = format!("{}: not published, will try again: {reason}", self.prospect.family.name);
+        if self.failing.entry(subject).or_insert_with(|| Failing::new(now)).failed(reason, now) {
+            say(&line);
+        }
+    }
+}
+
 /// A subject that the agent did not take.
 struct Failing {
     reason: String,
@@ -184,12 +194,7 @@ impl<'a> Publishing<'a> {
                 Err(refused) if is_final(&refused) => return Err(refused),
                 Err(refused) => {
                     going.left = true;
-                    let (now, reason) = (Instant::now(), chain(&refused));
-                    let line = format!("{}: not published, will try again: {reason}", prospect.family.name);
-                    let failing = self.families[at].failing.entry(fresh.subject).or_insert_with(|| Failing::new(now));
-                    if failing.failed(reason, now) {
-                        say(&line);
-                    }
+                    self.families[at].failed(fresh.subject, chain(&refused), say);
                 }
             }
         }
