@@ -50,10 +50,10 @@ impl NotAdmitted {
     /// What to do about it, and where.
     pub fn way_out(&self) -> String {
         match self {
-            Self::NotYet(_) => "Set the clocks of both machines".to_owned(),
+            Self::NotYet(_) => format!("{RENEW} there, unless a clock is wrong: compare those of both machines"),
             Self::Unlisted => "If it belongs to this cluster, add it to `node.allow` here".to_owned(),
             Self::Foreign => {
-                format!("If it belongs to this cluster: {RENEW} there; if `node.ca` here is out of date, replace that")
+                format!("{RENEW} there; or replace `node.ca` here, if that authority is a newer one of this cluster")
             }
             Self::Expired(_) | Self::Unusable(_) => format!("{RENEW} there"),
         }

@@ -43,7 +43,10 @@ impl Verifier {
 
 /// Refusals that were told lately: a node that is refused comes again and again.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<HashMap<(Option<NodeId>, Discriminant<NotAdmitted>), Instant>>);
+pub(super) struct Refusals(Mutex<HashMap<Refused, Instant>>);
+
+/// Who, where that is told apart, and for which reason.
+type Refused = (Option<NodeId>, Discriminant<NotAdmitted>);
 
 impl Refusals {
     /// Many strangers share one word for each reason.

@@ -83,13 +83,11 @@ mod tests {
     async fn who_waits_has_the_next_share_that_is_given_back() {
         let shares = Shares::new(1);
         let first = shares.take(1).unwrap();
-        let waiting = tokio::spawn({
-            let shares = shares.clone();
-            async move { shares.wait(1).await }
-        });
-        tokio::task::yield_now().await;
-        drop(first);
-        let second = waiting.await.unwrap();
+        let give_back = async {
+            tokio::task::yield_now().await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(shares.wait(1), give_back);
         assert!(second.is_some() && shares.take(1).is_none());
         drop(second);
         assert!(locked(&shares.places).is_empty());

@@ -19,7 +19,16 @@ pub(in crate::agent) struct History {
     hits: u64,
     misses: BTreeMap<MissReason, u64>,
     /// What the engines may read of the last start, and of those whose pods are still connected.
-    read: Vec<(Weak<()>, Vec<(ArtifactId, Vec<KeyId>)>)>,
+    read: Vec<Read>,
+}
+
+/// By the engine of one start.
+#[derive(Debug)]
+struct Read {
+    /// There for as long as its pod is connected.
+    open: Weak<()>,
+    /// And whose signatures let each of them in.
+    artifacts: Vec<(ArtifactId, Vec<KeyId>)>,
 }
 
 impl History {
@@ -34,17 +43,16 @@ impl History {
             self.starts.pop_front();
         }
         self.starts.push_back(start.told(at));
-        self.read.retain(|(other, _)| other.strong_count() > 0 && !other.ptr_eq(&open));
-        self.read.push((open, start.artifacts.clone()));
+        self.read.retain(|other| other.open.strong_count() > 0 && !other.open.ptr_eq(&open));
+        self.read.push(Read { open, artifacts: start.artifacts.clone() });
     }
 
     /// What an engine may read, as far as it is revoked. Those that a pod started and does not stay with are known until there
     /// is another start.
     pub(in crate::agent) fn revoked(&self, policy: &Policy) -> Vec<ArtifactId> {
         let last = self.read.len().saturating_sub(1);
-        let of_engine = |at: usize, open: &Weak<()>| at == last || open.strong_count() > 0;
-        let read = self.read.iter().enumerate().filter(|(at, (open, _))| of_engine(*at, open));
-        let read = read.flat_map(|(_, (_, artifacts))| artifacts);
+        let read = self.read.iter().enumerate().filter(|(at, read)| *at == last || read.open.strong_count() > 0);
+        let read = read.flat_map(|(_, read)| &read.artifacts);
         let revoked: BTreeSet<ArtifactId> =
             read.filter(|(id, signers)| policy.is_revoked(id, signers)).map(|(id, _)| *id).collect();
         revoked.into_iter().collect()
