@@ -16,7 +16,6 @@ mod envelope;
 mod key;
 mod membership;
 mod policy;
-mod shares;
 mod time;
 mod tls;
 pub mod trust;
@@ -33,7 +32,6 @@ pub use policy::{
     Claim, Horizon, MAX_POLICY_BYTES, POLICY_TYPE, Policy, PolicyError, PolicyHistory, Refusal, Scope, Signer,
     TrustClass, Verdict, Verified,
 };
-pub use shares::{Share, Shares};
 pub use time::UnixTime;
 pub use tls::{NodeTls, PEER_ALPN, RENEW, RPC_ALPN, Renewal, TlsError, crypto_provider, server_name};
 

@@ -41,7 +41,7 @@
 //! | `web` | the page for people: documents that others put on its board, served read-only |
 //! | `telemetry` | logs, traces for a collector, `/metrics`, the audit log |
 //! | `http` | plain HTTP for operators: the listener of `/metrics` and of the page |
-//! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs; ids; small files that survive a crash |
+//! | `lifecycle`, `digest`, `durable` | owned tasks, signals, short-lived programs, a share for each caller; ids; small files that survive a crash |
 //!
 //! # Invariants
 //!

@@ -6,6 +6,7 @@
 
 pub mod child;
 mod doubling;
+mod shares;
 mod thread;
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 pub use self::doubling::Doubling;
+pub use self::shares::{Share, Shares};
 pub use self::thread::Thread;
 
 /// A group of tasks that live no longer than their owner.

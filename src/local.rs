@@ -7,14 +7,12 @@ pub mod chunks;
 mod client;
 mod connection;
 mod publication;
-mod shares;
 mod socket;
 
 pub use chunks::{MAX_SOCKET_PATH, chunk_socket};
 pub use client::{Client, ClientError, FleetPart};
-pub use connection::Connection;
+pub use connection::{Caller, Connection};
 pub use publication::{Content, Publication, PublicationError, builder};
-pub use shares::{Share, Shares};
 pub use socket::{Callers, Listener, SocketConfig, SocketError};
 
 use crate::telemetry::trace;

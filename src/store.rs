@@ -26,6 +26,7 @@ mod sealed;
 mod space;
 mod sweep;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,12 +39,13 @@ use tokio::sync::watch;
 
 pub use archive::ArchiveError;
 pub use artifact::{Artifact, Held, Progress, Role, State};
+pub use index::Bringing;
 pub use metrics::Metrics;
 pub use sweep::{Report, Swept};
 
 use self::index::Index;
 use self::layout::Layout;
-use crate::digest::{ArtifactId, Digest, IdentityId, KeyId};
+use crate::digest::{ArtifactId, Digest, IdentityId};
 use crate::identity::UnixTime;
 
 /// Where the store is and how much it may hold.
@@ -93,9 +95,12 @@ pub enum StoreError {
     Directory { path: PathBuf, problem: &'static str, mend: String },
     #[error("store {path} is in use by process {pid}: stop that, or give this one a directory of its own")]
     Locked { path: PathBuf, pid: String },
-    #[error("{needed} bytes are needed; the disk has {free} free, of which {reserve} stay free")]
+    #[error(
+        "{needed} bytes are needed; the disk has {free} free, of which {reserve} stay free: free some of it, \
+         or lower `store.reserve_bytes`"
+    )]
     NoSpace { needed: u64, free: u64, reserve: u64 },
-    #[error("{needed} bytes are needed; the store holds {used} of at most {max_bytes}")]
+    #[error("{needed} bytes are needed; the store holds {used} of at most {max_bytes}: raise `store.max_bytes`")]
     OverLimit { needed: u64, used: u64, max_bytes: u64 },
     #[error("chunk {0} is not in the store")]
     Missing(Digest),
@@ -191,18 +196,22 @@ impl Store {
         list
     }
 
-    /// The complete artifact of the highest generation that `signer` signed for this identity and subject: what the next
-    /// generation builds on.
-    pub fn latest(&self, identity: &IdentityId, subject: &str, signer: &KeyId) -> Option<Arc<Artifact>> {
+    /// Of the complete artifacts of this identity and subject the one of the highest generation that `is_ours`, which is
+    /// asked of the newest first.
+    pub fn latest(
+        &self,
+        identity: &IdentityId,
+        subject: &str,
+        is_ours: impl Fn(&Artifact) -> bool,
+    ) -> Option<Arc<Artifact>> {
         let fits = |artifact: &&Arc<Artifact>| {
             artifact.state() == State::Complete
                 && artifact.identity() == *identity
                 && artifact.manifest().subject == subject
-                && artifact.signed().signer() == *signer
         };
-        let artifacts = self.artifacts();
-        let newest = |one: &&Arc<Artifact>| (one.manifest().generation, one.manifest().created, one.id());
-        artifacts.values().filter(fits).max_by_key(newest).cloned()
+        let mut found: Vec<Arc<Artifact>> = self.artifacts().values().filter(fits).cloned().collect();
+        found.sort_unstable_by_key(|one| Reverse((one.manifest().generation, one.manifest().created, one.id())));
+        found.into_iter().find(|artifact| is_ours(artifact))
     }
 
     /// Changes whenever an artifact comes, goes, becomes complete or ceases to be.

@@ -136,12 +136,14 @@ async fn write(mut log: Log, mut queue: mpsc::Receiver<Event>, lost: Arc<AtomicU
             Some(event) => event,
             None => queue.try_recv().ok(),
         };
-        let Some(event) = event else { return };
         let missed = lost.swap(0, Ordering::Relaxed);
         let missed = (missed > 0).then(|| of_agent(Action::Lost, None, format!("{missed} events")));
+        if event.is_none() && missed.is_none() {
+            return;
+        }
         let now = SystemTime::now();
         let written = tokio::task::spawn_blocking(move || {
-            let written = [Some(event), missed].into_iter().flatten().try_for_each(|event| log.append(now, event));
+            let written = [event, missed].into_iter().flatten().try_for_each(|event| log.append(now, event));
             (log, written)
         });
         match written.await {
@@ -163,6 +165,19 @@ mod tests {
 
     fn told(action: &str) -> pb::AuditEvent {
         pb::AuditEvent { action: action.to_owned(), artifact: "a".to_owned(), ..pb::AuditEvent::default() }
+    }
+
+    #[tokio::test]
+    async fn how_many_were_lost_last_is_written_at_the_end() {
+        let state = tempfile::tempdir().unwrap();
+        let tasks = Tasks::new();
+        let audit = Audit::open(state.path(), &tasks, Family::default()).unwrap();
+        audit.lost.fetch_add(3, Ordering::Relaxed);
+        assert!(tasks.shutdown(Duration::from_secs(30)).await);
+        let mut lines = Vec::new();
+        verify(&state.path().join("audit"), |line| lines.push(line.event)).unwrap();
+        let last = lines.pop().unwrap();
+        assert_eq!((last.action, last.result.as_str()), (Action::Lost, "3 events"));
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ mod trust;
 mod turns;
 mod warm;
 
-use self::callers::{caller, grant, operator, tree};
+use self::callers::{caller, connected, grant, operator, tree};
 use self::calls::Calls;
 use self::status::{no_artifact, publish_status, store_status};
 pub(super) use self::turns::Turns;
@@ -264,10 +264,10 @@ impl Agent for Control {
     async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictReply>, Status> {
         operator(&request, &self.0.config, "evict artifacts")?;
         let id = convert::artifact_id(&request.into_inner().artifact_id)?;
-        self.0.directory.drop_artifact(id);
         let store = self.0.store.clone();
         let removed = tokio::task::spawn_blocking(move || store.remove(&id)).await;
         let removed = removed.map_err(|_| Status::internal("the store's thread panicked"))?;
+        // That it is gone is told as every change of the store is.
         Ok(Response::new(pb::EvictReply { freed_bytes: removed.map_err(|error| store_status(&error))? }))
     }
 
@@ -311,10 +311,11 @@ impl Agent for Control {
     }
 
     async fn report_start(&self, request: Request<pb::StartReport>) -> Result<Response<pb::StartReported>, Status> {
+        let open = connected(&request)?.open.clone();
         let start =
             Start::try_from(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.0.starts.count(&start);
-        self.0.reporter.started(&start);
+        self.0.reporter.started(&start, open);
         Ok(Response::new(pb::StartReported {}))
     }
 
@@ -384,6 +385,7 @@ impl Agent for Control {
         &self,
         request: Request<pb::OriginListRequest>,
     ) -> Result<Response<pb::OriginListReply>, Status> {
+        let _turn = self.0.turns.take(caller(&request)?)?;
         let origin = origin::configured(&self.0)?;
         Ok(Response::new(origin::list(&self.0, &origin, &request.into_inner().family).await?))
     }

@@ -1,6 +1,6 @@
 //! Tells the directory what the store holds: compares the store with what was told, and tells the difference.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -71,7 +71,8 @@ impl Holdings {
     /// True while an artifact is partial.
     fn tell(&self) -> bool {
         let artifacts = self.store.list();
-        artifacts.iter().for_each(|artifact| artifact.set_revoked(self.trust.hides(artifact)));
+        let hidden: HashSet<ArtifactId> =
+            artifacts.iter().filter(|artifact| self.trust.hides(artifact)).map(|artifact| artifact.id()).collect();
         if !self.provider.is_enabled() {
             return false;
         }
@@ -84,7 +85,7 @@ impl Holdings {
             fetching |= artifact.state() == State::Partial;
             let held = u32::try_from(artifact.progress().chunks).unwrap_or(u32::MAX);
             let is_nothing = held == 0 && artifact.state() == State::Partial;
-            if is_nothing || artifact.is_revoked() {
+            if is_nothing || hidden.contains(&artifact.id()) {
                 continue;
             }
             let before = gone.remove(&artifact.id());

@@ -10,7 +10,7 @@ pub(super) use self::grant::Grant;
 use self::push::Unsealed;
 pub(super) use self::push::{Push, PushError};
 use super::trust::Trust;
-use crate::artifact::{Base, Draft, Family, Manifest, ManifestError, Outputs, SignedManifest, Tree};
+use crate::artifact::{Base, BuildError, Draft, Family, Manifest, ManifestError, Outputs, SignedManifest, Tree};
 use crate::caches::SnapshotError;
 use crate::digest::{ArtifactId, ContentId, Digest, IdentityId};
 use crate::identity::{PrivateKey, TrustClass, UnixTime};
@@ -82,7 +82,7 @@ impl Publisher {
         let put = |chunk: &crate::artifact::Chunk, encoded: &[u8]| {
             self.store.put_new_chunk(&chunk.digest, encoded).map(drop).map_err(std::io::Error::other)
         };
-        let taken = publication.capture(tree, base.as_ref(), &Outputs { store: &put, progress })?;
+        let taken = publication.capture(tree, base.as_ref(), &Outputs { store: &put, progress }).map_err(of_store)?;
         let (draft, skipped) = publication.draft(taken);
         Ok((self.seal(draft)?, skipped))
     }
@@ -90,7 +90,8 @@ impl Publisher {
     /// Our newest generation; held, so that its chunks are not evicted while the next one is built on them.
     fn latest(&self, identity: &IdentityId, subject: &str) -> Result<Option<Held>, PublishError> {
         let signer = self.signer.as_ref().ok_or(PublishError::NoSigner)?;
-        let latest = self.store.latest(identity, subject, &signer.public().id());
+        let key = signer.public();
+        let latest = self.store.latest(identity, subject, |artifact| artifact.signed().is_signed_by(&key));
         Ok(latest.and_then(|artifact| self.store.hold(&artifact.id())))
     }
 
@@ -133,6 +134,12 @@ impl Publisher {
             warning,
         }
     }
+}
+
+/// The store's own error, if that is the reason.
+fn of_store(error: SnapshotError) -> PublishError {
+    let SnapshotError::Build(BuildError::Sink(error)) = error else { return error.into() };
+    error.downcast::<StoreError>().map_or_else(|error| SnapshotError::from(BuildError::Sink(error)).into(), Into::into)
 }
 
 /// Nothing that a reader could tell apart, except when and by which build it was signed.

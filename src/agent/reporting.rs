@@ -4,7 +4,7 @@
 mod documents;
 mod problems;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -93,8 +93,9 @@ impl Reporter {
         })
     }
 
-    pub(super) fn started(&self, start: &Start) {
-        self.history().add(start, UnixMillis::now());
+    /// `open` is there for as long as whoever has told it is connected.
+    pub(super) fn started(&self, start: &Start, open: Weak<()>) {
+        self.history().add(start, UnixMillis::now(), open);
         self.news.notify_one();
     }
 

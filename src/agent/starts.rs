@@ -228,8 +228,9 @@ impl StartMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::report::{MAX_COUNT, StartError};
+    use super::report::StartError;
     use super::*;
+    use crate::protocol::agent::MAX_START_COUNT;
     use crate::protocol::pb;
 
     fn report() -> pb::StartReport {
@@ -260,7 +261,7 @@ mod tests {
             assert_eq!(refused(saved), StartError::Time("saved_seconds"));
         }
         assert_eq!(refused(|report| report.families[0].installed = u32::MAX), StartError::Count("installed"));
-        assert_eq!(refused(|report| report.families[0].used = MAX_COUNT + 1), StartError::Count("used"));
+        assert_eq!(refused(|report| report.families[0].used = MAX_START_COUNT + 1), StartError::Count("used"));
         assert_eq!(refused(|report| report.families = vec![Default::default(); 65]), StartError::Families);
         assert_eq!(refused(|report| report.outcome = 0), StartError::Outcome);
         let artifact = pb::StartArtifact { artifact_id: vec![7; 32].into(), signers: vec![vec![7; 32].into()] };

@@ -36,6 +36,12 @@ pub(super) struct Trust {
     audit: Audit,
 }
 
+/// The policy's file when it was last used, and why it was not since.
+struct Seen {
+    modified: Option<SystemTime>,
+    problem: Option<String>,
+}
+
 /// What became of the policy's file.
 pub(super) enum Reread {
     /// There is none: servers tell what is new.
@@ -72,13 +78,21 @@ impl Trust {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, policy: Option<Policy>) {
-        let (before, now) = (self.policy().map(|policy| policy.version), policy.as_ref().map(|policy| policy.version));
+    /// An older version never takes the place of a newer one. `policy` is asked for while nobody else sets another.
+    fn set(&self, policy: impl FnOnce() -> Option<Policy>) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let policy = policy();
+        let (before, now) =
+            (current.as_ref().map(|policy| policy.version), policy.as_ref().map(|policy| policy.version));
+        if now.is_some() && now < before {
+            return;
+        }
+        *current = policy.map(Arc::new);
+        drop(current);
         if before != now {
             let result = if now.is_some() { "in force" } else { "none: nothing is installed" };
             self.audit.tell(of_agent(Action::Policy, now, result));
         }
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = policy.map(Arc::new);
         self.changed.send_replace(());
     }
 
@@ -87,20 +101,18 @@ impl Trust {
         self.changed.subscribe()
     }
 
-    /// For those who serve: false once an artifact, or every key that signed it, is revoked.
+    /// For those who serve: false once an artifact, or those who signed it, are revoked.
     pub(super) fn may_serve(self: &Arc<Self>, store: &Store) -> MayServe {
         let (trust, store) = (self.clone(), store.clone());
-        Arc::new(move |id| {
-            let Some(policy) = trust.policy() else { return true };
-            let signed_by = store.get(id).map(|artifact| artifact.signed().key_ids()).unwrap_or_default();
-            !policy.is_revoked(id, &signed_by)
+        Arc::new(move |id| match store.get(id) {
+            Some(artifact) => !trust.hides(&artifact),
+            None => !trust.policy().is_some_and(|policy| policy.is_artifact_revoked(id)),
         })
     }
 
     /// Whether it is not told to anybody that this node has it.
     pub(super) fn hides(&self, artifact: &Artifact) -> bool {
-        let is_revoked = |policy: Arc<Policy>| policy.is_revoked(&artifact.id(), &artifact.signed().key_ids());
-        self.policy().is_some_and(is_revoked)
+        self.policy().is_some_and(|policy| artifact.judge(&policy))
     }
 
     /// In a word: `ok`, `expired`, `unconfirmed`, or `none`.
@@ -113,26 +125,36 @@ impl Trust {
         }
     }
 
-    /// Reads the file again when its time changes. A policy that cannot be used leaves the one before in force.
+    /// Reads the file again when its time changes. A policy that cannot be used leaves the one before in force, and is tried
+    /// again: the file may have been half written.
     pub(super) async fn watch(self: Arc<Self>) {
         let Some(path) = self.config.policy.clone().filter(|_| self.distribution.is_none()) else { return };
-        let mut seen = modified(&path);
+        let mut seen = Seen { modified: modified(&path), problem: None };
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = modified(&path);
-            if now == seen {
-                continue;
-            }
-            seen = now;
-            if let Err(error) = self.reload() {
-                tracing::error!(%error, "the changed trust policy is not used; the one before stays");
-            }
+            self.look(&path, &mut seen).await;
         }
     }
 
-    fn reload(&self) -> Result<(), PolicyError> {
-        self.take(self.read_again()?);
-        Ok(())
+    async fn look(self: &Arc<Self>, path: &Path, seen: &mut Seen) {
+        let now = modified(path);
+        if now == seen.modified {
+            return;
+        }
+        let trust = self.clone();
+        let reloading = tokio::task::spawn_blocking(move || trust.read_again().map(|reread| trust.take(reread)));
+        // A panic there is logged by the runtime.
+        let Ok(reloaded) = reloading.await else { return };
+        match reloaded {
+            Ok(()) => *seen = Seen { modified: now, problem: None },
+            Err(error) => {
+                let problem = Some(error.to_string());
+                if seen.problem != problem {
+                    tracing::error!(%error, "the changed trust policy is not used; the one before stays");
+                    seen.problem = problem;
+                }
+            }
+        }
     }
 
     /// Reads the policy's file again, if the policy is of one, for [`Trust::take`]. Blocks.
@@ -146,7 +168,7 @@ impl Trust {
     pub(super) fn take(&self, reread: Reread) {
         if let Reread::File(policy) = reread {
             tracing::info!(version = policy.as_ref().map(|policy| policy.version), "trust policy read again");
-            self.set(policy);
+            self.set(|| policy);
         }
     }
 
@@ -184,7 +206,7 @@ impl Trust {
             if (before.root, before.policy) != (now.root, now.policy) {
                 tracing::info!(root = now.root, policy = now.policy, "documents of trust were taken");
             }
-            self.set(distribution.policy());
+            self.set(|| distribution.policy());
             taken.map(drop)
         });
         // A panic there is logged by the runtime, and the next heartbeat tries again.
@@ -199,4 +221,50 @@ impl Trust {
 
 fn modified(path: &Path) -> Option<SystemTime> {
     path.metadata().and_then(|meta| meta.modified()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(version: u64) -> String {
+        format!("version = {version}\nexpires = \"2050-01-01T00:00:00Z\"\n")
+    }
+
+    /// Of a file of version 1.
+    fn trust(dir: &Path) -> (Arc<Trust>, std::path::PathBuf) {
+        let path = dir.join("policy.toml");
+        std::fs::write(&path, policy(1)).unwrap();
+        let config = TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() };
+        (Trust::load(config, dir, Audit::nowhere()).unwrap(), path)
+    }
+
+    fn version(trust: &Trust) -> u64 {
+        trust.policy().unwrap().version
+    }
+
+    #[tokio::test]
+    async fn a_file_that_could_not_be_used_once_is_tried_again_though_its_time_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trust, path) = trust(dir.path());
+        let mut seen = Seen { modified: None, problem: None };
+        std::fs::write(&path, "version = ").unwrap();
+        let time = path.metadata().unwrap().modified().unwrap();
+        trust.look(&path, &mut seen).await;
+        assert!(version(&trust) == 1 && seen.problem.is_some() && seen.modified.is_none());
+        std::fs::write(&path, policy(2)).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        trust.look(&path, &mut seen).await;
+        assert!(version(&trust) == 2 && seen.problem.is_none() && seen.modified == Some(time));
+    }
+
+    #[test]
+    fn an_older_version_never_takes_the_place_of_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trust, _) = trust(dir.path());
+        for (given, in_force) in [(3, 3), (2, 3), (3, 3), (4, 4)] {
+            trust.take(Reread::File(Some(Policy::parse(&policy(given)).unwrap())));
+            assert_eq!(version(&trust), in_force);
+        }
+    }
 }

@@ -107,8 +107,9 @@ impl Uploads {
     /// The newest of each subject of what was published here.
     fn wanted(&self) -> HashSet<ArtifactId> {
         let newest = |artifact: &Artifact| {
-            let signer = artifact.signed().signer();
-            let latest = self.store.latest(&artifact.identity(), &artifact.manifest().subject, &signer);
+            let ours =
+                |one: &Artifact| one.role() == Role::Published && one.signed().signer() == artifact.signed().signer();
+            let latest = self.store.latest(&artifact.identity(), &artifact.manifest().subject, ours);
             latest.is_some_and(|latest| latest.id() == artifact.id())
         };
         let own = |artifact: &Arc<Artifact>| {

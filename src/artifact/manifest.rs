@@ -10,7 +10,9 @@ use bytes::Bytes;
 
 use super::{Codec, MAX_BODY, MAX_ENVELOPE, PathError, RelPath, SourceIdentity, SourceIdentityError, Span, wire};
 use crate::digest::{ArtifactId, ContentId, Digest, InvalidDigest, KeyId};
-use crate::identity::{Claim, Envelope, EnvelopeError, Policy, PrivateKey, Refusal, TrustClass, UnixTime, Verdict};
+use crate::identity::{
+    Claim, Envelope, EnvelopeError, Policy, PrivateKey, PublicKey, Refusal, TrustClass, UnixTime, Verdict, Verified,
+};
 
 /// DSSE payload type of a manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.warmd.manifest.v1";
@@ -245,6 +247,7 @@ pub struct SignedManifest {
 pub struct Admitted {
     signed: Arc<SignedManifest>,
     signers: Vec<String>,
+    keys: Vec<KeyId>,
 }
 
 impl SignedManifest {
@@ -260,16 +263,40 @@ impl SignedManifest {
     pub fn admit(envelope: Bytes, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
         let parsed = decode_envelope(&envelope)?;
         let verified = policy.verify(&parsed)?;
-        let signed = Self::from_envelope(envelope, &parsed)?;
-        let signers = policy.admit(&verified, &signed.manifest.claim(signed.id), now)?;
-        Ok(Admitted { signed: Arc::new(signed), signers })
+        Arc::new(Self::from_envelope(envelope, &parsed)?).judged(&verified, policy, now)
     }
 
     /// As [`SignedManifest::admit`] of the envelope that this was parsed from, which is not parsed again.
     pub fn readmit(self: &Arc<Self>, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
         let verified = policy.verify(&decode_envelope(&self.envelope)?)?;
-        let signers = policy.admit(&verified, &self.manifest.claim(self.id), now)?;
-        Ok(Admitted { signed: self.clone(), signers })
+        self.clone().judged(&verified, policy, now)
+    }
+
+    fn judged(self: Arc<Self>, verified: &Verified, policy: &Policy, now: UnixTime) -> Result<Admitted, ManifestError> {
+        let signers = policy.admit(verified, &self.manifest.claim(self.id), now)?;
+        let keys = policy.keys_of(&signers);
+        Ok(Admitted { signed: self, signers, keys })
+    }
+
+    /// For those who hold it: whether `policy` has revoked it, or too many of those who really signed it. Signatures are
+    /// verified only where a revoked key is claimed and others might stand for it.
+    pub fn is_revoked(&self, policy: &Policy) -> bool {
+        let claimed = self.key_ids();
+        let revoked = policy.is_revoked(&self.id, &claimed);
+        if revoked || !claimed.iter().any(|key| policy.is_key_revoked(key)) {
+            return revoked;
+        }
+        let verified = decode_envelope(&self.envelope).ok().and_then(|envelope| policy.verify(&envelope).ok());
+        let verified = verified.iter().flat_map(Verified::key_ids);
+        let signed_by: Vec<KeyId> =
+            claimed.iter().copied().filter(|key| policy.is_key_revoked(key)).chain(verified).collect();
+        policy.is_revoked(&self.id, &signed_by)
+    }
+
+    /// Whether `key` really signed it.
+    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+        let verifies = |envelope: Envelope| !envelope.verify(std::iter::once(key)).is_empty();
+        self.key_ids().contains(&key.id()) && decode_envelope(&self.envelope).is_ok_and(verifies)
     }
 
     /// The verdict of the policy on each signer that it knows; for people.
@@ -313,11 +340,6 @@ impl SignedManifest {
         std::iter::once(self.signer).chain(self.others.iter().copied()).collect()
     }
 
-    /// As [`SignedManifest::key_ids`], of an envelope that is not parsed otherwise.
-    pub fn key_ids_of(envelope: &Bytes) -> Result<Vec<KeyId>, ManifestError> {
-        Ok(decode_envelope(envelope)?.key_ids().collect())
-    }
-
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -327,6 +349,11 @@ impl Admitted {
     /// Names of the signers that the policy accepted.
     pub fn signers(&self) -> &[String] {
         &self.signers
+    }
+
+    /// Their keys.
+    pub fn keys(&self) -> &[KeyId] {
+        &self.keys
     }
 
     pub fn into_signed(self) -> Arc<SignedManifest> {
@@ -346,6 +373,17 @@ fn decode_envelope(bytes: &Bytes) -> Result<Envelope, ManifestError> {
         return Err(ManifestError::TooLarge(bytes.len()));
     }
     Ok(Envelope::decode(MANIFEST_TYPE, bytes.clone())?)
+}
+
+#[cfg(test)]
+impl SignedManifest {
+    /// With a signature in front that claims `key`, and that nobody has made.
+    pub(crate) fn with_junk_of(&self, key: KeyId) -> Self {
+        // A field of 100 bytes, with one of 32 and one of 64.
+        let junk = [&[0x1a, 0x64, 0x0a, 0x20][..], key.as_bytes(), &[0x12, 0x40], &[7; 64]].concat();
+        let front = self.envelope.len() - junk.len() * self.key_ids().len();
+        Self::decode_unverified([&self.envelope[..front], &junk, &self.envelope[front..]].concat().into()).unwrap()
+    }
 }
 
 #[cfg(test)]

@@ -96,6 +96,10 @@ pub(super) trait Filter: Sync {
 
     /// Files and directories that are looked at before the walk gives up.
     fn most_names(&self) -> usize;
+
+    /// Whether small files are read, and private keys among them left out. Else only those that nobody else may read are:
+    /// looking into each of many files takes long.
+    fn reads_for_keys(&self) -> bool;
 }
 
 /// Files in no order, and what was left out.
@@ -147,7 +151,7 @@ impl Walk<'_> {
                 continue;
             }
             if is_directory {
-                below.push(relative);
+                below.extend(self.below(&mut skipped, relative)?);
                 continue;
             }
             match self.file(&listing, name, &relative) {
@@ -185,9 +189,23 @@ impl Walk<'_> {
         if self.names.fetch_add(1, Ordering::Relaxed) >= limit {
             return Err(ScanError::Overgrown { directory: self.tree.path().to_owned(), limit });
         }
-        // Nothing below could be named, and the walk must not go as deep as somebody likes.
-        let too_deep = is_directory && RelPath::new(relative).is_err();
-        Ok(if too_deep { Some("no path of an artifact") } else { filter.leaves(relative, is_directory) })
+        Ok(filter.leaves(relative, is_directory))
+    }
+
+    /// The directory, if it is to be walked. Below one that no path of an artifact names nothing could be named, and the walk
+    /// must not go as deep as somebody likes.
+    fn below(&self, skipped: &mut Vec<String>, relative: String) -> Result<Option<String>, ScanError> {
+        match RelPath::new(&relative) {
+            Ok(_) => Ok(Some(relative)),
+            Err(source) => {
+                let error = ScanError::Path { path: self.tree.path().join(&relative), source };
+                if self.filter.is_none() {
+                    return Err(error);
+                }
+                self.leave(skipped, error.to_string());
+                Ok(None)
+            }
+        }
     }
 
     fn leave(&self, skipped: &mut Vec<String>, reason: String) {
@@ -218,8 +236,9 @@ impl Walk<'_> {
             stamp,
             content: None,
         };
+        let reads = stat.st_mode & FOR_OTHERS == 0 || self.filter.is_some_and(|filter| filter.reads_for_keys());
         // Others are looked at when they are read.
-        match stat.st_mode & FOR_OTHERS == 0 && file.is_private_key() {
+        match reads && file.is_private_key() {
             true => Err(ScanError::PrivateKey(path())),
             false => Ok(Ok(file)),
         }

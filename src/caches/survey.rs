@@ -61,7 +61,7 @@ pub struct Selection<'a> {
 pub fn survey(root: &Path, family: &'static CacheFamily) -> Result<Survey, ScanError> {
     match Tree::open(root) {
         Err(error) if error.is_gone() => Ok(Survey::default()),
-        root => look(&root?, family, None, None),
+        root => look(&root?, Named { family, subject: None, most_names: MAX_NAMES, reads_for_keys: false }, None),
     }
 }
 
@@ -72,13 +72,18 @@ pub fn snapshot_subject(
     outputs: &Outputs<'_>,
 ) -> Result<Snapshot, SnapshotError> {
     let Selection { root, family, subject, settled_by } = *selection;
-    let look = || {
-        let mut survey = look(root, family, Some(subject), settled_by)?;
+    let look = |reads_for_keys| {
+        let named = Named { family, subject: Some(subject), most_names: MAX_NAMES, reads_for_keys };
+        let mut survey = look(root, named, settled_by)?;
         let found = survey.subjects.pop().ok_or_else(|| ScanError::Empty(root.path().join(subject)))?;
         let entries = found.entries.into_iter().map(|entry| entry.path).collect();
         Ok(Found { files: found.files, entries, skipped: survey.left })
     };
-    capture(root, look, base, outputs)
+    match capture(root, || look(false), base, outputs) {
+        // One that everybody may read: it stays, and the rest need not.
+        Err(SnapshotError::Build(BuildError::PrivateKey(_))) => capture(root, || look(true), base, outputs),
+        taken => taken,
+    }
 }
 
 impl Subject {
@@ -98,6 +103,7 @@ struct Named<'a> {
     family: &'static CacheFamily,
     subject: Option<&'a str>,
     most_names: usize,
+    reads_for_keys: bool,
 }
 
 impl Filter for Named<'_> {
@@ -117,6 +123,10 @@ impl Filter for Named<'_> {
     fn most_names(&self) -> usize {
         self.most_names
     }
+
+    fn reads_for_keys(&self) -> bool {
+        self.reads_for_keys
+    }
 }
 
 /// Whether `path` is `subject`, lies in it or above it.
@@ -124,13 +134,9 @@ fn is_on_the_way(path: &str, subject: &str) -> bool {
     path.split('/').zip(subject.split('/')).all(|(a, b)| a == b)
 }
 
-fn look(
-    root: &Tree,
-    family: &'static CacheFamily,
-    subject: Option<&str>,
-    settled_by: Option<SystemTime>,
-) -> Result<Survey, ScanError> {
-    let (files, mut left) = find(root, Named { family, subject, most_names: MAX_NAMES })?;
+fn look(root: &Tree, named: Named<'_>, settled_by: Option<SystemTime>) -> Result<Survey, ScanError> {
+    let family = named.family;
+    let (files, mut left) = find(root, named)?;
     let mut candidates = group(files, family);
     let mut held = 0;
     candidates.retain(|candidate| {

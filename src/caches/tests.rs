@@ -90,6 +90,16 @@ fn names_that_no_artifact_can_hold_are_refused() {
 }
 
 #[test]
+fn a_directory_deeper_than_any_artifact_is_refused_by_name_and_not_walked() {
+    let dir = tempfile::tempdir().unwrap();
+    // A thread's stack does not hold so many levels of a walk.
+    std::fs::create_dir_all(dir.path().join(vec!["d"; 400].join("/"))).unwrap();
+    let refused = refused(dir.path());
+    let ScanError::Path { path, source: crate::artifact::PathError::TooDeep } = refused else { panic!("{refused}") };
+    assert_eq!(path, dir.path().join(vec!["d"; 33].join("/")));
+}
+
+#[test]
 fn missing_empty_and_unreadable_directories_are_told_apart() {
     let dir = tree(&["file"]);
     assert!(matches!(refused(&dir.path().join("none")), ScanError::Tree(TreeError::Read { .. })));

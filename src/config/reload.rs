@@ -5,7 +5,8 @@ use toml::Table;
 
 use super::difference::{self, Difference};
 
-/// Which keys can change while a role runs. The contents of the files that keys name are read again in any case.
+/// Which keys can change while a role runs. The contents of the files that these name are read again in any case; those of
+/// `node.key`, `signer`, `web.token_file` and `tracing.headers_file` are read at the start alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reloadable(pub &'static [&'static str]);
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::problem::{Problem, Problems, Severity};
 use super::{AgentFile, ConfigError, Environmental, MetadataConfig, ServedEngine};
-use crate::agent::AgentConfig;
+use crate::agent::{AgentConfig, GpuSection};
 use crate::discovery::Mode;
 use crate::identity::trust::read_root;
 use crate::identity::{CertificateState, NodeConfig, PrivateKey, RENEW, TrustConfig, UnixTime};
@@ -31,8 +31,9 @@ pub enum Scope {
 }
 
 pub fn agent(file: &AgentFile, scope: Scope) -> Vec<Problem> {
-    let AgentConfig { node, trust, signer, state_dir, transport, metrics, web, tracing, discovery, metadata, .. } =
-        &file.agent;
+    let AgentConfig {
+        node, trust, signer, state_dir, transport, metrics, web, tracing, discovery, metadata, gpu, ..
+    } = &file.agent;
     let mut found = Vec::new();
     identity(&mut found, node, state_dir);
     if discovery.mode != Mode::Serverless && metadata.servers.is_empty() {
@@ -55,6 +56,7 @@ pub fn agent(file: &AgentFile, scope: Scope) -> Vec<Problem> {
     listens(&mut found, "metrics.listen", metrics.listen);
     page(&mut found, web);
     exporter(&mut found, tracing, scope);
+    gpus(&mut found, gpu);
     if let Some(ServedEngine { serve, .. }) = &file.served {
         found.extend(self::serve(serve, scope).into_iter().map(|problem| problem.within("serve")));
     }
@@ -188,6 +190,16 @@ fn free(
     }
 }
 
+fn gpus(found: &mut Vec<Problem>, gpu: &GpuSection) {
+    let Some(program) = gpu.program.as_deref().filter(|program| gpu.enabled && !program.is_file()) else { return };
+    let text = format!(
+        "there is no program {}, so nothing is told of GPUs: name the one that is there, or leave the line out to look in \
+         PATH",
+        program.display()
+    );
+    found.push(Problem::warning(&["gpu.program"], text));
+}
+
 fn exporter(found: &mut Vec<Problem>, tracing: &TracingConfig, scope: Scope) {
     if let Err(error) = tracing.check() {
         found.push(Problem::error(&["tracing.headers_file"], chain(&error)));
@@ -233,6 +245,21 @@ mod tests {
         assert_eq!(keys(&found, Severity::Error), expected, "{found:#?}");
         assert!(found[3].text.contains("stop what is there") && found[3].is_taken);
         assert!(require(found).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_named_for_gpus_and_is_not_there_is_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |gpu: GpuSection| {
+            let mut found = Vec::new();
+            gpus(&mut found, &gpu);
+            keys(&found, Severity::Warning).len()
+        };
+        let named = |path: &Path| GpuSection { program: Some(path.to_owned()), ..GpuSection::default() };
+        assert_eq!(told(GpuSection::default()), 0);
+        assert_eq!(told(named(&dir.path().join("none"))), 1);
+        assert_eq!(told(GpuSection { enabled: false, ..named(&dir.path().join("none")) }), 0);
+        assert_eq!(told(named(&std::env::current_exe().unwrap())), 0);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::cert::read_certificates;
 use super::certificate::Validity;
 use super::key::NodeId;
 use super::time::UnixTime;
-use super::tls::{TlsError, crypto_provider};
+use super::tls::{RENEW, TlsError, crypto_provider};
 
 /// Which nodes may speak with us.
 #[derive(Debug, Clone)]
@@ -44,6 +44,20 @@ pub enum NotAdmitted {
     Unlisted,
     #[error("cannot be used: {0}")]
     Unusable(rustls::Error),
+}
+
+impl NotAdmitted {
+    /// What to do about it, and where.
+    pub fn way_out(&self) -> String {
+        match self {
+            Self::NotYet(_) => format!("{RENEW} there, unless a clock is wrong: compare those of both machines"),
+            Self::Unlisted => "If it belongs to this cluster, add it to `node.allow` here".to_owned(),
+            Self::Foreign => {
+                format!("{RENEW} there; or replace `node.ca` here, if that authority is a newer one of this cluster")
+            }
+            Self::Expired(_) | Self::Unusable(_) => format!("{RENEW} there"),
+        }
+    }
 }
 
 fn seconds(time: PkiTime) -> UnixTime {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::admission::{Admission, NotAdmitted};
 use super::certificate::Validity;
 use super::time::UnixTime;
+use super::verifier::Refusals;
 
 /// A certificate with its key, and the rule by which others are admitted.
 #[derive(Debug)]
@@ -41,23 +42,30 @@ impl Credentials {
 }
 
 /// Credentials of connections that begin now. One that is open keeps what it began with.
-pub(super) struct Current(watch::Sender<Arc<Credentials>>);
+pub(super) struct Current {
+    credentials: watch::Sender<Arc<Credentials>>,
+    refusals: Refusals,
+}
 
 impl Current {
     pub(super) fn new(credentials: Credentials) -> Self {
-        Self(watch::Sender::new(Arc::new(credentials)))
+        Self { credentials: watch::Sender::new(Arc::new(credentials)), refusals: Refusals::default() }
     }
 
     pub(super) fn set(&self, credentials: Arc<Credentials>) {
-        self.0.send_replace(credentials);
+        self.credentials.send_replace(credentials);
     }
 
     pub(super) fn get(&self) -> Arc<Credentials> {
-        self.0.borrow().clone()
+        self.credentials.borrow().clone()
+    }
+
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<Arc<Credentials>> {
-        self.0.subscribe()
+        self.credentials.subscribe()
     }
 }
 

@@ -197,6 +197,12 @@ pub struct Verified {
     keys: Vec<PublicKey>,
 }
 
+impl Verified {
+    pub fn key_ids(&self) -> impl Iterator<Item = KeyId> + '_ {
+        self.keys.iter().map(PublicKey::id)
+    }
+}
+
 impl Policy {
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         let document: Document = toml::from_str(text)?;

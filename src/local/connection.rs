@@ -2,25 +2,36 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tonic::transport::server::{Connected, UdsConnectInfo};
+use tonic::transport::server::Connected;
 
-use super::Share;
+use crate::lifecycle::Share;
 
 /// Counts for as long as it is open.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     uid: u32,
-    place: Share,
+    place: Share<u32>,
+    /// As long as it is open.
+    open: Arc<()>,
+}
+
+/// Who calls, as a handler knows it.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub uid: u32,
+    /// There for as long as the connection is open.
+    pub open: Weak<()>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, uid: u32, place: Share) -> Self {
-        Self { stream, uid, place }
+    pub(super) fn new(stream: UnixStream, uid: u32, place: Share<u32>) -> Self {
+        Self { stream, uid, place, open: Arc::default() }
     }
 
     /// The user at the other end.
@@ -29,16 +40,16 @@ impl Connection {
     }
 
     /// The stream counts until the share is dropped.
-    pub fn into_parts(self) -> (UnixStream, Share) {
+    pub fn into_parts(self) -> (UnixStream, Share<u32>) {
         (self.stream, self.place)
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> UdsConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Caller {
+        Caller { uid: self.uid, open: Arc::downgrade(&self.open) }
     }
 }
 

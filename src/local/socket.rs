@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
-use super::{Connection, MAX_SOCKET_PATH, Shares};
+use super::{Connection, MAX_SOCKET_PATH};
 use crate::identity::TrustClass;
+use crate::lifecycle::Shares;
 
 /// `[local]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ pub struct Listener {
     listener: Option<UnixListener>,
     path: PathBuf,
     callers: Callers,
-    places: Shares,
+    places: Shares<u32>,
 }
 
 /// Who may use a socket; clones are the same. Root and the agent's own user always may.
@@ -155,7 +156,7 @@ impl Drop for Listener {
     }
 }
 
-fn admit(stream: UnixStream, callers: &Callers, places: &Shares) -> io::Result<Option<Connection>> {
+fn admit(stream: UnixStream, callers: &Callers, places: &Shares<u32>) -> io::Result<Option<Connection>> {
     let caller = stream.peer_cred()?;
     if !callers.include(caller.uid()) {
         tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: add its uid to `local.allow_uids`");

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::identity::{NodeId, Share, Shares};
+use crate::identity::NodeId;
+use crate::lifecycle::{Share, Shares};
 
 /// When to come again; callers add jitter.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -22,7 +23,7 @@ pub(super) const RETRY_AFTER_MS: &str = "retry-after-ms";
 pub(super) struct Room {
     places: Arc<Semaphore>,
     reserved: usize,
-    shares: Shares,
+    shares: Shares<NodeId>,
 }
 
 /// One node has at most this part of the places: its requests may have bodies that do not come.
@@ -31,7 +32,7 @@ const SHARE: usize = 8;
 /// Given back when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    _permit: Arc<(OwnedSemaphorePermit, Share)>,
+    _permit: Arc<(OwnedSemaphorePermit, Share<NodeId>)>,
 }
 
 impl Room {

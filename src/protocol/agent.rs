@@ -13,6 +13,11 @@ use crate::protocol::report::MAX_START_FAMILIES;
 /// Events of the audit log in one call.
 pub const MAX_AUDIT_EVENTS: usize = 64;
 
+/// In the report of a start: artifacts, signers of each, and what a number may be.
+pub const MAX_START_ARTIFACTS: usize = 512;
+pub const MAX_START_SIGNERS: usize = 8;
+pub const MAX_START_COUNT: u32 = 1_000_000;
+
 /// Names in one answer that were left out of an artifact.
 pub const MAX_SKIPPED: usize = 100;
 

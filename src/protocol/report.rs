@@ -306,7 +306,7 @@ pub enum ProblemKind {
     ColdStart,
     /// The node's own: others refuse it, or soon will.
     Certificate,
-    /// The last start of an engine had what is revoked since.
+    /// An engine was started with what is revoked since.
     RevokedInUse,
 }
 

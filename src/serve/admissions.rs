@@ -4,6 +4,8 @@
 //! It counts as used once an engine was started after it was installed. What is revoked is taken away before the next start
 //! in any case; while an engine runs, only what was not used, since the engine may still read the rest.
 
+mod book;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +14,15 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use self::book::{Admissions, Book};
 use super::quarantine::Release;
-use super::records::{Records, RecordsError};
+use super::records::RecordsError;
 use super::target::Say;
 use crate::artifact::RelPath;
 use crate::digest::{ArtifactId, KeyId};
 use crate::identity::{Policy, Refusal};
 use crate::install::{CacheRoot, InstallError, LockError};
 use crate::local::chain;
-
-const FILE: &str = "admitted.json";
-const LOCK: &str = "admitted.lock";
-
-/// The newest stay.
-const MAX_ADMISSIONS: usize = 4096;
 
 /// For whoever installs into the root meanwhile.
 const FOR_LOCK: Duration = Duration::from_secs(3);
@@ -51,10 +48,6 @@ impl Admission {
     pub(super) fn new(release: Release, keys: Vec<KeyId>, entries: BTreeSet<RelPath>) -> Self {
         Self { release, keys, entries, used: false }
     }
-
-    fn is_of(&self, other: &Self) -> bool {
-        self.release.artifact == other.release.artifact
-    }
 }
 
 /// Of which admissions the policy is asked.
@@ -73,6 +66,14 @@ pub(super) struct Withdrawn {
     pub(super) reason: Refusal,
 }
 
+/// What came of asking again.
+#[derive(Debug, Default)]
+struct Withdrawal {
+    withdrawn: Vec<Withdrawn>,
+    /// Records that cannot be read: nobody knows what came with them.
+    damaged: Vec<PathBuf>,
+}
+
 /// Nothing was taken away, or not all.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WithdrawError {
@@ -86,75 +87,53 @@ pub(super) enum WithdrawError {
 
 /// Before it becomes visible: from now on it is known, whatever becomes of this process. Blocking.
 pub(super) fn add(root: &Path, admission: Admission) -> Result<(), RecordsError> {
-    let records = Records::make(root)?;
-    let _lock = records.lock(LOCK)?;
-    let mut all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
-    let newest = match all.iter().position(|known| known.is_of(&admission)) {
-        Some(at) => {
-            let mut known = all.remove(at);
-            known.entries.extend(admission.entries);
-            Admission { used: false, ..known }
-        }
-        None => admission,
-    };
-    all.push(newest);
-    let surplus = all.len().saturating_sub(MAX_ADMISSIONS);
-    all.drain(..surplus);
-    loop {
-        match records.write(FILE, &all) {
-            // Else nothing could be installed here any more.
-            Err(RecordsError::TooLarge { .. }) if all.len() > 1 => drop(all.drain(..all.len() / 2)),
-            written => return written,
-        }
-    }
+    Book::make(root)?.add(admission)
 }
 
 /// An artifact, and the keys of the signers that let it in.
 pub(super) type Used = (ArtifactId, Vec<KeyId>);
 
-/// An engine is about to be started: what it may read, oldest first. Blocking.
+/// An engine is about to be started: what it may read, oldest first; marked as far as that can be written. Blocking.
 pub(super) fn mark_used(root: &Path) -> Result<Vec<Used>, RecordsError> {
-    let Some(records) = Records::find(root)? else { return Ok(Vec::new()) };
-    let _lock = records.lock(LOCK)?;
-    let mut all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
-    if !all.iter().all(|admission| admission.used) {
-        all.iter_mut().for_each(|admission| admission.used = true);
-        records.write(FILE, &all)?;
+    let Some(book) = Book::find(root)? else { return Ok(Vec::new()) };
+    let known = book.all()?.known;
+    let marked = known.iter().filter(|admission| !admission.used).try_for_each(|admission| book.mark_used(admission));
+    if let Err(error) = marked {
+        tracing::warn!(%error, "what is used is not recorded");
     }
-    Ok(all.into_iter().map(|admission| (admission.release.artifact, admission.keys)).collect())
+    Ok(known.into_iter().map(|admission| (admission.release.artifact, admission.keys)).collect())
 }
 
 /// Asks `policy` again; what it does not confirm is taken away. Blocking.
-fn withdraw_now(root: &Path, policy: &Policy, whose: Whose) -> Result<Vec<Withdrawn>, WithdrawError> {
-    let Some(records) = Records::find(root)? else { return Ok(Vec::new()) };
-    let all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
+fn withdraw_now(root: &Path, policy: &Policy, whose: Whose) -> Result<Withdrawal, WithdrawError> {
+    let Some(book) = Book::find(root)? else { return Ok(Withdrawal::default()) };
+    let Admissions { known, damaged } = book.all()?;
     let refusal = |admission: &Admission| {
         let asked = whose == Whose::Everybodys || !admission.used;
         asked.then(|| policy.confirm(&admission.release.artifact, &admission.keys).err()).flatten()
     };
-    if !all.iter().any(|admission| refusal(admission).is_some()) {
-        return Ok(Vec::new());
+    let refused: Vec<ArtifactId> =
+        known.iter().filter(|one| refusal(one).is_some()).map(|one| one.release.artifact).collect();
+    let mut withdrawal = Withdrawal { withdrawn: Vec::new(), damaged };
+    if refused.is_empty() {
+        return Ok(withdrawal);
     }
-    // Whoever installs has this lock first and the record's after it.
+    // Whoever installs has this lock first and the records' after it.
     let cache = CacheRoot::open(root)?;
     let installing = cache.lock(Instant::now() + FOR_LOCK)?;
-    let _lock = records.lock(LOCK)?;
-    let all: Vec<Admission> = records.read(FILE)?.unwrap_or_default();
-    let (mut kept, mut withdrawn) = (Vec::new(), Vec::new());
-    for admission in all {
-        let Some(reason) = refusal(&admission) else {
-            kept.push(admission);
-            continue;
-        };
-        let mut entries = 0;
-        for entry in &admission.entries {
-            entries += usize::from(cache.discard(&installing, entry)?);
-        }
-        cache.forget(&installing, &admission.release.identity, &admission.release.artifact)?;
-        withdrawn.push(Withdrawn { release: admission.release, entries, reason });
+    for artifact in refused {
+        let withdrawn = book.take(&artifact, |admission| {
+            let Some(reason) = refusal(&admission) else { return Ok(None) };
+            let mut entries = 0;
+            for entry in &admission.entries {
+                entries += usize::from(cache.discard(&installing, entry)?);
+            }
+            cache.forget(&installing, &admission.release.identity, &artifact)?;
+            Ok::<_, WithdrawError>(Some(Withdrawn { release: admission.release, entries, reason }))
+        })?;
+        withdrawal.withdrawn.extend(withdrawn);
     }
-    records.write(FILE, &kept)?;
-    Ok(withdrawn)
+    Ok(withdrawal)
 }
 
 /// As [`withdraw_now`], off the runtime's threads, and told to the user.
@@ -162,7 +141,14 @@ pub(super) async fn withdraw(root: PathBuf, policy: Arc<Policy>, whose: Whose, s
     let place = root.display().to_string();
     let working = tokio::task::spawn_blocking(move || withdraw_now(&root, &policy, whose));
     match timeout(PATIENCE, working).await {
-        Ok(Ok(Ok(withdrawn))) => {
+        Ok(Ok(Ok(Withdrawal { withdrawn, damaged }))) => {
+            for path in damaged {
+                say(&format!(
+                    "REVOKED entries may be left in {place}: what came with {path} is not known any more, since it is damaged; \
+                     empty the cache, or remove that file where nothing of it was revoked",
+                    path = path.display()
+                ));
+            }
             for Withdrawn { release, entries, reason } in &withdrawn {
                 let (id, family) = (release.artifact.short(), &release.family);
                 say(&format!("{family}: {entries} entries of {id} taken away from {place}: {reason}"));
@@ -181,14 +167,20 @@ pub(super) async fn use_all(roots: Vec<PathBuf>) -> Vec<Used> {
     let marking = tokio::task::spawn_blocking(move || {
         let mark = |root: &PathBuf| {
             mark_used(root).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what is used is not recorded");
+                tracing::warn!(%error, "what the engine may read is not known: nobody is told when it is revoked");
                 Vec::new()
             })
         };
         roots.iter().flat_map(mark).collect()
     });
     // It goes on by itself where it takes longer.
-    timeout(PATIENCE, marking).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
+    timeout(PATIENCE, marking).await.map_or_else(
+        |_| {
+            tracing::warn!("what the engine may read was not read in time: nobody is told when it is revoked");
+            Vec::new()
+        },
+        Result::unwrap_or_default,
+    )
 }
 
 #[cfg(test)]

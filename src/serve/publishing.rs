@@ -14,6 +14,7 @@ use super::warming::{Entries, Warmed};
 use crate::artifact::{COMPILE_SECONDS, Provenance, RelPath};
 use crate::caches::{Subject, survey};
 use crate::engine::{AotSlot, StartLog};
+use crate::lifecycle::Doubling;
 use crate::local::{Client, ClientError, Content, Publication, builder, chain};
 use crate::protocol::pb::Published;
 
@@ -25,9 +26,13 @@ pub(super) const INIT_SECONDS: &str = "init_seconds";
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LAST_LOOK: Duration = Duration::from_secs(30);
 
+/// Before what the agent did not take is brought again: taking it costs a reading of all its files.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(10 * 60);
+
 pub(super) struct Publishing<'a> {
     client: Client,
-    families: Vec<(&'a Prospect, Entries)>,
+    families: Vec<Watched<'a>>,
     log: &'a Mutex<StartLog>,
     image: Option<String>,
     /// The engine's command in canonical form.
@@ -35,6 +40,43 @@ pub(super) struct Publishing<'a> {
     quiet: Duration,
     /// Artifacts.
     published: usize,
+}
+
+/// A family, and what is known of it.
+struct Watched<'a> {
+    prospect: &'a Prospect,
+    known: Entries,
+    /// By subject.
+    failing: BTreeMap<String, Failing>,
+}
+
+impl Watched<'_> {
+    fn failed(&mut self, subject: String, reason: String, say: &Say) {
+        let now = Instant::now();
+        let line = format!("{}: not published, will try again: {reason}", self.prospect.family.name);
+        if self.failing.entry(subject).or_insert_with(|| Failing::new(now)).failed(reason, now) {
+            say(&line);
+        }
+    }
+}
+
+/// A subject that the agent did not take.
+struct Failing {
+    reason: String,
+    pauses: Doubling,
+    again: Instant,
+}
+
+impl Failing {
+    fn new(now: Instant) -> Self {
+        Self { reason: String::new(), pauses: Doubling::new(FIRST_RETRY, LAST_RETRY), again: now }
+    }
+
+    /// Whether it is another reason than before.
+    fn failed(&mut self, reason: String, now: Instant) -> bool {
+        self.again = now + self.pauses.step();
+        std::mem::replace(&mut self.reason, reason) != self.reason
+    }
 }
 
 /// Why publishing ended.
@@ -45,6 +87,21 @@ pub enum Unpublished {
     /// It will say the same next time.
     #[error(transparent)]
     Refused(#[from] PushError),
+}
+
+/// What a look at the roots came to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Going {
+    /// Something was published or is being written: there may be more soon.
+    on: bool,
+    /// Something is not published yet, or may not be.
+    left: bool,
+}
+
+impl Going {
+    fn is_over(self) -> bool {
+        !self.left
+    }
 }
 
 /// What a look at one root found.
@@ -69,7 +126,9 @@ impl<'a> Publishing<'a> {
         launch: &'a BTreeMap<String, String>,
         quiet: Duration,
     ) -> Self {
-        let families = warmed.iter().map(|one| (&one.prospect, one.known())).collect();
+        let watched =
+            |one: &'a Warmed| Watched { prospect: &one.prospect, known: one.known(), failing: BTreeMap::new() };
+        let families = warmed.iter().map(watched).collect();
         Self { client, families, log, image, launch, quiet, published: 0 }
     }
 
@@ -79,7 +138,8 @@ impl<'a> Publishing<'a> {
         loop {
             sleep(pause).await;
             match self.look_at_all(say).await {
-                Ok(active) => pause = if active { FIRST_LOOK } else { (pause * 2).min(LAST_LOOK) },
+                Ok(Going { on: true, .. }) => pause = FIRST_LOOK,
+                Ok(_) => pause = (pause * 2).min(LAST_LOOK),
                 Err(refused) => return refused.into(),
             }
         }
@@ -88,7 +148,7 @@ impl<'a> Publishing<'a> {
     /// Ends when there is nothing new in any root and nothing is being written: how many artifacts were published.
     pub(super) async fn once(&mut self, ends: Instant, say: &Say) -> Result<usize, Unpublished> {
         let before = self.published;
-        while self.look_at_all(say).await? {
+        while !self.look_at_all(say).await?.is_over() {
             if Instant::now() >= ends {
                 return Err(Unpublished::Busy);
             }
@@ -97,39 +157,48 @@ impl<'a> Publishing<'a> {
         Ok(self.published - before)
     }
 
-    /// Whether anything is going on.
-    async fn look_at_all(&mut self, say: &Say) -> Result<bool, PushError> {
-        let mut active = false;
+    async fn look_at_all(&mut self, say: &Say) -> Result<Going, PushError> {
+        let mut all = Going::default();
         for at in 0..self.families.len() {
-            active |= self.look_after(at, say).await?;
+            let Going { on, left } = self.look_after(at, say).await?;
+            all = Going { on: all.on | on, left: all.left | left };
         }
-        Ok(active)
+        Ok(all)
     }
 
-    /// One look at one family; whether anything is going on there. Fails when trying again makes no sense.
-    async fn look_after(&mut self, at: usize, say: &Say) -> Result<bool, PushError> {
-        let (prospect, known) = &self.families[at];
-        let look = look(prospect, known.clone(), self.quiet).await;
+    /// One look at one family. Fails when trying again makes no sense.
+    async fn look_after(&mut self, at: usize, say: &Say) -> Result<Going, PushError> {
+        let Watched { prospect, known, .. } = &self.families[at];
+        let (prospect, look) = (*prospect, look(prospect, known.clone(), self.quiet).await);
         if look.busy {
             // Half a set that is being written is no use to anybody.
-            return Ok(true);
+            return Ok(Going { on: true, left: true });
         }
-        let active = !look.fresh.is_empty();
+        let mut going = Going::default();
+        self.families[at].failing.retain(|subject, _| look.fresh.iter().any(|fresh| fresh.subject == *subject));
         for fresh in look.fresh {
-            let prospect = self.families[at].0;
+            let failing = &self.families[at].failing;
+            if failing.get(&fresh.subject).is_some_and(|failing| Instant::now() < failing.again) {
+                going.left = true;
+                continue;
+            }
             match self.publish(prospect, &fresh).await {
                 Ok(published) => {
                     say(&told(prospect, &fresh, &published));
                     self.published += usize::from(!published.unchanged);
-                    self.families[at].1.entry(fresh.subject).or_default().extend(fresh.entries);
+                    let watched = &mut self.families[at];
+                    watched.failing.remove(&fresh.subject);
+                    watched.known.entry(fresh.subject).or_default().extend(fresh.entries);
+                    going = Going { on: true, left: true };
                 }
                 Err(refused) if is_final(&refused) => return Err(refused),
                 Err(refused) => {
-                    say(&format!("{}: not published, will try again: {}", prospect.family.name, chain(&refused)))
+                    going.left = true;
+                    self.families[at].failed(fresh.subject, chain(&refused), say);
                 }
             }
         }
-        Ok(active)
+        Ok(going)
     }
 
     async fn publish(&self, prospect: &Prospect, fresh: &Fresh) -> Result<Published, PushError> {
@@ -212,4 +281,22 @@ fn told(prospect: &Prospect, fresh: &Fresh, published: &Published) -> String {
 
 pub(super) fn short(subject: &str) -> String {
     subject.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_again_is_tried_ever_later_and_told_when_the_reason_is_another() {
+        let start = Instant::now();
+        let mut failing = Failing::new(start);
+        assert!(failing.again <= start && failing.failed("full".to_owned(), start));
+        assert_eq!(failing.again, start + FIRST_RETRY);
+        assert!(!failing.failed("full".to_owned(), start));
+        assert_eq!(failing.again, start + 2 * FIRST_RETRY);
+        assert!(failing.failed("changed".to_owned(), start));
+        (0..20).for_each(|_| _ = failing.failed("changed".to_owned(), start));
+        assert_eq!(failing.again, start + LAST_RETRY);
+    }
 }

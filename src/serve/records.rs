@@ -1,12 +1,12 @@
 //! Small records that outlive a start: in `.warmd` below the caches' root, for as long as that is kept.
 //!
-//! A record is JSON with its version, in a durable record. A damaged one, or one of another version, is as good as none.
+//! A record is JSON with its version, in a durable record.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -41,6 +41,8 @@ pub enum RecordsError {
     TooLarge { path: PathBuf, len: usize },
     #[error("`{}` is locked by another process", .0.display())]
     Locked(PathBuf),
+    #[error("`{}` cannot be read: {problem}", path.display())]
+    Damaged { path: PathBuf, problem: String },
 }
 
 /// The records of one cache root.
@@ -58,15 +60,26 @@ struct Versioned<T> {
 impl Records {
     /// Makes what is missing, for those who write.
     pub(super) fn make(root: &Path) -> Result<Self, RecordsError> {
-        let directory = root.join(CONTROL);
+        Self::make_directory(root.join(CONTROL))
+    }
+
+    /// A directory for many of a kind.
+    pub(super) fn make_below(&self, name: &str) -> Result<Self, RecordsError> {
+        Self::make_directory(self.directory.join(name))
+    }
+
+    fn make_directory(directory: PathBuf) -> Result<Self, RecordsError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|source| RecordsError::Io { verb: "make", path: directory.clone(), source })?;
-        Self::find(root)?.ok_or(RecordsError::NotOurs(directory))
+        Self::find_directory(directory.clone())?.ok_or(RecordsError::NotOurs(directory))
     }
 
     /// `None` if nothing was ever remembered.
     pub(super) fn find(root: &Path) -> Result<Option<Self>, RecordsError> {
-        let directory = root.join(CONTROL);
+        Self::find_directory(root.join(CONTROL))
+    }
+
+    fn find_directory(directory: PathBuf) -> Result<Option<Self>, RecordsError> {
         match std::fs::symlink_metadata(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(RecordsError::Io { verb: "look at", path: directory, source }),
@@ -82,28 +95,48 @@ impl Records {
         &self.directory
     }
 
+    /// When each file was written, and its name.
+    pub(super) fn names(&self) -> Result<Vec<(SystemTime, String)>, RecordsError> {
+        let failed = |source| RecordsError::Io { verb: "list", path: self.directory.clone(), source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            // What goes meanwhile was not there.
+            if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) {
+                names.push((meta.modified().map_err(failed)?, name));
+            }
+        }
+        Ok(names)
+    }
+
+    /// A damaged record, or one of another version, is as good as none.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, RecordsError> {
+        match self.read_whole(name) {
+            Err(error @ RecordsError::Damaged { .. }) => {
+                tracing::warn!(%error, "a record is ignored");
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    /// As [`Records::read`], for one who must know of what cannot be read.
+    pub(super) fn read_whole<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, RecordsError> {
         let path = self.directory.join(name);
         let text = match durable::read_record(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(%error, "a record is ignored");
-                None
+                return Err(RecordsError::Damaged { path, problem: error.to_string() });
             }
             Err(source) => return Err(RecordsError::Io { verb: "read", path, source }),
         };
         let Some(text) = text else { return Ok(None) };
-        match serde_json::from_str::<Versioned<T>>(&text) {
-            Ok(read) if read.version == VERSION => Ok(Some(read.record)),
-            Ok(read) => {
-                tracing::warn!(path = %path.display(), version = read.version, "a record of another version is ignored");
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a record is ignored");
-                Ok(None)
-            }
-        }
+        let problem = match serde_json::from_str::<Versioned<T>>(&text) {
+            Ok(read) if read.version == VERSION => return Ok(Some(read.record)),
+            Ok(read) => format!("it is of version {}", read.version),
+            Err(error) => error.to_string(),
+        };
+        Err(RecordsError::Damaged { path, problem })
     }
 
     pub(super) fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<(), RecordsError> {

@@ -2,14 +2,15 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::locked;
 use crate::artifact::{Bitmap, Manifest, SignedManifest};
 use crate::digest::{ArtifactId, ContentId, IdentityId};
-use crate::identity::UnixTime;
+use crate::identity::{Policy, UnixTime};
 
 /// How an artifact came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,9 +54,16 @@ pub struct Artifact {
     have: Box<[AtomicU64]>,
     progress: watch::Sender<Progress>,
     pub(super) pinned: AtomicBool,
-    revoked: AtomicBool,
+    judged: Mutex<Judged>,
     last_used_s: AtomicU64,
     holds: AtomicUsize,
+}
+
+/// By a version of the trust policy; they begin with 1.
+#[derive(Debug, Default)]
+struct Judged {
+    version: u64,
+    revoked: bool,
 }
 
 impl Artifact {
@@ -70,7 +78,7 @@ impl Artifact {
             have: (0..words).map(|_| AtomicU64::new(0)).collect(),
             progress: watch::Sender::new(Progress { state: State::Partial, chunks: 0, bytes: 0 }),
             pinned: AtomicBool::new(false),
-            revoked: AtomicBool::new(false),
+            judged: Mutex::default(),
             last_used_s: AtomicU64::new(last_used.seconds()),
             holds: AtomicUsize::new(0),
             signed,
@@ -149,14 +157,18 @@ impl Artifact {
         self.pinned.load(Ordering::Acquire)
     }
 
-    /// As [`Artifact::set_revoked`] was told last.
+    /// As [`Artifact::judge`] found last.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
+        locked(&self.judged).revoked
     }
 
-    /// Whether the trust policy revokes it: then it is the first to go.
-    pub fn set_revoked(&self, revoked: bool) {
-        self.revoked.store(revoked, Ordering::Release);
+    /// Whether the trust policy revokes it: then it is the first to go. Looked at once for each version of the policy.
+    pub fn judge(&self, policy: &Policy) -> bool {
+        let mut judged = locked(&self.judged);
+        if judged.version != policy.version {
+            *judged = Judged { version: policy.version, revoked: self.signed.is_revoked(policy) };
+        }
+        judged.revoked
     }
 
     pub fn last_used(&self) -> UnixTime {

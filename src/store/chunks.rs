@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::index::ChunkFile;
+use super::index::{Bringing, ChunkFile};
 use super::{Store, StoreError, sealed};
 use crate::artifact::Chunk;
 use crate::digest::Digest;
 use crate::identity::UnixTime;
+
+/// Bytes that are made room for at once where chunks come one by one: what may go is found by looking at all there is.
+const AHEAD: u64 = 64 << 20;
 
 /// What a look at a chunk file's content found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +29,14 @@ impl Store {
     /// Keeps a chunk; `encoded` is what the caller verified to have that digest. Returns whether it is new. Not synced: a
     /// chunk survives the process, and after a power cut it is verified before it is used.
     pub fn put_chunk(&self, digest: &Digest, encoded: &[u8]) -> Result<bool, StoreError> {
+        self.bring_chunk(digest, encoded).map(|brought| brought.is_some())
+    }
+
+    /// When it was brought, if it is new.
+    fn bring_chunk(&self, digest: &Digest, encoded: &[u8]) -> Result<Option<Bringing>, StoreError> {
         let now = UnixTime::now();
         if self.shared.index.bring(digest, now).is_some_and(|file| file.verified && file.len == encoded.len() as u64) {
-            return Ok(false);
+            return Ok(None);
         }
         self.check_room(encoded.len() as u64)?;
         let tmp = self.shared.layout.tmp_file(self.next());
@@ -36,30 +44,34 @@ impl Store {
         let file = ChunkFile { len: encoded.len() as u64, verified: true };
         let place = || std::fs::rename(&tmp, &path);
         let put = write_sealed(&tmp, encoded).and_then(|()| self.shared.index.put(digest, file, now, place));
-        let new = put.map_err(|error| {
+        let brought = put.map_err(|error| {
             // The first error is the one to report; a leftover goes when the store is next opened.
             let _ = std::fs::remove_file(&tmp);
             self.write_error("write chunk", &path, encoded.len() as u64, error)
         })?;
         self.shared.metrics.written_bytes.inc_by(encoded.len() as u64);
         self.observe();
-        Ok(new)
+        Ok(brought)
     }
 
-    /// As [`Store::put_chunk`], for one for whom no room was made: chunks of no artifact whose time is over go for it.
-    pub fn put_new_chunk(&self, digest: &Digest, encoded: &[u8]) -> Result<bool, StoreError> {
-        match self.put_chunk(digest, encoded) {
-            Err(error) if error.is_no_space() => match self.sweep() {
-                0 => Err(error),
-                _ => self.put_chunk(digest, encoded),
-            },
+    /// As [`Store::put_chunk`], for one for whom no room was made: what a fetch would evict goes for it. Tells when it was
+    /// brought, if it is new.
+    pub fn put_new_chunk(&self, digest: &Digest, encoded: &[u8]) -> Result<Option<Bringing>, StoreError> {
+        match self.bring_chunk(digest, encoded) {
+            Err(error) if error.is_no_space() => {
+                // Nobody else takes the room meanwhile who has to make it.
+                let change = self.change();
+                let needed = encoded.len() as u64;
+                self.find_room(&change, needed.max(AHEAD)).or_else(|_| self.make_room_within(&change, needed))?;
+                self.bring_chunk(digest, encoded)
+            }
             put => put,
         }
     }
 
-    /// Chunks that were brought at these times for an artifact that will not come: they are the first to go, unless an
-    /// artifact has them, or somebody brought them again.
-    pub fn abandon(&self, brought: &[(Digest, UnixTime)]) {
+    /// Chunks that were brought for an artifact that will not come: they are the first to go, unless an artifact has them, or
+    /// somebody brought them again.
+    pub fn abandon(&self, brought: &[(Digest, Bringing)]) {
         brought.iter().for_each(|(digest, at)| self.shared.index.abandon(digest, *at));
     }
 

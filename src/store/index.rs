@@ -28,6 +28,17 @@ struct Entry {
     users: Vec<User>,
     /// When somebody last brought it; an orphan is spared for a while after.
     brought: UnixTime,
+    last: Bringing,
+}
+
+/// One bringing of a chunk: none is like another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bringing(u64);
+
+impl Entry {
+    fn new(brought: UnixTime) -> Self {
+        Self { file: None, users: Vec::new(), brought, last: Bringing::default() }
+    }
 }
 
 /// A place in an artifact; a chunk can occur in one artifact more than once.
@@ -51,11 +62,13 @@ pub(super) struct Index {
     shards: [Mutex<Shard>; SHARDS],
     chunks: AtomicU64,
     bytes: AtomicU64,
+    bringings: AtomicU64,
 }
 
 impl Index {
     pub(super) fn new() -> Self {
-        Self { shards: std::array::from_fn(|_| Mutex::default()), chunks: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        let [chunks, bytes, bringings] = [const { AtomicU64::new(0) }; 3];
+        Self { shards: std::array::from_fn(|_| Mutex::default()), chunks, bytes, bringings }
     }
 
     /// Number of chunk files.
@@ -76,26 +89,31 @@ impl Index {
     pub(super) fn bring(&self, digest: &Digest, now: UnixTime) -> Option<ChunkFile> {
         let mut shard = self.shard(digest);
         let entry = shard.get_mut(digest)?;
-        entry.brought = entry.brought.max(now);
+        self.note(entry, now);
         entry.file
     }
 
-    /// `place` gives the file its name. Returns whether the chunk is new.
+    fn note(&self, entry: &mut Entry, now: UnixTime) {
+        entry.brought = entry.brought.max(now);
+        entry.last = Bringing(self.bringings.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+
+    /// `place` gives the file its name. Returns which bringing it was if the chunk is new.
     pub(super) fn put(
         &self,
         digest: &Digest,
         file: ChunkFile,
         now: UnixTime,
         place: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<Bringing>> {
         let mut shard = self.shard(digest);
         place()?;
-        let entry = shard.entry(*digest).or_insert_with(|| Entry { file: None, users: Vec::new(), brought: now });
-        entry.brought = entry.brought.max(now);
+        let entry = shard.entry(*digest).or_insert_with(|| Entry::new(now));
+        self.note(entry, now);
         let before = entry.file.replace(file);
         entry.users.iter().for_each(|user| user.tell(Some(file)));
         self.count(before, Some(file));
-        Ok(before.is_none())
+        Ok(before.is_none().then_some(entry.last))
     }
 
     /// Remembers that the file seen as `seen` holds what its name says.
@@ -129,8 +147,7 @@ impl Index {
     pub(super) fn link(&self, artifact: &Arc<Artifact>, now: UnixTime) {
         for (index, chunk) in artifact.manifest().chunks.iter().enumerate() {
             let mut shard = self.shard(&chunk.digest);
-            let entry =
-                shard.entry(chunk.digest).or_insert_with(|| Entry { file: None, users: Vec::new(), brought: now });
+            let entry = shard.entry(chunk.digest).or_insert_with(|| Entry::new(now));
             let user = User { artifact: artifact.clone(), index };
             user.tell(entry.file);
             entry.users.push(user);
@@ -173,11 +190,11 @@ impl Index {
         (chunks, bytes)
     }
 
-    /// Ends the grace of a chunk that no artifact uses, and that nobody brought after `brought`.
-    pub(super) fn abandon(&self, digest: &Digest, brought: UnixTime) {
+    /// Ends the grace of a chunk that no artifact uses, and that nobody brought again.
+    pub(super) fn abandon(&self, digest: &Digest, brought: Bringing) {
         if let Some(entry) = self.shard(digest).get_mut(digest)
             && entry.users.is_empty()
-            && entry.brought <= brought
+            && entry.last == brought
         {
             entry.brought = UnixTime::from_seconds(0);
         }

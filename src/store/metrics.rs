@@ -3,6 +3,7 @@
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::Limits;
 use crate::telemetry::Registry;
 
 /// Metrics of the store.
@@ -24,6 +25,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    pub(super) fn limited(&self, limits: Limits) {
+        let gauge = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.reserve_bytes.set(gauge(limits.reserve));
+        self.limit_bytes.set(gauge(limits.max_bytes.unwrap_or(0)));
+    }
+
     pub fn register(r: &mut Registry) -> Self {
         Self {
             bytes: r.add("warmd_store_bytes", "All chunk files"),

@@ -45,14 +45,13 @@ impl Store {
         empty_directory(&layout.trash())?;
         let reserve = space::reserve(root, config.reserve_bytes)
             .map_err(|error| StoreError::io("look at free space of", root, error))?;
-        let gauge = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-        metrics.reserve_bytes.set(gauge(reserve));
-        metrics.limit_bytes.set(gauge(config.max_bytes.unwrap_or(0)));
+        let limits = Limits { max_bytes: config.max_bytes, reserve };
+        metrics.limited(limits);
         let store = Self {
             shared: Arc::new(Shared {
                 layout,
                 config: config.clone(),
-                limits: Mutex::new(Limits { max_bytes: config.max_bytes, reserve }),
+                limits: Mutex::new(limits),
                 boot,
                 index: Index::new(),
                 artifacts: RwLock::default(),

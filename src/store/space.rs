@@ -48,16 +48,22 @@ impl Store {
 
     /// From now on. What is over them goes when room is needed, or by [`Store::gc`].
     pub fn set_limits(&self, limits: Limits) {
+        self.shared.metrics.limited(limits);
         *self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Makes room for `needed` bytes that are about to be put, by eviction if need be and if that is enough.
-    pub fn make_room(&self, needed: u64) -> Result<Swept, StoreError> {
+    #[cfg(test)]
+    pub(super) fn make_room(&self, needed: u64) -> Result<Swept, StoreError> {
         let change = self.change();
         self.make_room_within(&change, needed)
     }
 
     pub(super) fn make_room_within(&self, change: &Change<'_>, needed: u64) -> Result<Swept, StoreError> {
+        self.find_room(change, needed).inspect_err(|_| _ = self.shared.metrics.full.inc())
+    }
+
+    pub(super) fn find_room(&self, change: &Change<'_>, needed: u64) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         if self.shortage(needed)?.is_none() {
             return Ok(swept);
@@ -66,15 +72,11 @@ impl Store {
         let Some(shortage) = self.shortage(needed)? else { return Ok(swept) };
         let possible: u64 = self.inventory().iter().map(|candidate| candidate.bytes).sum();
         if possible < shortage.bytes {
-            self.shared.metrics.full.inc();
             return Err(shortage.error);
         }
         self.evict(change, shortage.bytes, &mut swept);
         // Files that are still mapped give their space back later.
-        self.shortage(needed)?.map_or(Ok(swept), |shortage| {
-            self.shared.metrics.full.inc();
-            Err(shortage.error)
-        })
+        self.shortage(needed)?.map_or(Ok(swept), |shortage| Err(shortage.error))
     }
 
     /// Evicts until `need` bytes are free or nothing is left that may go.

@@ -74,14 +74,6 @@ impl Store {
         Ok(swept)
     }
 
-    /// Removes chunks of no artifact whose time is over; returns how many.
-    pub(super) fn sweep(&self) -> u64 {
-        let _change = self.change();
-        let mut swept = Swept::default();
-        self.sweep_orphans(UnixTime::now(), &mut swept);
-        swept.orphans
-    }
-
     pub(super) fn sweep_orphans(&self, now: UnixTime, swept: &mut Swept) {
         let grace = self.shared.config.orphan_grace.as_secs();
         let before = UnixTime::from_seconds(now.seconds().saturating_sub(grace));

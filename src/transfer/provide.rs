@@ -30,8 +30,8 @@ use super::metrics::{Metrics, Outcome, OutcomeLabel, Refusal};
 use super::wanted::Wanted;
 use crate::artifact::{Bitmap, Chunk};
 use crate::digest::ArtifactId;
-use crate::identity::{NodeId, Share, Shares};
-use crate::lifecycle::Tasks;
+use crate::identity::NodeId;
+use crate::lifecycle::{Share, Shares, Tasks};
 use crate::protocol::metadata;
 use crate::protocol::peer::{Answer, FRAME_HEAD, HaveAnswer, Neighbour, Reason, Request, Traced, body_len};
 use crate::store::{Artifact, Store};
@@ -69,7 +69,7 @@ pub struct Provider {
     sent: AtomicU64,
     handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
-    of_nodes: Shares,
+    of_nodes: Shares<NodeId>,
     draining: AtomicBool,
     cap: Cap,
 }
@@ -197,7 +197,7 @@ impl Provider {
     }
 
     /// For a connection of a node, while there is room and the node has not had its share.
-    fn place(&self, node: NodeId) -> Option<(Share, OwnedSemaphorePermit)> {
+    fn place(&self, node: NodeId) -> Option<(Share<NodeId>, OwnedSemaphorePermit)> {
         Some((self.of_nodes.take(node)?, self.connections.clone().try_acquire_owned().ok()?))
     }
 

@@ -223,3 +223,25 @@ async fn a_killed_agent_resumes_where_it_was() {
     tree::assert_same(&tree::read(&cluster.path("cache")), &files);
     assert_eq!(b.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_evicted_goes_on_being_announced() {
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    // More than is on its way to a caller that takes nothing.
+    let files: Tree = [("large".to_owned(), (false, tree::noise(1, 64 << 20)))].into();
+    tree::write(&cluster.path("source"), &files);
+    let identity = identity(&[("torch", "2.13.0")]);
+    let published = a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let export = a.client.export(published.artifact).await.unwrap();
+    let refused = a.client.evict(published.artifact).await.unwrap_err();
+    assert!(warmd::local::chain(&refused).contains("in use"), "{refused}");
+    // The server has heard all that was said before this.
+    tree::write(&cluster.path("other"), &[("small".to_owned(), (false, vec![1]))].into());
+    a.publish(&cluster.path("other"), &identity, "other").await.unwrap();
+    let report = b.warm(cluster.job(identity, "cache")).await;
+    assert!(matches!(report.verdict, Verdict::Installed), "{report:?}");
+    drop(export);
+    b.stop().await;
+    a.stop().await;
+}

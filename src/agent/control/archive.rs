@@ -27,7 +27,7 @@ const PIECE: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn export(parts: Arc<Parts>, held: Held, turn: Turn, out: mpsc::Sender<Result<ArchiveBytes, Status>>) {
-    let pieces = Pieces { out: out.clone(), runtime: Handle::current() };
+    let pieces = Pieces { out: out.clone(), runtime: Handle::current(), is_over: false };
     let exported = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         let mut writer = io::BufWriter::with_capacity(PIECE, pieces);
@@ -73,13 +73,19 @@ fn archive_status(error: &ArchiveError) -> Status {
 struct Pieces {
     out: mpsc::Sender<Result<ArchiveBytes, Status>>,
     runtime: Handle,
+    /// Once the caller has not taken one: a buffer writes what it has left when it is dropped, and would wait again.
+    is_over: bool,
 }
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if std::mem::replace(&mut self.is_over, true) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let piece = ArchiveBytes { data: Bytes::copy_from_slice(bytes) };
         let taken = self.runtime.block_on(async { timeout(PATIENCE, self.out.send(Ok(piece))).await });
         taken.map_err(|_| silent())?.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        self.is_over = false;
         Ok(bytes.len())
     }
 
@@ -133,12 +139,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_caller_that_takes_nothing_gives_its_thread_back() {
         let (out, _taken) = mpsc::channel(1);
-        let mut pieces = Pieces { out, runtime: Handle::current() };
+        let mut pieces = Pieces { out, runtime: Handle::current(), is_over: false };
         let writing = std::thread::spawn(move || {
             assert_eq!(pieces.write(b"one").unwrap(), 3);
-            pieces.write(b"two").unwrap_err().kind()
+            [b"two", b"two"].map(|bytes| pieces.write(bytes).unwrap_err().kind())
         });
-        assert_eq!(joined(writing).await, io::ErrorKind::TimedOut);
+        let once = [io::ErrorKind::TimedOut, io::ErrorKind::BrokenPipe];
+        assert_eq!(joined(writing).await, once, "and is not waited for again");
     }
 
     /// While time runs ahead.

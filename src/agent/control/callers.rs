@@ -2,19 +2,24 @@
 
 use std::path::Path;
 
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Status};
 
 use crate::agent::AgentConfig;
 use crate::agent::publish::Grant;
 use crate::agent::reload::{self, Effective};
 use crate::artifact::{Bounds, Inode, Tree, TreeError};
+use crate::local::Caller;
 use crate::protocol::pb;
 
 /// The user of the process at the other end of the socket.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<u32, Status> {
-    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    caller.map(|cred| cred.uid()).ok_or_else(|| Status::permission_denied("caller without credentials"))
+    connected(request).map(|caller| caller.uid)
+}
+
+/// And for how long.
+pub(super) fn connected<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.ok_or_else(|| Status::permission_denied("caller without credentials"))
 }
 
 /// For calls that change what others have; `what` follows "may not".

@@ -34,7 +34,7 @@ pub(super) async fn of(parts: &Parts) -> Result<pb::StatusReply, Status> {
         disk_free_bytes: free.map_err(|error| store_status(&error))?,
         policy_version: policy.as_ref().map_or(0, |policy| policy.version),
         policy_state: parts.trust.state().to_owned(),
-        signers: policy.iter().flat_map(|policy| &policy.signers).map(|signer| signer.name.clone()).collect(),
+        signers: policy.iter().flat_map(|policy| policy.signers_in_force()).map(|signer| signer.name.clone()).collect(),
         transfers: transfers.map(transfer).collect(),
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
-use crate::local::{Share, Shares};
+use crate::lifecycle::{Share, Shares};
 
 /// Far fewer than the runtime has threads that may block, a few for each.
 const TOGETHER: usize = 64;
@@ -15,13 +15,13 @@ const OF_ONE_USER: usize = 16;
 
 pub(in crate::agent) struct Turns {
     together: Arc<Semaphore>,
-    each: Shares,
+    each: Shares<u32>,
 }
 
 /// Held until the work is done, whether or not its caller is still there.
 pub(super) struct Turn {
     _one: OwnedSemaphorePermit,
-    _own: Share,
+    _own: Share<u32>,
 }
 
 impl Turns {

@@ -1,6 +1,6 @@
 //! Whether anybody takes what this node says, and if not, why: told at once, and then now and then.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -35,9 +35,11 @@ impl Directory {
         sleep(FIRST).await;
         loop {
             let failure = self.look(&bootstrap).await;
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&failure);
-            match (told.is_news(failure.as_deref(), Instant::now()), failure) {
-                (true, Some(failure)) => tracing::warn!("nobody takes what this node has: {failure}"),
+            let of_all = failure.as_ref().filter(|failure| !failure.others_take).map(|failure| failure.why.clone());
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = of_all;
+            let text = failure.as_ref().map(ToString::to_string);
+            match (told.is_news(text.as_deref(), Instant::now()), text) {
+                (true, Some(text)) => tracing::warn!("{text}"),
                 (true, None) => tracing::info!("what this node has is taken again"),
                 (false, _) => {}
             }
@@ -45,9 +47,13 @@ impl Directory {
         }
     }
 
-    async fn look(&self, bootstrap: &[BootstrapAddr]) -> Option<String> {
+    async fn look(&self, bootstrap: &[BootstrapAddr]) -> Option<Failure> {
         if let Some(server) = &self.server {
-            return if server.announcer.is_connected() { None } else { Some(ask(server).await) };
+            let others_take = self.connected_agents() > 0;
+            return match server.announcer.is_connected() {
+                true => None,
+                false => Some(Failure { why: ask(server).await, others_take }),
+            };
         }
         if self.connected_agents() > 0 || bootstrap.is_empty() {
             return None;
@@ -62,7 +68,24 @@ impl Directory {
             // Writing to a string does not fail.
             let _ = write!(text, "; {addr}: {why}");
         }
-        Some(text)
+        Some(Failure { why: text, others_take: false })
+    }
+}
+
+/// Why somebody does not take what this node says.
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    why: String,
+    /// Agents that it is connected with do.
+    others_take: bool,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.others_take {
+            true => write!(f, "only agents nearby take what this node has, and no metadata server: {}", self.why),
+            false => write!(f, "nobody takes what this node has: {}", self.why),
+        }
     }
 }
 
@@ -111,13 +134,20 @@ mod tests {
         assert!(!told.is_news(None, now + 9 * TELL_EVERY));
     }
 
+    #[test]
+    fn where_other_agents_are_connected_it_is_not_said_that_nobody_takes_it() {
+        let of = |others_take| Failure { why: "refused".to_owned(), others_take }.to_string();
+        assert!(of(false).starts_with("nobody") && !of(true).contains("nobody"), "{}", of(true));
+    }
+
     #[tokio::test]
     async fn a_server_that_is_not_there_is_named_with_the_reason() {
         let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let agent: BootstrapAddr = gone.to_string().parse().unwrap();
         let alone = Directory::new(None, None);
         assert_eq!(alone.look(&[]).await, None);
-        let failure = alone.look(std::slice::from_ref(&agent)).await.unwrap();
+        let failure = alone.look(std::slice::from_ref(&agent)).await.unwrap().to_string();
+        assert!(failure.starts_with("nobody takes"));
         assert!(failure.contains(&format!("{gone}: ")) && failure.contains("refused"), "{failure}");
     }
 }

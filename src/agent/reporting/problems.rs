@@ -13,7 +13,7 @@ pub(super) struct Seen {
     pub(super) reaches_directory: bool,
     /// Why not, where it is known.
     pub(super) unreached: Option<String>,
-    /// Artifacts that the last start of an engine had and that are revoked since.
+    /// Artifacts that engines were started with and that are revoked since.
     pub(super) revoked: Vec<ArtifactId>,
     /// Bytes that stay free on the disk.
     pub(super) reserve: u64,
@@ -66,7 +66,7 @@ fn revoked(seen: &Seen) -> Option<Problem> {
     };
     problem(
         ProblemKind::RevokedInUse,
-        format!("the last start of the engine had artifact {first}{and}, revoked since: it may still run that"),
+        format!("an engine was started with artifact {first}{and}, revoked since: it may still run that"),
         "restart the engine: what is revoked is taken away before it starts",
     )
 }

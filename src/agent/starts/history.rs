@@ -1,6 +1,7 @@
 //! The last starts, and what became of each family in all of them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Weak;
 
 use super::{FamilyStart, Outcome, Start};
 use crate::artifact::Family;
@@ -17,12 +18,21 @@ pub(in crate::agent) struct History {
     starts: VecDeque<report::Start>,
     hits: u64,
     misses: BTreeMap<MissReason, u64>,
-    /// Of the last start.
+    /// What the engines may read of the last start, and of those whose pods are still connected.
+    read: Vec<Read>,
+}
+
+/// By the engine of one start.
+#[derive(Debug)]
+struct Read {
+    /// There for as long as its pod is connected.
+    open: Weak<()>,
+    /// And whose signatures let each of them in.
     artifacts: Vec<(ArtifactId, Vec<KeyId>)>,
 }
 
 impl History {
-    pub(in crate::agent) fn add(&mut self, start: &Start, at: UnixMillis) {
+    pub(in crate::agent) fn add(&mut self, start: &Start, at: UnixMillis, open: Weak<()>) {
         for family in &start.families {
             match family.miss() {
                 None => self.hits += 1,
@@ -33,13 +43,19 @@ impl History {
             self.starts.pop_front();
         }
         self.starts.push_back(start.told(at));
-        self.artifacts.clone_from(&start.artifacts);
+        self.read.retain(|other| other.open.strong_count() > 0 && !other.open.ptr_eq(&open));
+        self.read.push(Read { open, artifacts: start.artifacts.clone() });
     }
 
-    /// What the engine of the last start may read, as far as it is revoked.
+    /// What an engine may read, as far as it is revoked. Those that a pod started and does not stay with are known until there
+    /// is another start.
     pub(in crate::agent) fn revoked(&self, policy: &Policy) -> Vec<ArtifactId> {
-        let revoked = self.artifacts.iter().filter(|(id, signers)| policy.is_revoked(id, signers));
-        revoked.map(|(id, _)| *id).collect()
+        let last = self.read.len().saturating_sub(1);
+        let read = self.read.iter().enumerate().filter(|(at, read)| *at == last || read.open.strong_count() > 0);
+        let read = read.flat_map(|(_, read)| &read.artifacts);
+        let revoked: BTreeSet<ArtifactId> =
+            read.filter(|(id, signers)| policy.is_revoked(id, signers)).map(|(id, _)| *id).collect();
+        revoked.into_iter().collect()
     }
 
     /// Newest last.
@@ -138,6 +154,8 @@ impl FamilyStart {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::protocol::pb;
 
@@ -190,20 +208,42 @@ mod tests {
         let policy = |revoked: String| Policy::parse(&format!("{head}{revoked}\n")).unwrap();
         let mut history = History::default();
         let artifacts = vec![(bad, vec![key]), (good, vec![KeyId::of(b"another")])];
-        history.add(&Start { artifacts, ..start(&[]) }, UnixMillis(1));
+        history.add(&Start { artifacts, ..start(&[]) }, UnixMillis(1), Weak::new());
         assert_eq!(history.revoked(&policy(String::new())), []);
         for revoked in [format!("artifacts = [\"{bad}\"]"), format!("keys = [\"{key}\"]")] {
             assert_eq!(history.revoked(&policy(revoked)), [bad]);
         }
-        history.add(&start(&[]), UnixMillis(2));
+        history.add(&start(&[]), UnixMillis(2), Weak::new());
         assert_eq!(history.revoked(&policy(format!("keys = [\"{key}\"]"))), []);
+    }
+
+    #[test]
+    fn what_each_of_several_engines_may_read_is_known_until_its_pod_goes_or_starts_another() {
+        let ids = [ArtifactId::of(b"one"), ArtifactId::of(b"two")];
+        let policy = format!(
+            "version = 1\nexpires = \"2030-01-01T00:00:00Z\"\n[revoked]\nartifacts = [\"{}\", \"{}\"]\n",
+            ids[0], ids[1]
+        );
+        let (policy, pods) = (Policy::parse(&policy).unwrap(), [Arc::new(()), Arc::new(())]);
+        let mut history = History::default();
+        let add = |history: &mut History, pod: usize, read: &[ArtifactId]| {
+            let artifacts = read.iter().map(|id| (*id, vec![KeyId::of(b"key")])).collect();
+            history.add(&Start { artifacts, ..start(&[]) }, UnixMillis(1), Arc::downgrade(&pods[pod]));
+        };
+        add(&mut history, 0, &ids[..1]);
+        add(&mut history, 1, &ids[1..]);
+        assert_eq!(history.revoked(&policy).len(), 2);
+        add(&mut history, 1, &[]);
+        assert_eq!(history.revoked(&policy), ids[..1]);
+        drop(pods);
+        assert_eq!(history.revoked(&policy), []);
     }
 
     #[test]
     fn the_last_starts_are_kept_and_all_are_counted() {
         let mut history = History::default();
         for at in 0..20 {
-            history.add(&start(&[[1, 0, 9, 0, 0, 9], [0, 0, 0, 0, 9, 0]]), UnixMillis(at));
+            history.add(&start(&[[1, 0, 9, 0, 0, 9], [0, 0, 0, 0, 9, 0]]), UnixMillis(at), Weak::new());
         }
         let starts = history.starts();
         assert_eq!(starts.iter().map(|start| start.at.0).collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());

@@ -5,13 +5,11 @@ use std::time::Duration;
 use super::{Artifacts, Entries, Outcome, Verdict};
 use crate::caches::FamilyName;
 use crate::digest::{ArtifactId, InvalidDigest, KeyId};
+use crate::protocol::agent::{MAX_START_ARTIFACTS, MAX_START_COUNT, MAX_START_SIGNERS};
 use crate::protocol::pb;
 use crate::protocol::report::{REASON, Text};
 
 const MAX_FAMILIES: usize = 64;
-const MAX_ARTIFACTS: usize = 512;
-const MAX_SIGNERS: usize = 8;
-pub(super) const MAX_COUNT: u32 = 1_000_000;
 const MAX_TIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A report that cannot be true.
@@ -23,11 +21,13 @@ pub(in crate::agent) enum StartError {
     Verdict,
     #[error("`{0}` is not a time in seconds, at most {max}", max = MAX_TIME.as_secs())]
     Time(&'static str),
-    #[error("`{0}` is over {MAX_COUNT}")]
+    #[error("`{0}` is over {MAX_START_COUNT}")]
     Count(&'static str),
     #[error("more than {MAX_FAMILIES} families")]
     Families,
-    #[error("`artifacts` has more than {MAX_ARTIFACTS}, or one that is no artifact with at most {MAX_SIGNERS} signers")]
+    #[error(
+        "`artifacts` has more than {MAX_START_ARTIFACTS}, or one that is no artifact with at most {MAX_START_SIGNERS} signers"
+    )]
     Artifacts,
 }
 
@@ -84,7 +84,7 @@ impl TryFrom<pb::StartReport> for Start {
 }
 
 fn artifacts(told: &[pb::StartArtifact]) -> Result<Vec<(ArtifactId, Vec<KeyId>)>, StartError> {
-    if told.len() > MAX_ARTIFACTS || told.iter().any(|one| one.signers.len() > MAX_SIGNERS) {
+    if told.len() > MAX_START_ARTIFACTS || told.iter().any(|one| one.signers.len() > MAX_START_SIGNERS) {
         return Err(StartError::Artifacts);
     }
     let artifact = |one: &pb::StartArtifact| {
@@ -141,5 +141,5 @@ fn time(name: &'static str, seconds: f64) -> Result<Duration, StartError> {
 }
 
 fn count(name: &'static str, count: u32) -> Result<u32, StartError> {
-    if count <= MAX_COUNT { Ok(count) } else { Err(StartError::Count(name)) }
+    if count <= MAX_START_COUNT { Ok(count) } else { Err(StartError::Count(name)) }
 }

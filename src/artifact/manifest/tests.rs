@@ -295,3 +295,51 @@ fn a_compile_time_that_cannot_be_is_as_if_it_were_not_told() {
         assert_eq!(time(bad), None, "{bad}");
     }
 }
+
+/// Signed by those of these seeds.
+fn signed_by(seeds: &[u8]) -> SignedManifest {
+    let keys: Vec<PrivateKey> = seeds.iter().map(|seed| PrivateKey::from_seed(*seed)).collect();
+    let body = Manifest::new(draft()).unwrap().draft.encode().unwrap();
+    let envelope = Envelope::sign(MANIFEST_TYPE, body, &keys.iter().collect::<Vec<_>>()).encode();
+    SignedManifest::decode_unverified(envelope).unwrap()
+}
+
+/// Knows the signers of these seeds, and revokes those.
+fn policy_of(signers: &[u8], revoked: &[u8]) -> Policy {
+    let public = |seed: &u8| PrivateKey::from_seed(*seed).public();
+    let signer = |seed| {
+        let key = public(seed);
+        format!("[[signer]]\nname = \"{seed}\"\nkey = \"{key}\"\nfamilies = [\"*\"]\nclass = \"host-code\"\n")
+    };
+    let signers: String = signers.iter().map(signer).collect();
+    let revoked: Vec<String> = revoked.iter().map(|seed| format!("\"{}\"", public(seed))).collect();
+    let head = "version = 1\nexpires = \"2030-01-01T00:00:00Z\"\n";
+    Policy::parse(&format!("{head}{signers}[revoked]\nkeys = [{}]\n", revoked.join(", "))).unwrap()
+}
+
+#[test]
+fn signatures_that_nobody_made_save_nothing_from_revocation_and_condemn_nothing() {
+    let id = |seed| PrivateKey::from_seed(seed).public().id();
+    let one = signed_by(&[1]);
+    for claimed in [id(2), id(9), KeyId::of(b"nobody")] {
+        let with_junk = one.with_junk_of(claimed);
+        assert_eq!((with_junk.id(), with_junk.signer()), (one.id(), claimed));
+        assert!(!with_junk.is_revoked(&policy_of(&[1, 2], &[])));
+        assert!(with_junk.is_revoked(&policy_of(&[1, 2], &[1])), "its only signer is revoked");
+        assert!(with_junk.is_revoked(&policy_of(&[2], &[1])), "and has left the policy");
+    }
+    assert!(!one.with_junk_of(id(2)).is_revoked(&policy_of(&[1, 2], &[2])), "one that did not sign is revoked");
+    assert!(!signed_by(&[1, 2]).is_revoked(&policy_of(&[1, 2], &[1])), "another signer stands for it");
+    assert!(one.with_junk_of(id(2)).is_signed_by(&PrivateKey::from_seed(1).public()));
+    assert!(!one.with_junk_of(id(2)).is_signed_by(&PrivateKey::from_seed(2).public()));
+}
+
+#[test]
+fn what_two_have_signed_is_of_use_to_whoever_trusts_one_of_them() {
+    let now = UnixTime::from_seconds(NOW);
+    let first = SignedManifest::admit(signed_by(&[1, 2]).envelope().clone(), &policy_of(&[1], &[]), now).unwrap();
+    // As the first hands it on.
+    let second = SignedManifest::admit(first.envelope().clone(), &policy_of(&[2], &[]), now).unwrap();
+    assert_eq!([first.signers(), second.signers()], [["1"], ["2"]]);
+    assert_eq!(second.keys(), [PrivateKey::from_seed(2).public().id()]);
+}

@@ -128,7 +128,19 @@ fn a_directory_deeper_than_any_artifact_is_not_walked() {
     root.write("KEY/k.so", "x");
     let found = root.survey("triton");
     assert_eq!(found.subjects[0].files.len(), 1);
-    assert!(found.left[0].ends_with("no path of an artifact"), "{:?}", found.left);
+    assert!(found.left[0].ends_with("path is deeper than 32 components"), "{:?}", found.left);
+}
+
+#[test]
+fn a_private_key_that_everybody_may_read_stays_and_keeps_nothing_else_back() {
+    let root = Root::new();
+    root.write("0a1b/c.o", "object");
+    let pem = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    ["0a1b/one.o", "0a1b/two.o"].iter().for_each(|key| drop(root.write(key, pem)));
+    let taken = take(&whole(&root, "quack")).unwrap();
+    assert_eq!(taken.contents.keys().collect::<Vec<_>>(), ["0a1b/c.o"]);
+    let told = |key| taken.snapshot.skipped.iter().any(|why| why.contains(key) && why.contains("private key"));
+    assert!(told("one.o") && told("two.o"), "{:?}", taken.snapshot.skipped);
 }
 
 #[test]
@@ -137,7 +149,9 @@ fn a_root_with_too_many_names_ends_with_the_reason() {
     (0..10).for_each(|number| drop(root.write(&format!("{number}/x.lock"), "")));
     let family = CacheFamily::by_name("quack").unwrap();
     let rules = ScanRules { special: Special::Skip, ..ScanRules::default() };
-    let look = |most_names| walk(&root.tree, &rules, Some(&Named { family, subject: None, most_names }));
+    let look = |most_names| {
+        walk(&root.tree, &rules, Some(&Named { family, subject: None, most_names, reads_for_keys: false }))
+    };
     assert!(look(20).unwrap().0.is_empty());
     let error = look(19).unwrap_err();
     assert!(matches!(error, ScanError::Overgrown { limit: 19, .. }) && error.to_string().contains("19 files"));

@@ -65,34 +65,35 @@ impl Policy {
         self.signers.iter().filter(|signer| !self.is_key_revoked(&signer.key.id()))
     }
 
-    /// Whether it revokes anything at all.
-    pub fn revokes(&self) -> bool {
-        !(self.revoked.keys.is_empty() && self.revoked.artifacts.is_empty())
-    }
-
-    /// For those who only hold it: the artifact is revoked, or every key that signed it is.
+    /// For those who only hold it: [`Policy::confirm`] refuses it, and for something that is revoked. That nobody here knows
+    /// its signers says nothing: others may.
     pub fn is_revoked(&self, artifact: &ArtifactId, signed_by: &[KeyId]) -> bool {
-        let all_revoked = || !signed_by.is_empty() && signed_by.iter().all(|key| self.is_key_revoked(key));
-        self.is_artifact_revoked(artifact) || all_revoked()
+        matches!(self.confirm(artifact, signed_by), Err(Refusal::ArtifactRevoked(_) | Refusal::KeyRevoked { .. }))
     }
 
     /// For those who have installed it: whether its signers may still sign. Scopes and times were judged when it was
     /// admitted, and are not judged again; that a policy has expired withdraws nothing.
+    ///
+    /// `signed_by` are keys whose signatures were verified: what an envelope claims saves nothing.
     pub fn confirm(&self, artifact: &ArtifactId, signed_by: &[KeyId]) -> Result<(), Refusal> {
         if self.is_artifact_revoked(artifact) {
             return Err(Refusal::ArtifactRevoked(*artifact));
         }
-        let known = || self.signers.iter().filter(|signer| signed_by.contains(&signer.key.id()));
-        let revoked = known().find(|signer| self.is_key_revoked(&signer.key.id()));
-        let valid = known().filter(|signer| !self.is_key_revoked(&signer.key.id())).count();
+        let valid = self.signers_in_force().filter(|signer| signed_by.contains(&signer.key.id())).count();
         if valid >= self.threshold {
             return Ok(());
         }
-        Err(match revoked {
-            Some(signer) => Refusal::KeyRevoked { name: signer.name.clone(), key: signer.key.id() },
+        Err(match signed_by.iter().find(|key| self.is_key_revoked(key)) {
+            Some(key) => Refusal::KeyRevoked { name: self.name_of_id(key), key: *key },
             None if valid == 0 => Refusal::UnknownSigner(signed_by.to_vec()),
             None => Refusal::Threshold { valid, needed: self.threshold },
         })
+    }
+
+    /// A key that was revoked may have left the signers.
+    fn name_of_id(&self, key: &KeyId) -> String {
+        let signer = self.signers.iter().find(|signer| signer.key.id() == *key);
+        signer.map_or_else(|| "a signer of an earlier policy".to_owned(), |signer| signer.name.clone())
     }
 
     /// The keys of signers by their names, as [`Policy::admit`] tells them.

@@ -15,7 +15,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::identity::{NodeId, Share};
+use crate::identity::NodeId;
+use crate::lifecycle::Share;
 
 /// Whoever is admitted must say something within this time; later, keep-alive tells the dead.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
@@ -37,7 +38,7 @@ impl Peer {
 /// What a connection takes of all that there may be, and of those of its node, if that is known.
 pub(in crate::metadata) struct Slot {
     _of_all: OwnedSemaphorePermit,
-    _of_node: Option<Share>,
+    _of_node: Option<Share<NodeId>>,
 }
 
 impl From<OwnedSemaphorePermit> for Slot {
@@ -46,8 +47,8 @@ impl From<OwnedSemaphorePermit> for Slot {
     }
 }
 
-impl From<(OwnedSemaphorePermit, Share)> for Slot {
-    fn from((of_all, of_node): (OwnedSemaphorePermit, Share)) -> Self {
+impl From<(OwnedSemaphorePermit, Share<NodeId>)> for Slot {
+    fn from((of_all, of_node): (OwnedSemaphorePermit, Share<NodeId>)) -> Self {
         Self { _of_all: of_all, _of_node: Some(of_node) }
     }
 }

@@ -11,7 +11,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Peer};
-use crate::identity::{NodeId, Shares};
+use crate::identity::NodeId;
+use crate::lifecycle::Shares;
 use crate::lifecycle::Tasks;
 use crate::metadata::metrics::{Metrics, Reject};
 
@@ -22,7 +23,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Gate {
     pub(super) acceptor: TlsAcceptor,
     pub(super) slots: Arc<Semaphore>,
-    pub(super) of_nodes: Shares,
+    pub(super) of_nodes: Shares<NodeId>,
     pub(super) ready: mpsc::Sender<io::Result<Connection>>,
     pub(super) cut: CancellationToken,
     pub(super) metrics: Metrics,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::adapters::{Address, Alias, BaseModel, Release};
-use crate::digest::{ArtifactId, ContentId};
+use crate::digest::{ArtifactId, ContentId, KeyId};
 use crate::identity::UnixTime;
 use crate::proxy::BoxFuture;
 
@@ -49,6 +49,8 @@ pub struct Signed {
     pub size: u64,
     /// As the policy names them.
     pub signers: Vec<String>,
+    /// Their keys.
+    pub keys: Vec<KeyId>,
     /// To be admitted again at a later start.
     pub envelope: Bytes,
 }

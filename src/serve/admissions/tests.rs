@@ -45,18 +45,22 @@ fn left(root: &tempfile::TempDir) -> Vec<String> {
     names
 }
 
+fn withdrawn(root: &tempfile::TempDir, policy: &Policy) -> usize {
+    withdraw_now(root.path(), policy, Whose::Everybodys).unwrap().withdrawn.len()
+}
+
 #[test]
 fn what_a_revoked_key_has_signed_is_taken_away_and_nothing_else() {
     let root = root(&["a", "b", "c", "own"]);
     add(root.path(), admission("one", 1, &["a", "b"])).unwrap();
     add(root.path(), admission("two", 2, &["c"])).unwrap();
-    assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().is_empty());
+    assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().withdrawn.is_empty());
     let revoking = policy(&format!("[revoked]\nkeys = [\"{}\"]\n", key(1)));
-    let withdrawn = withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap();
+    let withdrawn = withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap().withdrawn;
     assert_eq!((withdrawn.len(), withdrawn[0].entries), (1, 2));
     assert!(matches!(withdrawn[0].reason, Refusal::KeyRevoked { .. }));
     assert_eq!(left(&root), ["c", "own"]);
-    assert!(withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap().is_empty(), "once");
+    assert!(withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap().withdrawn.is_empty(), "once");
 }
 
 #[test]
@@ -67,8 +71,8 @@ fn a_signer_that_left_the_policy_is_as_one_that_is_revoked_and_an_expired_policy
         "version = 1\nexpires = \"2001-01-01T00:00:00Z\"\n[[signer]]\nname = \"3\"\nkey = \"{}\"\nfamilies = [\"x\"]\nclass = \"data\"\n",
         PrivateKey::from_seed(3).public()
     ));
-    assert!(withdraw_now(root.path(), &expired.unwrap(), Whose::Everybodys).unwrap().is_empty());
-    assert_eq!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().len(), 1);
+    assert!(withdraw_now(root.path(), &expired.unwrap(), Whose::Everybodys).unwrap().withdrawn.is_empty());
+    assert_eq!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().withdrawn.len(), 1);
     assert!(left(&root).is_empty());
 }
 
@@ -83,9 +87,9 @@ fn what_an_engine_has_used_stays_while_it_runs_and_goes_before_the_next_start() 
     let artifacts = format!("\"{}\", \"{}\"", late.release.artifact, ArtifactId::of(b"one"));
     add(root.path(), late).unwrap();
     let revoking = policy(&format!("[revoked]\nartifacts = [{artifacts}]\n"));
-    assert_eq!(withdraw_now(root.path(), &revoking, Whose::NobodyUsed).unwrap().len(), 1);
+    assert_eq!(withdraw_now(root.path(), &revoking, Whose::NobodyUsed).unwrap().withdrawn.len(), 1);
     assert_eq!(left(&root), ["a"]);
-    assert_eq!(withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap().len(), 1);
+    assert_eq!(withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap().withdrawn.len(), 1);
     assert!(left(&root).is_empty());
 }
 
@@ -93,32 +97,62 @@ fn what_an_engine_has_used_stays_while_it_runs_and_goes_before_the_next_start() 
 fn a_root_that_nothing_came_to_is_left_as_it_is() {
     let root = root(&["own"]);
     mark_used(root.path()).unwrap();
-    assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().is_empty());
+    assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().withdrawn.is_empty());
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
 }
 
-#[test]
-fn the_oldest_leave_a_record_that_is_full() {
-    let root = root(&[]);
-    let records = Records::make(root.path()).unwrap();
-    let many: Vec<Admission> = (0..MAX_ADMISSIONS).map(|n| admission(&n.to_string(), 1, &["a"])).collect();
-    records.write(FILE, &many).unwrap();
-    add(root.path(), admission("last", 1, &["b"])).unwrap();
-    let all: Vec<Admission> = records.read(FILE).unwrap().unwrap();
-    assert_eq!((all.len(), &all[0]), (MAX_ADMISSIONS, &many[1]));
-    assert_eq!(all[MAX_ADMISSIONS - 1].release.artifact, ArtifactId::of(b"last"));
+/// Where records lie.
+fn control(root: &tempfile::TempDir) -> PathBuf {
+    root.path().join(crate::caches::CONTROL)
 }
 
 #[test]
-fn of_more_than_a_record_holds_the_newest_stay() {
-    let root = root(&[]);
-    // About 10 MB each.
+fn however_much_came_none_of_it_is_forgotten() {
+    let root = root(&["a"]);
+    // About 10 MB each: more than one record holds.
     let entries: Vec<String> = (0..50_000).map(|n| format!("{n:0200}")).collect();
     let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
+    add(root.path(), admission("first", 1, &["a"])).unwrap();
     for name in ["one", "two"] {
-        add(root.path(), admission(name, 1, &entries)).unwrap();
+        add(root.path(), admission(name, 2, &entries)).unwrap();
     }
-    let records = Records::find(root.path()).unwrap().unwrap();
-    let kept: Vec<Admission> = records.read(FILE).unwrap().unwrap();
-    assert_eq!(kept.iter().map(|one| one.release.artifact).collect::<Vec<_>>(), [ArtifactId::of(b"two")]);
+    let used: Vec<ArtifactId> = mark_used(root.path()).unwrap().into_iter().map(|(artifact, _)| artifact).collect();
+    assert_eq!(used, ["first", "one", "two"].map(|name| ArtifactId::of(name.as_bytes())));
+    let revoking = policy(&format!("[revoked]\nkeys = [\"{}\"]\n", key(1)));
+    assert_eq!(withdrawn(&root, &revoking), 1);
+    assert!(left(&root).is_empty());
+}
+
+#[test]
+fn what_an_earlier_version_has_kept_is_known() {
+    let root = root(&["a", "b"]);
+    let records = crate::serve::records::Records::make(root.path()).unwrap();
+    let used = Admission { used: true, ..admission("one", 1, &["a"]) };
+    records.write("admitted.json", &[used, admission("two", 1, &["b"])]).unwrap();
+    let revoking = policy(&format!("[revoked]\nkeys = [\"{}\"]\n", key(1)));
+    assert_eq!(withdraw_now(root.path(), &revoking, Whose::NobodyUsed).unwrap().withdrawn.len(), 1);
+    assert_eq!((left(&root), control(&root).join("admitted.json").exists()), (vec!["a".to_owned()], false));
+    assert_eq!(withdrawn(&root, &revoking), 1);
+}
+
+#[test]
+fn a_damaged_record_is_told_until_somebody_has_seen_to_it_and_hides_no_other() {
+    for of_all in [false, true] {
+        let root = root(&["a", "b"]);
+        add(root.path(), admission("good", 1, &["a"])).unwrap();
+        add(root.path(), admission("bad", 1, &["b"])).unwrap();
+        let name = match of_all {
+            true => "admitted.json".to_owned(),
+            false => format!("admitted/{}.json", ArtifactId::of(b"bad")),
+        };
+        std::fs::write(control(&root).join(&name), "torn").unwrap();
+        let aside = control(&root).join(format!("{name}.damaged"));
+        let revoking = policy(&format!("[revoked]\nartifacts = [\"{}\"]\n", ArtifactId::of(b"good")));
+        let told = withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap();
+        assert_eq!((told.withdrawn.len(), told.damaged), (1, vec![aside.clone()]));
+        add(root.path(), admission("bad", 1, &["b"])).unwrap();
+        assert_eq!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().damaged.len(), 1);
+        std::fs::remove_file(aside).unwrap();
+        assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().damaged.is_empty());
+    }
 }

@@ -56,6 +56,15 @@ pub struct Answers {
     pub neighbours: Vec<Neighbour>,
 }
 
+impl Answers {
+    /// The signers of its manifest, where that was looked at: it is of the newest of each subject.
+    fn accepted(&self, offered: &Offered) -> &[String] {
+        let key = |one: &Neighbour| (one.identity, one.created) == (offered.identity, offered.created);
+        let manifest = self.neighbours.iter().find(|one| key(one) && one.subject == offered.subject);
+        manifest.and_then(|one| one.described.as_ref().ok()).map_or(&[], |described| &described.signers)
+    }
+}
+
 /// What keeps an artifact out although somebody has it. Absent: nothing is known of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rules<'a> {
@@ -72,15 +81,21 @@ enum Fate {
 }
 
 impl Rules<'_> {
-    fn fate(&self, prospect: &Prospect, offered: &Offered) -> Fate {
-        let signer = self.policy.map(|policy| policy.signers.iter().find(|one| one.key.id() == offered.signer));
-        if let Some(policy) = self.policy
-            && policy.is_revoked(&offered.artifact, &[offered.signer])
-        {
-            return Fate::Revoked;
-        }
-        if signer == Some(None) {
-            return Fate::Stranger;
+    /// `accepted` are the signers of its manifest that a policy has accepted, where that is known: the directory says one,
+    /// and there may be others.
+    fn fate(&self, prospect: &Prospect, offered: &Offered, accepted: &[String]) -> Fate {
+        let mut signers = Vec::new();
+        if let Some(policy) = self.policy {
+            let accepted = Some(policy.keys_of(accepted)).filter(|keys| !keys.is_empty());
+            let keys = accepted.unwrap_or_else(|| vec![offered.signer]);
+            if policy.is_revoked(&offered.artifact, &keys) {
+                return Fate::Revoked;
+            }
+            let in_force = policy.signers_in_force().filter(|signer| keys.contains(&signer.key.id()));
+            signers.extend(in_force.map(|signer| signer.name.clone()));
+            if signers.is_empty() {
+                return Fate::Stranger;
+            }
         }
         let release = Release {
             artifact: offered.artifact,
@@ -88,7 +103,7 @@ impl Rules<'_> {
             identity: offered.identity,
             subject: offered.subject.clone(),
             generation: offered.generation,
-            signers: signer.flatten().map(|signer| signer.name.clone()).into_iter().collect(),
+            signers,
         };
         match self.quarantine.and_then(|quarantine| quarantine.refuses(&release)) {
             Some(quarantined) => Fate::Quarantined(quarantined.to_string()),
@@ -218,7 +233,8 @@ fn without_identity(error: &IdentityError, finding: impl Fn(String) -> Finding) 
 fn find(prospect: &Prospect, launch: &BTreeMap<String, String>, answers: &Answers, rules: Rules<'_>) -> Finding {
     let identity = prospect.identity.id();
     let offered = answers.offered.iter().filter(|offered| offered.identity == identity);
-    let judged: Vec<(&Offered, Fate)> = offered.map(|offered| (offered, rules.fate(prospect, offered))).collect();
+    let judge = |offered| (offered, rules.fate(prospect, offered, answers.accepted(offered)));
+    let judged: Vec<(&Offered, Fate)> = offered.map(judge).collect();
     let trusted: Vec<&Offered> =
         judged.iter().filter(|(_, fate)| matches!(fate, Fate::Installed)).map(|(offered, _)| *offered).collect();
     let neighbours = answers.neighbours.iter().filter(|other| other.family == prospect.family.name);

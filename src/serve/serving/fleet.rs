@@ -174,6 +174,7 @@ fn signed(admitted: &Admitted) -> Result<Signed, FetchError> {
         created: manifest.created,
         size: manifest.files.iter().map(|file| file.size).sum(),
         signers: admitted.signers().to_vec(),
+        keys: admitted.keys().to_vec(),
         envelope: admitted.envelope().clone(),
     })
 }
@@ -238,8 +239,7 @@ impl Source for Fleet {
     }
 
     fn is_revoked(&self, signed: &Signed) -> bool {
-        let keys = || SignedManifest::key_ids_of(&signed.envelope).unwrap_or_default();
-        self.trust.known().is_ok_and(|policy| policy.revokes() && policy.is_revoked(&signed.artifact, &keys()))
+        self.trust.known().is_ok_and(|policy| policy.is_revoked(&signed.artifact, &signed.keys))
     }
 
     fn readmit(&self, envelope: &[u8]) -> Result<Signed, FetchError> {

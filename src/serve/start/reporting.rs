@@ -11,6 +11,7 @@ use super::{FamilyProof, Proof};
 use crate::digest::KeyId;
 use crate::install::NegativeClass;
 use crate::local::{Client, chain};
+use crate::protocol::agent::{MAX_START_ARTIFACTS, MAX_START_COUNT, MAX_START_SIGNERS};
 use crate::protocol::pb::{FamilyStart, StartArtifact, StartOutcome, StartReport, StartVerdict};
 use crate::serve::admissions::Used;
 use crate::serve::warm::Verdict;
@@ -18,11 +19,6 @@ use crate::serve::warming::Warmed;
 
 /// For the agent to take it.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// As many as an agent believes.
-const MOST: u32 = 1_000_000;
-const MOST_ARTIFACTS: usize = 512;
-const MOST_SIGNERS: usize = 8;
 
 pub(super) struct Reporting {
     client: Option<Client>,
@@ -62,7 +58,7 @@ impl Reporting {
             hook_seconds: self.hook.as_secs_f64(),
             budget_seconds: self.budget.as_secs_f64(),
             families: families(warmed, proof),
-            artifacts: self.used.iter().rev().take(MOST_ARTIFACTS).map(artifact).collect(),
+            artifacts: self.used.iter().rev().take(MAX_START_ARTIFACTS).map(artifact).collect(),
         };
         match timeout(PATIENCE, client.report_start(report)).await {
             Ok(Ok(())) => {}
@@ -74,7 +70,7 @@ impl Reporting {
 
 fn artifact((id, signers): &Used) -> StartArtifact {
     let bytes = |key: &KeyId| Bytes::copy_from_slice(key.as_bytes());
-    let signers = signers.iter().take(MOST_SIGNERS).map(bytes).collect();
+    let signers = signers.iter().take(MAX_START_SIGNERS).map(bytes).collect();
     StartArtifact { artifact_id: Bytes::copy_from_slice(id.as_bytes()), signers }
 }
 
@@ -126,5 +122,5 @@ fn verdict(report: Option<&Verdict>, offered: usize, installed: usize, there: us
 }
 
 fn count(count: usize) -> u32 {
-    u32::try_from(count).map_or(MOST, |count| count.min(MOST))
+    u32::try_from(count).map_or(MAX_START_COUNT, |count| count.min(MAX_START_COUNT))
 }

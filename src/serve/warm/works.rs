@@ -64,7 +64,7 @@ impl Works<'_, '_> {
         let id = admitted.id();
         let work = InstallWork {
             root: self.attempt.root.clone(),
-            signed_by: Some(self.attempt.job.policy.keys_of(admitted.signers())),
+            signed_by: Some(admitted.keys().to_vec()),
             lock: self.lock.clone(),
             admitted: Arc::new(admitted),
             limits: self.attempt.job.limits,

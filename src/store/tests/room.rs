@@ -48,7 +48,13 @@ fn gc_removes_what_is_revoked_unless_it_is_pinned() {
     let (_directory, store) = store();
     let [bad, kept, good] = [1, 2, 3].map(|seed| fetched(&store, &contents(seed, 2, 100), 1));
     store.pin(&kept.id()).unwrap();
-    [&bad, &kept].into_iter().for_each(|artifact| artifact.set_revoked(true));
+    let policy = format!(
+        "version = 1\nexpires = \"2030-01-01T00:00:00Z\"\n[revoked]\nartifacts = [\"{}\", \"{}\"]\n",
+        bad.id(),
+        kept.id()
+    );
+    let policy = Policy::parse(&policy).unwrap();
+    assert_eq!([&bad, &kept, &good].map(|artifact| artifact.judge(&policy)), [true, true, false]);
     let swept = store.gc(UnixTime::now()).unwrap();
     assert_eq!((swept.revoked, swept.freed_bytes), (vec![bad.id()], 200));
     assert_eq!(
@@ -132,4 +138,28 @@ fn room_promised_to_one_fetch_is_not_promised_to_another() {
     assert!(store.begin(admitted(&contents(2, 6, 1000), 1)).unwrap_err().is_no_space());
     drop(held);
     store.begin(admitted(&contents(2, 6, 1000), 1)).unwrap();
+}
+
+#[test]
+fn a_chunk_that_somebody_brought_again_is_not_abandoned_with_the_first() {
+    let (_directory, store) = store();
+    let content = contents(1, 1, 100).remove(0);
+    let digest = Digest::of(&content);
+    let first = store.put_new_chunk(&digest, &content).unwrap().unwrap();
+    assert!(store.put_new_chunk(&digest, &content).unwrap().is_none());
+    store.abandon(&[(digest, first)]);
+    assert_eq!(store.gc(UnixTime::now()).unwrap().orphans, 0, "both within one second");
+    let other = noise(7, 100);
+    let brought = store.put_new_chunk(&Digest::of(&other), &other).unwrap().unwrap();
+    store.abandon(&[(Digest::of(&other), brought)]);
+    assert_eq!(store.gc(UnixTime::now()).unwrap().orphans, 1);
+}
+
+#[test]
+fn what_the_limits_are_is_told_when_they_change() {
+    let (_directory, store) = store();
+    let told = || (store.shared.metrics.limit_bytes.get(), store.shared.metrics.reserve_bytes.get());
+    assert_eq!(told(), (0, 0));
+    store.set_limits(store.limits_of(Some(7000), Some(500)).unwrap());
+    assert_eq!(told(), (7000, 500));
 }

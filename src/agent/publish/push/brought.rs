@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::super::Grant;
 use super::{PublishError, PushError};
 use crate::digest::Digest;
-use crate::identity::UnixTime;
-use crate::store::Store;
+use crate::store::{Bringing, Store};
 
 /// Bytes of each user in pushes that are going on. Clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +29,8 @@ pub(super) struct Brought {
 #[derive(Default)]
 struct Sent {
     bytes: u64,
-    /// Those that were not there, and when they came.
-    chunks: Vec<(Digest, UnixTime)>,
+    /// Those that were not there.
+    chunks: Vec<(Digest, Bringing)>,
 }
 
 impl Brought {
@@ -55,8 +54,8 @@ impl Brought {
     /// Blocking.
     pub(super) fn put(&self, encoded: &[u8]) -> Result<(), PublishError> {
         let digest = Digest::of(encoded);
-        if self.store.put_new_chunk(&digest, encoded)? {
-            self.sent().chunks.push((digest, UnixTime::now()));
+        if let Some(bringing) = self.store.put_new_chunk(&digest, encoded)? {
+            self.sent().chunks.push((digest, bringing));
         }
         Ok(())
     }

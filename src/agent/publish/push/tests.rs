@@ -111,6 +111,20 @@ fn what_a_pod_pushes_is_signed_as_the_next_generation_by_this_agent() {
 }
 
 #[test]
+fn a_signature_that_only_claims_to_be_ours_makes_no_generation_of_ours() {
+    let (pod, other) = (Pod::new(), PrivateKey::from_seed(2));
+    let (chunks, draft) = tree(&TWO);
+    pod.push(&chunks, &draft).unwrap();
+    let last = Draft { generation: u64::MAX, created: UnixTime::now(), ..draft };
+    let ours = PrivateKey::from_seed(1).public().id();
+    let forged = SignedManifest::sign(last, &other).unwrap().with_junk_of(ours);
+    assert_eq!(forged.signer(), ours);
+    pod.store.insert_published(forged).unwrap();
+    let (chunks, draft) = tree(&[("c", b"three")]);
+    assert_eq!(pod.push(&chunks, &draft).unwrap().generation, 2);
+}
+
+#[test]
 fn after_the_highest_generation_there_is_no_other() {
     let pod = Pod::new();
     let (chunks, draft) = tree(&TWO);
@@ -295,6 +309,41 @@ fn a_full_store_ends_the_push() {
     push.chunk(chunks[0].clone().into()).unwrap()().unwrap();
     let full = push.chunk(chunks[1].clone().into()).unwrap()();
     assert!(matches!(full, Err(PublishError::Store(StoreError::OverLimit { .. }))));
+}
+
+#[test]
+fn a_push_into_a_full_store_takes_the_place_of_what_nobody_uses_or_has_pinned() {
+    let pod = Pod::with(Some(PrivateKey::from_seed(1)), Some(6));
+    let (chunks, draft) = tree(&TWO);
+    let old = pod.push(&chunks, &draft).unwrap().artifact;
+    let (chunks, draft) = tree(&[("c", b"three")]);
+    let other = Draft { subject: "other".to_owned(), ..draft };
+    pod.store.pin(&old).unwrap();
+    assert!(matches!(pod.push(&chunks, &other), Err(PublishError::Store(StoreError::OverLimit { .. }))));
+    pod.store.unpin(&old).unwrap();
+    let new = pod.push(&chunks, &other).unwrap().artifact;
+    assert_eq!(pod.store.list().iter().map(|artifact| artifact.id()).collect::<Vec<_>>(), [new]);
+}
+
+#[test]
+fn that_the_store_is_full_is_told_of_a_directory_too() {
+    let (pod, dir) = (Pod::with(Some(PrivateKey::from_seed(1)), Some(4)), tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("file"), "longer than that").unwrap();
+    let draft = tree(&TWO).1;
+    let publication = crate::local::Publication {
+        directory: dir.path().to_owned(),
+        identity: draft.identity,
+        class: draft.class,
+        subject: draft.subject,
+        attributes: BTreeMap::new(),
+        provenance: Provenance::default(),
+        content: crate::local::Content::All(crate::caches::ScanRules::default()),
+        expires: None,
+    };
+    let directory = crate::artifact::Tree::open(dir.path()).unwrap();
+    let error = pod.publisher.publish(publication, &directory, pod.grant, &|_| ()).unwrap_err();
+    let PublishError::Store(error @ StoreError::OverLimit { .. }) = error else { panic!("{error}") };
+    assert!(error.to_string().contains("store.max_bytes"), "{error}");
 }
 
 fn of_pod(push_bytes: u64, max_bytes: Option<u64>) -> Pod {

@@ -87,6 +87,7 @@ impl Fleet {
             created: UnixTime::from_seconds(generation),
             size: disk::bytes(directory.path()).unwrap(),
             signers: Vec::new(),
+            keys: Vec::new(),
             envelope: Bytes::from(format!("{alias} {generation}")),
         };
         self.world().published.push(Published { directory, signed: signed.clone() });

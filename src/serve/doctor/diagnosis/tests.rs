@@ -107,6 +107,28 @@ fn what_only_strangers_signed_is_no_hit() {
 }
 
 #[test]
+fn whoever_else_has_signed_counts_where_the_manifest_was_looked_at() {
+    let [first, second] = [1, 2].map(|seed| PrivateKey::from_seed(seed).public());
+    let policy = |revoked: &str| {
+        let signer = |name, key| {
+            format!("[[signer]]\nname = \"{name}\"\nkey = \"{key}\"\nfamilies = [\"*\"]\nclass = \"host-code\"\n")
+        };
+        let head = "version = 1\nexpires = \"2050-01-01T00:00:00Z\"\n";
+        let signers = signer("one", first) + &signer("two", second);
+        Policy::parse(&format!("{head}{signers}[revoked]\nkeys = [{revoked}]\n")).unwrap()
+    };
+    let by_second = Described { signers: vec!["two".to_owned()], ..Described::default() };
+    let manifest = Neighbour { described: Ok(by_second), ..neighbour(HERE, 1) };
+    for claimed in [first.id(), KeyId::of(b"stranger")] {
+        let offered = vec![offered("key", 1, 10, claimed)];
+        let answers = Answers { offered, neighbours: vec![manifest.clone()] };
+        let found = |revoked| finding(&answers, &BTreeMap::new(), Some(&policy(revoked)));
+        assert!(matches!(found("\"one\""), Finding::Hit { .. }), "{:?}", found("\"one\""));
+        assert_eq!(found("\"two\""), Finding::Revoked { artifacts: 1 });
+    }
+}
+
+#[test]
 fn what_is_revoked_or_in_quarantine_is_no_hit() {
     let key = PrivateKey::generate().unwrap().public();
     let policy = |revoked: &str| {

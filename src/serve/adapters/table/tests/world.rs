@@ -65,6 +65,7 @@ pub(super) fn signed(number: usize, generation: u64) -> Arc<Signed> {
         created: UnixTime::from_seconds(generation),
         size: 40,
         signers: Vec::new(),
+        keys: Vec::new(),
         envelope: Bytes::from_static(b"signed"),
     })
 }
