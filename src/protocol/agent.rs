@@ -25,10 +25,6 @@ pub const MAX_SKIPPED: usize = 100;
 const MAX_TOLD: usize = 100_000;
 const MAX_DIGESTS: usize = 1_000_000;
 
-/// Artifacts in the report of a start, and signers of each.
-pub const MAX_START_ARTIFACTS: usize = 512;
-pub const MAX_START_SIGNERS: usize = 8;
-
 /// Of each family, under other identities and as variants of its own.
 const MAX_NEARBY: usize = 16 * MAX_IDENTITIES;
 
