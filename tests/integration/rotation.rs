@@ -75,7 +75,7 @@ async fn a_certificate_that_ends_soon_is_told_of_and_replaced_while_connections_
     let (mut program, _) = agent(&cluster, &config);
     let told = program.says("this node's certificate expires at ").await;
     assert!(told.contains("`warmd keys node`") && told.contains("SIGHUP"), "{told}");
-    program.says("agent ready").await;
+    program.says_or_has_said("agent ready").await;
     let client = Client::connect(&socket).await.unwrap();
     let metric = async || {
         let mut http = super::harness::http::Connection::tcp(config.metrics.listen.unwrap(), None).await.unwrap();

@@ -40,6 +40,14 @@ impl Program {
         }
     }
 
+    /// The same, where it may have been said before something else that was waited for.
+    pub async fn says_or_has_said(&mut self, text: &str) -> String {
+        match self.said.iter().find_map(|line| line.split_once(text)) {
+            Some((_, rest)) => rest.to_owned(),
+            None => self.says(text).await,
+        }
+    }
+
     /// All that it has said so far.
     pub fn said(&self) -> String {
         self.said.join("\n")
