@@ -35,7 +35,37 @@ impl World<'_> {
     pub(super) fn leave(&mut self, holder: usize, key: Key) {
         let now = self.instant();
         if let Some(slot) = self.nodes[holder].slots.remove(&key) {
-            self.nodes[holder].desk.end(slot, now);
+            let node = &mut self.nodes[holder];
+            node.queue.retain(|(waiting, _)| *waiting != key);
+            node.desk.end(slot, now);
+            self.take_turns(holder);
+        }
+    }
+
+    fn wait_turn(&mut self, holder: usize, key: Key, parts: Vec<(u32, u64)>) {
+        self.nodes[holder].queue.push((key, parts));
+        self.take_turns(holder);
+    }
+
+    /// Sends what its turn has come for.
+    pub(super) fn take_turns(&mut self, holder: usize) {
+        let now = self.instant();
+        let mut again = None;
+        for (key, parts) in std::mem::take(&mut self.nodes[holder].queue) {
+            let node = &mut self.nodes[holder];
+            let wait = node.slots.get(&key).and_then(|slot| node.desk.begin(slot, now));
+            if let Some(at) = wait {
+                node.queue.push((key, parts));
+                again = again.into_iter().chain([at]).min();
+                continue;
+            }
+            if let (to, Cargo::Chunks(request)) = key {
+                self.answer(holder, to, Answer::First(RequestId(request)));
+            }
+            self.network.open(holder, key, parts);
+        }
+        if let Some(at) = again {
+            self.at(self.since_epoch(at), holder, Event::Turn);
         }
     }
 
@@ -57,7 +87,7 @@ impl World<'_> {
         }
         let key = (by, Cargo::Manifest(holder));
         match self.slot(holder, key, What::Manifest) {
-            Ok(()) => self.network.open(holder, key, [(0, self.setup.manifest)]),
+            Ok(()) => self.wait_turn(holder, key, vec![(0, self.setup.manifest)]),
             Err(NotNow::Busy(busy)) => {
                 self.outcome.busy += 1;
                 self.answer(holder, by, Answer::ManifestBusy(busy));
@@ -116,9 +146,8 @@ impl World<'_> {
         let answer = match self.slot(holder, key, what) {
             Ok(()) => {
                 let lens = &self.setup.chunk_lens;
-                let parts = indices.iter().map(|index| (*index, u64::from(lens[*index as usize])));
-                self.network.open(holder, key, parts);
-                Answer::First(request)
+                let parts = indices.iter().map(|index| (*index, u64::from(lens[*index as usize]))).collect();
+                return self.wait_turn(holder, key, parts);
             }
             Err(NotNow::Busy(busy)) => {
                 self.outcome.busy += 1;

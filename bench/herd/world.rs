@@ -67,6 +67,8 @@ pub(super) enum Event {
         by: usize,
         known: Option<u32>,
     },
+    /// The turn of something that has a slot may have come.
+    Turn,
     /// Who asked for news has waited long enough.
     NoNews {
         by: usize,
@@ -112,6 +114,8 @@ pub(super) struct Node {
     pub(super) have: Bitmap,
     pub(super) desk: Desk,
     pub(super) slots: BTreeMap<Key, Slot>,
+    /// What has a slot and waits for its turn to be sent.
+    pub(super) queue: Vec<(Key, Vec<(u32, u64)>)>,
     /// Who waits for more chunks than it knows of, and since when.
     pub(super) listeners: BTreeMap<usize, (u32, Duration)>,
     /// Who waits for the manifest that this node looks for itself.
@@ -161,6 +165,7 @@ impl<'a> World<'a> {
             have: if number == 0 { Bitmap::full(chunks) } else { Bitmap::empty(chunks) },
             desk: Desk::new(SLOTS),
             slots: BTreeMap::new(),
+            queue: Vec::new(),
             listeners: BTreeMap::new(),
             manifest_for: Vec::new(),
             verified: BTreeMap::new(),
@@ -352,6 +357,7 @@ impl<'a> World<'a> {
             Event::AskedManifest { by } => self.asked_manifest(node, by),
             Event::NoManifestYet { by } => self.no_manifest_yet(node, by),
             Event::AskedHave { by, known } => self.asked_have(node, by, known),
+            Event::Turn => self.take_turns(node),
             Event::NoNews { by, since } => self.no_news(node, by, since),
             Event::Asked { by, request, indices, fresh } => self.asked(node, by, request, &indices, fresh),
             Event::Cancelled(key) => {

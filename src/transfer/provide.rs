@@ -2,14 +2,15 @@
 //!
 //! Memory per peer is bounded: requests are small, chunks are mapped files, and what is queued in a connection is bounded
 //! by its send window. Work per node is bounded by upload slots: when all are taken the answer is Busy with the names of
-//! others who fetch the artifact, too, never a queue. Who asks for fresh chunks is told which ones others were given. [`Desk`]
-//! decides that. A reader that is too slow loses its stream.
+//! others who fetch the artifact, too, never a queue; what has a slot waits for its turn, a few milliseconds. Who asks for
+//! fresh chunks is told which ones others were given. [`Desk`] decides that. A reader that is too slow loses its stream.
 
 mod config;
 mod desk;
 mod given;
 mod parts;
 mod recent;
+mod turns;
 mod upload;
 
 use std::net::IpAddr;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinError;
 use tracing::Instrument;
 
@@ -62,6 +63,8 @@ pub struct Provider {
     metrics: Metrics,
     may_serve: MayServe,
     desk: Mutex<Desk>,
+    /// A slot was given back.
+    given_back: Notify,
     wanted: Arc<Wanted>,
     /// Uploads in progress.
     uploads: watch::Sender<u32>,
@@ -95,6 +98,7 @@ impl Provider {
         metrics.upload_slots.set(config.upload_slots.into());
         Arc::new(Self {
             desk: Mutex::new(Desk::new(config.upload_slots)),
+            given_back: Notify::new(),
             wanted: Arc::default(),
             uploads: watch::Sender::new(0),
             sent: AtomicU64::new(0),
@@ -234,12 +238,12 @@ impl Provider {
         }
         let endpoint = traced.port.and_then(|port| metadata::Endpoint::new((ip, port.get()).into()).ok());
         let reachable = endpoint.map(|endpoint| Neighbour { node: peer, endpoint });
-        let ask = |artifact, what| self.slot(&Ask { artifact, by: peer, reachable, what });
+        let ask = async |artifact, what| self.slot(&Ask { artifact, by: peer, reachable, what }).await;
         match traced.request {
             Request::Manifest(id) => {
                 self.wait_for_manifest(&id).await;
                 let envelope = self.artifact(&id)?.signed().envelope().clone();
-                let _slot = ask(id, What::Manifest)?;
+                let _slot = ask(id, What::Manifest).await?;
                 self.write(send, Answer::Manifest { len: envelope.len() }.encode()).await?;
                 self.write(send, envelope).await?;
             }
@@ -261,7 +265,7 @@ impl Provider {
                 let artifact = self.artifact(&id)?;
                 let chunks = self.chunks_of(&artifact, indices)?;
                 let count = artifact.manifest().chunks.len();
-                let _slot = ask(id, What::Chunks { count, indices, fresh })?;
+                let _slot = ask(id, What::Chunks { count, indices, fresh }).await?;
                 self.send_chunks(&artifact, indices, chunks, send).await?;
             }
         }

@@ -83,13 +83,23 @@ impl Plan {
             open => self.better_of_two(open, &paces),
         };
         let batch = self.batch(slot, &paces);
-        let start = self.rng.random_range(0..self.chunks.count() as u32);
+        let start = self.start();
         let fresh = self.holders[slot].have == HaveState::All && self.chunks.wanted_of_nobody() > 0;
         let indices = match fresh {
             true => self.chunks.take_unshared(slot, start, self.config.max_request_chunks, batch),
             false => self.chunks.take(slot, start, self.config.max_request_chunks, batch),
         };
         Some(self.open(slot, indices, fresh, now))
+    }
+
+    /// Where to begin among chunks that are equally rare. In the first half at any of them: small ones are handed on sooner,
+    /// which gets a herd going. Then at any byte, or the large ones, which rarely fit behind others, would remain to the end.
+    fn start(&mut self) -> u32 {
+        let bytes = self.chunks.bytes();
+        match self.chunks.bytes_done() < bytes / 2 {
+            true => self.rng.random_range(0..self.chunks.count() as u32),
+            false => self.chunks.at(self.rng.random_range(0..bytes.max(1))),
+        }
     }
 
     /// Whether complete holders are fewer than the partial ones that grow, and not faster than those together. Then they are

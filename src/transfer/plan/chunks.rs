@@ -22,6 +22,8 @@ enum Held {
 /// A chunk is *wanted* while it is missing and in flight nowhere.
 pub(super) struct Chunks {
     lens: Vec<u32>,
+    /// Where each chunk ends, when all lie behind each other.
+    ends: Vec<u64>,
     done: ChunkSet,
     bytes: u64,
     bytes_done: u64,
@@ -41,6 +43,10 @@ pub(super) struct Chunks {
 impl Chunks {
     pub(super) fn new(lens: Vec<u32>, have: &Bitmap) -> Self {
         let count = lens.len();
+        let end = |end: &mut u64, len: &u32| {
+            *end += u64::from(*len);
+            Some(*end)
+        };
         let mut chunks = Self {
             done: ChunkSet::new(count),
             bytes: lens.iter().map(|len| u64::from(*len)).sum(),
@@ -52,6 +58,7 @@ impl Chunks {
             partial: vec![0; count],
             held: vec![Held::Nothing; MAX_HOLDERS],
             offered: [0; MAX_HOLDERS + 1],
+            ends: lens.iter().scan(0, end).collect(),
             lens,
         };
         for index in 0..count as u32 {
@@ -76,6 +83,11 @@ impl Chunks {
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The chunk that has this byte.
+    pub(super) fn at(&self, byte: u64) -> u32 {
+        self.ends.partition_point(|end| *end <= byte) as u32
     }
 
     pub(super) fn bytes_done(&self) -> u64 {
@@ -291,5 +303,16 @@ impl Chunks {
             change(&mut self.offered[slots.trailing_zeros() as usize]);
             slots &= slots - 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_byte_is_in_the_chunk_that_has_it_and_an_empty_chunk_has_none() {
+        let chunks = Chunks::new(vec![2, 0, 3], &Bitmap::empty(3));
+        assert_eq!((0..5).map(|byte| chunks.at(byte)).collect::<Vec<_>>(), [0, 0, 2, 2, 2]);
     }
 }

@@ -1,7 +1,8 @@
 //! What a holder decides of each request: whether there is a slot, which chunks others were given, whom to name when it is
 //! busy. Pure: `now` and randomness are parameters.
 //!
-//! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one. Of the slots for
+//! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one, and their turn to
+//! be sent comes first. Of the slots for
 //! chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many, what others have can be had there.
 //! Nobody has more than a fair share of the slots while others are sent away: what many got a little of spreads faster.
 
@@ -12,12 +13,13 @@ use rand::Rng;
 
 use super::given::Given;
 use super::recent::Recent;
+use super::turns::{Turn, Turns};
 use crate::artifact::Bitmap;
 use crate::digest::ArtifactId;
 use crate::identity::NodeId;
 use crate::protocol::peer::{Busy, Neighbour};
 
-/// Manifests sent at once.
+/// Manifests sent or about to be.
 const MANIFEST_SLOTS: u32 = 4;
 
 /// How long a slot is taken, until it is known: a chunk of 4 MiB takes about this long at 1 Gbit/s.
@@ -46,6 +48,7 @@ pub struct Slot {
     by: NodeId,
     role: Role,
     since: Instant,
+    turn: Turn,
 }
 
 /// A request, as far as it matters who gets a slot.
@@ -89,6 +92,7 @@ pub struct Desk {
     scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
+    turns: Turns,
     recent: Recent,
     given: Given,
 }
@@ -104,6 +108,7 @@ impl Desk {
             peers: HashMap::new(),
             scarce_until: None,
             turn: USUAL_TURN,
+            turns: Turns::default(),
             recent: Recent::default(),
             given: Given::default(),
         }
@@ -127,7 +132,10 @@ impl Desk {
             What::Chunks { fresh: false, .. } => Role::Any,
         };
         let result = match self.serve(ask, role, now) {
-            Ok(true) => Ok(Slot { by: ask.by, role, since: now }),
+            Ok(true) => {
+                let turn = self.turns.join(role == Role::Manifest, now);
+                Ok(Slot { by: ask.by, role, since: now, turn })
+            }
             Ok(false) => {
                 let others = self.recent.others(&ask.artifact, ask.by, rng);
                 Err(NotNow::Busy(Busy { retry_after: self.retry_after(), others }))
@@ -140,7 +148,13 @@ impl Desk {
         result
     }
 
+    /// `None` if what has the slot is to be sent now; else when to ask again, if no slot is given back before.
+    pub fn begin(&mut self, slot: &Slot, now: Instant) -> Option<Instant> {
+        self.turns.begin(&slot.turn, now)
+    }
+
     pub fn end(&mut self, slot: Slot, now: Instant) {
+        self.turns.end(&slot.turn);
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
             self.turn += (took - self.turn) / 8.0;

@@ -24,11 +24,14 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_AHEAD: u64 = 8 * 1024 * 1024;
 
 impl Provider {
-    pub(super) fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
+    /// A slot, when its turn has come.
+    pub(super) async fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
         let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
         self.uploads.send_modify(|uploads| *uploads += 1);
         self.metrics.uploads.inc();
-        Ok(Upload { provider: self, slot: Some(slot) })
+        let upload = Upload { provider: self, slot: Some(slot) };
+        upload.turn().await;
+        Ok(upload)
     }
 
     pub(super) async fn send_chunks(
@@ -121,10 +124,23 @@ pub(super) struct Upload<'p> {
     slot: Option<Slot>,
 }
 
+impl Upload<'_> {
+    async fn turn(&self) {
+        loop {
+            let given_back = self.provider.given_back.notified();
+            let wait = self.slot.as_ref().and_then(|slot| self.provider.desk().begin(slot, Instant::now()));
+            let Some(at) = wait else { return };
+            // Whatever came first: the desk is asked again.
+            let _ = tokio::time::timeout_at(at.into(), given_back).await;
+        }
+    }
+}
+
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             self.provider.desk().end(slot, Instant::now());
+            self.provider.given_back.notify_waiters();
         }
         self.provider.uploads.send_modify(|uploads| *uploads -= 1);
         self.provider.metrics.uploads.dec();
