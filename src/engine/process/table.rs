@@ -75,22 +75,23 @@ fn parse(pid: i32, stat: &[u8]) -> Option<Process> {
     })
 }
 
-/// Those that descend from `root`, are not in its session, and did not begin before `since`.
+/// Those that descend from `root`, are not in its session, and did not begin before `since`. What a child that stayed in
+/// the session has started is that child's own.
 pub(super) fn below(table: &Table, root: &Process, since: u64) -> Vec<Process> {
     let outside = |process: &&Process| process.session != root.session && process.begun >= since;
-    table.values().filter(outside).filter(|process| descends(table, process, root.pid)).cloned().collect()
+    table.values().filter(outside).filter(|process| descends(table, process, root)).cloned().collect()
 }
 
-fn descends(table: &Table, process: &Process, root: i32) -> bool {
+fn descends(table: &Table, process: &Process, root: &Process) -> bool {
     let mut parent = process.parent;
     // A reading is not of one moment: parents could form a ring.
     for _ in 0..table.len() {
-        if parent == root {
+        if parent == root.pid {
             return true;
         }
         match table.get(&parent) {
-            Some(process) => parent = process.parent,
-            None => return false,
+            Some(process) if process.session != root.session => parent = process.parent,
+            _ => return false,
         }
     }
     false
@@ -171,8 +172,10 @@ mod tests {
             // Adopted when their parents ended.
             process(23, 10, 20),
             process(24, 10, 24),
-            // Our own helper, and somebody else's session.
+            // Our own helper with what it has started, and somebody else's session.
             process(30, 10, 10),
+            process(31, 30, 31),
+            process(32, 31, 31),
             process(40, 1, 40),
         ]);
         assert_eq!(pids(&table, 10, 0), [20, 21, 22, 23, 24]);
