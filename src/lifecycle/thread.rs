@@ -2,6 +2,7 @@
 //! that the process does gets in between.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
@@ -36,11 +37,12 @@ impl Thread {
         Tasks { token: tasks.token.child_token(), tracker: TaskTracker::new(), runtime: Some(self.runtime.clone()) }
     }
 
-    /// Ends it, and waits until its tasks are gone and all that they held.
-    pub async fn end(self) {
+    /// Ends it, and waits until its tasks are gone and all that they held. False if one of them held it up for longer than
+    /// `deadline`.
+    pub async fn end(self, deadline: Duration) -> bool {
         self.ending.cancel();
         self.ended.close();
-        self.ended.wait().await;
+        tokio::time::timeout(deadline, self.ended.wait()).await.is_ok()
     }
 }
 
@@ -71,9 +73,24 @@ mod tests {
             std::future::pending::<()>().await;
         });
         assert_eq!(name.await.unwrap().as_deref(), Some("a lane"));
-        thread.end().await;
+        assert!(thread.end(Duration::from_secs(20)).await);
         assert_eq!(Arc::strong_count(&held), 1);
         assert!(tasks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_a_task_holds_up_is_not_waited_for_longer_than_the_deadline() {
+        let (thread, all) = (Thread::start("a lane").unwrap(), Tasks::new());
+        let tasks = thread.child_of(&all);
+        let (go_on, held_up) = std::sync::mpsc::channel::<()>();
+        let (tell, begun) = oneshot::channel();
+        tasks.spawn("test", async move {
+            tell.send(()).unwrap();
+            let _ = held_up.recv();
+        });
+        begun.await.unwrap();
+        assert!(!thread.end(Duration::from_millis(1)).await);
+        drop(go_on);
     }
 
     #[tokio::test]

@@ -19,8 +19,7 @@ pub enum Loading {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Threads that serve clients, each with its own connections to the engine; one relays some ten thousand tokens a
-    /// second. 2.
+    /// Threads that serve clients, each with its own connections to the engine. 2.
     pub threads: NonZeroU8,
     /// Connections of clients; few more are told that the server is busy. 4096.
     pub max_connections: usize,

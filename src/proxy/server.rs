@@ -25,6 +25,9 @@ use super::upstream::Pool;
 use super::{Config, Proxy};
 use crate::lifecycle::{Cancelled, Tasks, Thread};
 
+/// For what is cancelled to be gone, and for each thread after it.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// Connections over the limit that are told so at a time; more wait to be accepted.
 const TOLD: usize = 64;
 
@@ -86,9 +89,9 @@ impl Server {
         self.closing.cancel();
         let all = u32::try_from(self.proxy.config.max_connections + TOLD).unwrap_or(u32::MAX);
         let finished = tokio::time::timeout_at(until, self.slots.acquire_many(all)).await.is_ok();
-        let ended = self.tasks.shutdown(Duration::from_secs(1)).await;
+        let mut ended = self.tasks.shutdown(ENDING).await;
         for thread in self.threads {
-            thread.end().await;
+            ended &= thread.end(ENDING).await;
         }
         ended && finished
     }

@@ -2,9 +2,9 @@
 //! busy. Pure: `now` and randomness are parameters.
 //!
 //! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one, and their turn to
-//! be sent comes first. Of the slots for
-//! chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many, what others have can be had there.
-//! Nobody has more than a fair share of the slots while others are sent away: what many got a little of spreads faster.
+//! be sent comes first. Of the slots for chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many,
+//! what others have can be had there. Nobody has more than a fair share of the slots while others are sent away: what many
+//! got a little of spreads faster.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
