@@ -40,8 +40,9 @@ pub use source::{Family, SourceIdentity, SourceIdentityError};
 pub use stream::{FileHasher, Span, piece_value};
 pub use tree::{Bounds, Inode, Listing, Tree, TreeError};
 
-/// Largest chunk, decoded and encoded, in bytes.
-pub const MAX_CHUNK: usize = 4 * 1024 * 1024;
+/// Largest chunk, decoded and encoded, in bytes. A herd hands chunks on whole: larger ones reach the last node later, smaller
+/// ones cost more requests (bench/README.md).
+pub const MAX_CHUNK: usize = 1024 * 1024;
 
 /// Files of at least this many bytes are cut alone.
 pub const LARGE_FILE: u64 = 1024 * 1024;
@@ -53,7 +54,7 @@ pub const MAX_ENVELOPE: usize = MAX_BODY + MAX_AROUND;
 /// Most files in one artifact.
 pub const MAX_FILES: usize = 200_000;
 
-/// Most chunks in one artifact: 512 GiB of full chunks.
+/// Most chunks in one artifact: 128 GiB of full chunks.
 pub const MAX_CHUNKS: usize = 131_072;
 
 /// Most facts in one source identity, and attributes of one artifact.

@@ -14,7 +14,7 @@
 //! | artifact | a signed, immutable set of files of one family and identity |
 //! | manifest | the signed description of an artifact |
 //! | entry | what is installed by one rename |
-//! | chunk | up to 4 MiB of an artifact's content stream, named by the BLAKE3 of its encoded bytes |
+//! | chunk | up to 1 MiB of an artifact's content stream, named by the BLAKE3 of its encoded bytes |
 //! | holder | a node that has chunks of an artifact and serves them, whoever signed it |
 //! | origin | an object store with the same artifacts, asked when no node has one |
 //! | signer | a key whose manifests the trust policy accepts, within a scope |

@@ -26,9 +26,8 @@ use super::stream::piece_value;
 use super::{CodecError, Encoder, FileHasher, LARGE_FILE, MAX_CHUNK, RelPath, Tree, TreeError};
 use crate::digest::Digest;
 
-/// A pack of small files is closed at this size, or from [`PACK_MIN`] on after a file whose digest says so. The latter
+/// A pack of small files is closed before it outgrows a chunk, or from this size on after a file whose digest says so. The latter
 /// makes boundaries depend on content, so that two nodes that hold nearly the same files cut nearly the same packs.
-const PACK_MAX: usize = 1024 * 1024;
 const PACK_MIN: usize = 512 * 1024;
 
 /// A snapshot could not be built.
@@ -267,10 +266,12 @@ impl<'a> Stream<'a> {
             self.ready.extend(cuts.map(|begin| Pack::of(begin..part.end.min(begin + MAX_CHUNK))));
             return;
         }
+        if self.pack.len() + part.len() > MAX_CHUNK {
+            self.close_pack();
+        }
         self.places.insert(digest, self.end + self.ready_bytes + self.pack.len() as u64);
         self.pack.push(part);
-        let boundary = self.pack.len() >= PACK_MIN && digest.as_bytes()[0] < 32;
-        if boundary || self.pack.len() >= PACK_MAX {
+        if self.pack.len() >= PACK_MIN && digest.as_bytes()[0] < 32 {
             self.close_pack();
         }
     }

@@ -21,7 +21,7 @@ use crate::protocol::pb::push_reply::Reply;
 use crate::protocol::pb::push_request::Request;
 use crate::protocol::pb::{Published, PushBegin, PushReply, PushRequest};
 
-/// Messages that wait for the agent to take them; a chunk has at most 4 MiB.
+/// Messages that wait for the agent to take them; a chunk has at most 1 MiB.
 const QUEUE: usize = 2;
 
 /// Bytes between two messages that tell how far the reading is.

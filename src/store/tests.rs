@@ -11,8 +11,8 @@ use tokio::sync::watch::Receiver;
 
 use super::*;
 use crate::artifact::{
-    Admitted, Base, Chunk, Codec, Draft, Family, File, ManifestError, Outputs, Provenance, RelPath, SignedManifest,
-    SourceFile, SourceIdentity, Stamp, Tree, build,
+    Admitted, Base, Chunk, Codec, Draft, Family, File, MAX_CHUNK, ManifestError, Outputs, Provenance, RelPath,
+    SignedManifest, SourceFile, SourceIdentity, Stamp, Tree, build,
 };
 use crate::identity::{Policy, PrivateKey, TrustClass};
 
@@ -132,7 +132,7 @@ fn mappings(text: &str) -> usize {
 #[test]
 fn large_chunks_are_read_by_mapping_and_small_ones_by_copy() {
     let (_directory, store) = store();
-    for (len, mapped) in [(1, 0), (65_535, 0), (65_536, 1), (4 * 1024 * 1024, 1)] {
+    for (len, mapped) in [(1, 0), (65_535, 0), (65_536, 1), (MAX_CHUNK, 1)] {
         let content = noise(len as u64, len);
         assert!(store.put_chunk(&Digest::of(&content), &content).unwrap());
         assert!(!store.put_chunk(&Digest::of(&content), &content).unwrap(), "not new the second time");
@@ -248,10 +248,17 @@ async fn one_who_waits_for_a_chunk_learns_that_it_came_or_that_it_never_will() {
 #[test]
 fn a_chunk_that_occurs_twice_in_an_artifact_is_stored_once_and_had_twice() {
     let (_directory, store) = store();
-    let piece = noise(1, 4 * 1024 * 1024);
+    let piece = noise(1, MAX_CHUNK);
     let whole = [piece.clone(), piece.clone()].concat();
     let path = RelPath::new("large").unwrap();
-    let file = File { path, executable: false, mtime_ns: 0, size: 8 << 20, digest: Digest::of(&whole), offset: 0 };
+    let file = File {
+        path,
+        executable: false,
+        mtime_ns: 0,
+        size: 2 * MAX_CHUNK as u64,
+        digest: Digest::of(&whole),
+        offset: 0,
+    };
     let draft = draft(vec![file], vec![raw(&piece), raw(&piece)], 1);
     let signed = SignedManifest::sign(draft, &PrivateKey::from_seed(1)).unwrap();
     let held = store.begin(admit(signed.envelope().clone()).unwrap()).unwrap();
@@ -260,7 +267,7 @@ fn a_chunk_that_occurs_twice_in_an_artifact_is_stored_once_and_had_twice() {
     store.seal(&held.id()).unwrap();
     let id = held.id();
     drop(held);
-    assert_eq!(store.remove(&id).unwrap(), 4 << 20);
+    assert_eq!(store.remove(&id).unwrap(), MAX_CHUNK as u64);
     assert_eq!(store.usage(), 0);
 }
 

@@ -3,9 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers come in powers of two from 64 KiB to 4 MiB.
+/// Buffers come in powers of two from 64 KiB to 1 MiB, the largest chunk.
 const SMALLEST: u32 = 16;
-const CLASSES: usize = 7;
+const CLASSES: usize = 5;
 
 /// Bytes that wait for their next use, at most.
 const MAX_IDLE: usize = 32 * 1024 * 1024;
@@ -29,7 +29,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffers {
-    /// `len` is at most 4 MiB; a longer one is allocated and not kept.
+    /// `len` is at most 1 MiB; a longer one is allocated and not kept.
     pub(super) fn take(&self, len: usize) -> Buffer {
         let class = class_of(len);
         let idle = {
@@ -81,19 +81,19 @@ mod tests {
     #[test]
     fn a_buffer_comes_back_for_the_next_chunk_of_its_size() {
         let buffers = Buffers::default();
-        let mut first = buffers.take(3_000_000);
+        let mut first = buffers.take(700_000);
         first[0] = 7;
-        assert_eq!(first.len(), 3_000_000);
+        assert_eq!(first.len(), 700_000);
         drop(first);
-        let again = buffers.take(4 * 1024 * 1024);
-        assert_eq!((again[0], again.len()), (7, 4 * 1024 * 1024));
+        let again = buffers.take(1024 * 1024);
+        assert_eq!((again[0], again.len()), (7, 1024 * 1024));
         assert_eq!(buffers.take(10).len(), 10);
     }
 
     #[test]
     fn idle_buffers_are_bounded() {
         let buffers = Buffers::default();
-        let many: Vec<Buffer> = (0..20).map(|_| buffers.take(4 * 1024 * 1024)).collect();
+        let many: Vec<Buffer> = (0..40).map(|_| buffers.take(1024 * 1024)).collect();
         drop(many);
         assert_eq!(buffers.0.lock().unwrap().bytes, MAX_IDLE);
     }

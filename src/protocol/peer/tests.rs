@@ -52,7 +52,7 @@ fn golden_bytes_of_a_request_for_two_chunks() {
 
 #[test]
 fn golden_bytes_of_a_chunk_head() {
-    assert_eq!(chunk_head(1, 4 << 20), [0, 0, 0, 1, 0, 0x40, 0, 0, 0x73, 0x5c, 0x5d, 0xff]);
+    assert_eq!(chunk_head(1, 1 << 20), [0, 0, 0, 1, 0, 0x10, 0, 0, 0xc4, 0x9b, 0xa0, 0xac]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::protocol::peer::{Busy, Neighbour};
 /// Manifests sent or about to be.
 const MANIFEST_SLOTS: u32 = 4;
 
-/// How long a slot is taken, until it is known: a chunk of 4 MiB takes about this long at 1 Gbit/s.
+/// How long a slot is taken, until it is known: four chunks of 1 MiB take about this long at 1 Gbit/s.
 const USUAL_TURN: f64 = 0.03;
 
 /// Those who are sent away come back after a turn, within these bounds; the puller adds jitter.
