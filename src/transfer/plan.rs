@@ -46,6 +46,10 @@ pub const MAX_HOLDERS: usize = 32;
 /// No neighbour is added to so many live holders: places are left for those whom the directory names, because it knows all.
 const MAX_NEIGHBOURS: usize = 16;
 
+/// A partial holder that sent us away so many times in a row may lose its place. Those that begin first know each other and
+/// are known to all: they would queue at each other to the end.
+const SENT_AWAY: u32 = 2;
+
 /// The fetch of one artifact's missing chunks.
 pub struct Plan {
     config: PlanConfig,
@@ -112,13 +116,33 @@ impl Plan {
             }
             return true;
         }
+        self.seat(node, locality, MAX_HOLDERS, now).is_some()
+    }
+
+    /// The place of a new holder, beside fewer than `most` live ones or instead of one that always sends us away.
+    fn seat(&mut self, node: NodeId, locality: Locality, most: usize, now: Instant) -> Option<usize> {
+        let idle = |holder: &Holder| holder.requests == 0;
+        let has_room = self.holders.iter().filter(|holder| holder.is_live()).count() < most;
         let holder = Holder::new(node, locality, &self.config, now);
-        if self.holders.len() < MAX_HOLDERS {
+        if has_room && self.holders.len() < MAX_HOLDERS {
             self.holders.push(holder);
-            return true;
+            return Some(self.holders.len() - 1);
         }
-        let free = self.holders.iter_mut().find(|holder| !holder.is_live() && holder.requests == 0);
-        free.map(|place| *place = holder).is_some()
+        let gone = self.holders.iter().position(|holder| has_room && !holder.is_live() && idle(holder));
+        let useless = || {
+            let is_partial = |holder: &Holder| holder.is_live() && holder.have != HaveState::All;
+            let sends_away = |holder: &Holder| holder.sent_away >= SENT_AWAY && is_partial(holder) && idle(holder);
+            let all = self.holders.iter().enumerate().filter(|(_, holder)| sends_away(holder));
+            all.max_by_key(|(_, holder)| holder.sent_away).map(|(slot, _)| slot)
+        };
+        let slot = gone.or_else(useless)?;
+        self.chunks.set_none(slot);
+        self.holders[slot] = holder;
+        Some(slot)
+    }
+
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.slot(node).is_some()
     }
 
     /// As [`add_holder`](Self::add_holder), of a node that fetches the artifact as we do and may not have begun: it is asked
@@ -127,13 +151,13 @@ impl Plan {
         match self.slot(node) {
             Some(slot) if self.holders[slot].is_live() => true,
             Some(slot) => self.add_holder(node, self.holders[slot].locality, now),
-            None if self.holders.iter().filter(|holder| holder.is_live()).count() >= MAX_NEIGHBOURS => false,
+            None if self.banned.contains(&node) => false,
             None => {
-                let added = self.add_holder(node, Locality::Other, now);
-                if let Some(slot) = self.slot(node).filter(|_| added) {
+                let seat = self.seat(node, Locality::Other, MAX_NEIGHBOURS, now);
+                seat.is_some_and(|slot| {
                     self.holders[slot].begins = true;
-                }
-                added
+                    true
+                })
             }
         }
     }

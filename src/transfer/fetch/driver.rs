@@ -19,7 +19,7 @@ use crate::protocol::peer::Busy;
 use crate::store::Held;
 use crate::telemetry::trace;
 use crate::transfer::metrics::{Direction, Holder, Metrics};
-use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, Plan, RequestId};
+use crate::transfer::plan::{Action, ChunkOutcome, Failure, Have, MAX_HOLDERS, Plan, RequestId};
 use crate::transfer::request::{Event, Peer, Shared};
 
 /// Bytes of one family, by who had them.
@@ -143,6 +143,7 @@ impl<'f> Driver<'f> {
         }
         let context = self.shared.context;
         self.peers.insert(node, Peer { node, addrs, context });
+        self.forget();
     }
 
     /// Of a node that fetches as we do, by hearsay: of where a node is the directory knows more.
@@ -151,6 +152,14 @@ impl<'f> Driver<'f> {
         if self.plan.add_neighbour(node, now) {
             let context = self.shared.context;
             self.peers.entry(node).or_insert(Peer { node, addrs, context });
+            self.forget();
+        }
+    }
+
+    /// Where those are whose place in the plan went to another is not kept for long.
+    fn forget(&mut self) {
+        if self.peers.len() > 2 * MAX_HOLDERS {
+            self.peers.retain(|node, _| self.plan.knows(*node));
         }
     }
 

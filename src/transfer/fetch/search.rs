@@ -10,7 +10,7 @@ use super::Source;
 use crate::identity::NodeId;
 
 /// A source that does not answer within this time gets company.
-const HEDGE_AFTER: Duration = Duration::from_millis(100);
+const HEDGE_AFTER: Duration = Duration::from_millis(30);
 
 /// Sources in all: a holder can name as many as it likes.
 const MAX_SOURCES: usize = 512;

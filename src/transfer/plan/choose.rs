@@ -263,13 +263,11 @@ impl Plan {
         self.requests.values().filter(move |request| request.left.contains(&index))
     }
 
-    /// Seconds until the last chunk of the request is expected. A holder that sent nothing yet is expected to need as long
-    /// again as it already took.
+    /// Seconds until the last chunk of the request is expected. A holder that is silent is expected to be so for as long
+    /// again, whatever its pace was: it may be dead.
     fn eta(&self, request: &Request, paces: &Paces, now: Instant) -> f64 {
         let holder = &self.holders[request.slot];
-        match paces.of[request.slot] {
-            Some(rate) => holder.in_flight as f64 / rate.max(1.0),
-            None => (holder.in_flight as f64 / paces.usual).max(request.age(now).as_secs_f64()),
-        }
+        let silent = holder.silent(request.sent_at, now).as_secs_f64();
+        (holder.in_flight as f64 / paces.guess(request.slot)).max(silent)
     }
 }

@@ -47,8 +47,12 @@ pub(super) struct Holder {
     /// The part of it that has arrived in chunks that are not complete or not verified yet.
     arriving: u64,
     pub(super) requests: u32,
+    /// When bytes last came.
+    heard_at: Option<Instant>,
     max_requests: u32,
     busy_at: Option<Instant>,
+    /// Times in a row that it sent us away; requests that were in flight together count once.
+    pub(super) sent_away: u32,
     pub(super) have: HaveState,
     have_retry: Duration,
     /// When it last had something new.
@@ -79,8 +83,10 @@ impl Holder {
             in_flight: 0,
             arriving: 0,
             requests: 0,
+            heard_at: None,
             max_requests: config.max_streams_per_holder,
             busy_at: None,
+            sent_away: 0,
             have: HaveState::Due(now),
             have_retry: config.have_retry,
             grew_at: now,
@@ -119,11 +125,13 @@ impl Holder {
     pub(super) fn busy(&mut self, retry_after: Duration, jitter: f64, now: Instant) {
         self.max_requests = self.requests.max(1);
         self.busy_at = Some(now);
+        self.sent_away += u32::from(!self.is_resting(now));
         self.rest_until = Some(now + retry_after.min(MAX_REST).mul_f64(0.75 + jitter / 2.0));
     }
 
     pub(super) fn succeed(&mut self, config: &PlanConfig, now: Instant) {
         self.failures = 0;
+        self.sent_away = 0;
         if self.busy_at.is_some_and(|at| now.saturating_duration_since(at) >= SLOT_RETRY) {
             self.max_requests = (self.max_requests + 1).min(config.max_streams_per_holder);
         }
@@ -148,6 +156,7 @@ impl Holder {
     pub(super) fn arrive(&mut self, bytes: u64, now: Instant) {
         self.arriving += bytes;
         self.rate.add(bytes, now);
+        self.heard_at = Some(now);
     }
 
     pub(super) fn verify(&mut self, bytes: u64) {
@@ -157,10 +166,16 @@ impl Holder {
     /// Falls at once and rises slowly, so that the wait behind our own requests hardly counts.
     pub(super) fn first_byte(&mut self, took: Duration, now: Instant) {
         self.rate.begin(now);
+        self.heard_at = Some(now);
         self.latency = Some(match self.latency {
             Some(latency) if latency < took => latency + (took - latency) / 64,
             _ => took,
         });
+    }
+
+    /// How long nothing has come since `asked`.
+    pub(super) fn silent(&self, asked: Instant, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard_at.map_or(asked, |heard| heard.max(asked)))
     }
 
     pub(super) fn latency(&self) -> f64 {

@@ -10,7 +10,7 @@ pub(super) struct Request {
     /// Asked for and still of use to us, in the order in which they come.
     pub(super) left: Vec<u32>,
     pub(super) bytes_left: u64,
-    sent_at: Instant,
+    pub(super) sent_at: Instant,
     began: bool,
     /// When the open progress window began, and what arrived in it.
     window: Instant,
@@ -44,10 +44,6 @@ impl Request {
             self.window = now;
         }
         first.then(|| now.saturating_duration_since(self.sent_at))
-    }
-
-    pub(super) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.sent_at)
     }
 
     pub(super) fn arrive(&mut self, bytes: u64, config: &PlanConfig, now: Instant) -> u64 {

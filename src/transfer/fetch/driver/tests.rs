@@ -42,3 +42,14 @@ async fn where_a_node_is_the_directory_says_and_hearsay_does_not_change_it() {
         assert_eq!(port(&driver), 2, "{holds:?}");
     }
 }
+
+#[tokio::test]
+async fn those_who_lost_their_place_in_the_plan_are_forgotten() {
+    let (node, artifact, progress) = (Node::new(1), Artifact::new(1, 10), watch::Sender::default());
+    let mut driver = driver(&node, &artifact, &progress);
+    driver.add(told(1, Holds::All));
+    let peer = driver.peers[&key(2).node_id()].clone();
+    driver.peers.extend((3..=u8::MAX).map(|seed| (key(seed).node_id(), peer.clone())));
+    driver.add_neighbour(told(1, Holds::Nothing), Instant::now());
+    assert_eq!(driver.peers.into_keys().collect::<Vec<_>>(), [key(2).node_id()]);
+}

@@ -201,6 +201,33 @@ fn an_idle_holder_duplicates_what_a_silent_one_owes_and_the_loser_is_stopped() {
 }
 
 #[test]
+fn a_holder_that_was_fast_and_is_silent_is_not_waited_for() {
+    let mut driver = Driver::of(40, 64 << 10);
+    driver.holder(0, 0..40);
+    driver.holder(1, 0..40);
+    let of = |driver: &Driver, number: usize| {
+        let open = driver.open.iter().find(|(_, open)| open.node == node(number));
+        open.map(|(request, _)| *request)
+    };
+    while driver.plan.chunks.wanted() > 0 {
+        driver.drain();
+        driver.pass(1);
+        for number in 0..2 {
+            of(&driver, number).into_iter().for_each(|request| driver.bring(request));
+        }
+    }
+    while let Some(request) = of(&driver, 1) {
+        driver.pass(1);
+        driver.bring(request);
+    }
+    let owed: BTreeSet<u32> = driver.open.values().flat_map(|open| open.left.clone()).collect();
+    assert!(!owed.is_empty());
+    driver.pass(30);
+    let copied: BTreeSet<u32> = driver.drain().into_iter().flat_map(|(_, open)| open.left).collect();
+    assert_eq!(copied, owed);
+}
+
+#[test]
 fn the_owner_may_win_against_the_copy() {
     let (mut driver, slow) = silent_and_idle();
     driver.drain();

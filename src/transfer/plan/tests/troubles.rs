@@ -289,3 +289,41 @@ fn the_place_of_a_holder_that_is_gone_goes_to_another_and_a_liar_stays_barred() 
     assert!(!driver.plan.add_holder(open.node, Locality::Other, driver.now));
     driver.run_to_the_end(1000);
 }
+
+/// Whoever is asked brings what it is asked for, but `busy_node` and the complete holder send us away, until they have done
+/// so often enough.
+fn sent_away_by(driver: &mut Driver, busy_node: NodeId, complete: NodeId) {
+    let mut times = 0;
+    while times < SENT_AWAY {
+        driver.drain();
+        let open: Vec<(RequestId, NodeId)> = driver.open.iter().map(|(request, open)| (*request, open.node)).collect();
+        for (request, node) in open {
+            times += u32::from(node == busy_node);
+            match node == busy_node || node == complete {
+                true => driver.fail(request, busy(1)),
+                false => driver.bring(request),
+            }
+        }
+        driver.pass(2);
+    }
+    driver.drain();
+    let open: Vec<RequestId> = driver.open.keys().copied().collect();
+    open.into_iter().for_each(|request| driver.fail(request, busy(1)));
+}
+
+#[test]
+fn a_neighbour_that_always_sends_us_away_gives_its_place_to_one_that_is_named_and_a_complete_holder_keeps_its_own() {
+    let mut driver = Driver::of(4000, 64 * KIB);
+    driver.complete(0);
+    for number in 1..MAX_NEIGHBOURS {
+        assert!(driver.plan.add_neighbour(node(number), driver.now));
+        driver.tell(node(number), 0..3999);
+    }
+    assert!(!driver.plan.add_neighbour(node(100), driver.now), "all bring something");
+    sent_away_by(&mut driver, node(1), node(0));
+    assert!(driver.plan.add_neighbour(node(100), driver.now));
+    assert!(!driver.plan.knows(node(1)) && driver.plan.knows(node(0)) && driver.plan.knows(node(100)));
+    assert!(!driver.plan.add_neighbour(node(1), driver.now), "all others bring something");
+    driver.tell(node(100), 0..3999);
+    driver.run_to_the_end(5000);
+}
