@@ -19,6 +19,10 @@ mod world;
 
 use std::time::Duration;
 
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use warmd::protocol::metadata::Locality;
+
 use world::World;
 
 /// Node 0 has the artifact; all others want it.
@@ -56,6 +60,23 @@ impl Setup {
     pub(crate) fn ideal(&self) -> Duration {
         let rounds = (self.pullers as f64).log2().ceil() / self.chunk_lens.len().max(1) as f64;
         Duration::from_secs_f64(self.size() as f64 * (1.0 + rounds) / self.card)
+    }
+
+    /// The first holder is well, and the shares are exact.
+    fn fate(&self, node: usize, rng: &mut SmallRng) -> Fate {
+        let draw: f64 = rng.random_range(0.0..1.0);
+        match node {
+            0 => Fate::Healthy,
+            _ if draw < self.deaths => Fate::Dies,
+            _ if draw < self.deaths + self.stragglers => Fate::Straggles,
+            _ => Fate::Healthy,
+        }
+    }
+
+    fn place(&self, node: usize) -> Locality {
+        let zone = node % self.zones.max(1);
+        let rack = node / self.zones.max(1) % self.racks_per_zone.max(1);
+        Locality { region: "region".to_owned(), zone: format!("zone-{zone}"), rack: format!("rack-{zone}-{rack}") }
     }
 }
 
