@@ -141,6 +141,7 @@ impl Plan {
         Some(slot)
     }
 
+    /// Whether it has a place.
     pub fn knows(&self, node: NodeId) -> bool {
         self.slot(node).is_some()
     }
