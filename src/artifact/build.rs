@@ -26,8 +26,8 @@ use super::stream::piece_value;
 use super::{CodecError, Encoder, FileHasher, LARGE_FILE, MAX_CHUNK, RelPath, Tree, TreeError};
 use crate::digest::Digest;
 
-/// A pack of small files is closed before it outgrows a chunk, or from this size on after a file whose digest says so. The latter
-/// makes boundaries depend on content, so that two nodes that hold nearly the same files cut nearly the same packs.
+/// A pack of small files is closed before it outgrows a chunk, or from this size on after a file whose digest says so. The
+/// latter makes boundaries depend on content, so that two nodes that hold nearly the same files cut nearly the same packs.
 const PACK_MIN: usize = 512 * 1024;
 
 /// A snapshot could not be built.
