@@ -139,7 +139,7 @@ fn check_chunks(chunks: &[Chunk]) -> Result<Vec<u64>, ManifestError> {
             return Err(ManifestError::ChunkLength(index));
         }
         offsets.push(offset);
-        // No overflow: MAX_CHUNKS times MAX_CHUNK is 2^39.
+        // No overflow: MAX_CHUNKS times MAX_CHUNK is 2^37.
         offset += u64::from(chunk.decoded_len);
     }
     offsets.push(offset);
