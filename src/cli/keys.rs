@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use super::output;
-use crate::identity::{ClusterCa, NodeCertificate, PrivateKey, UnixTime};
+use crate::identity::{ClusterCa, NodeCertificate, PrivateKey, PublicKey, UnixTime};
 use crate::proxy::auth::{ApiKeys, NewKey, Scope, Tenant};
 
 #[derive(Debug, Subcommand)]
@@ -58,7 +58,8 @@ pub(super) enum Keys {
         #[arg(long, value_parser = super::lifetime)]
         valid_for: Option<Duration>,
     },
-    /// Print the public key of private key files: node ids, signer keys and policy roots; and on standard error its id
+    /// Print the public key of private key files or certificates: node ids, signer keys and policy roots; and on standard
+    /// error its id
     Show {
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -96,7 +97,7 @@ impl Keys {
             }
             Self::Show { files } => {
                 for file in files {
-                    let key = PrivateKey::load(&file)?.public();
+                    let key = public_key(&file)?;
                     output::line(key.to_string())?;
                     // Beside the result, which scripts read.
                     output::note(format!("key id {}", key.id()));
@@ -104,6 +105,14 @@ impl Keys {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn public_key(file: &Path) -> anyhow::Result<PublicKey> {
+    match NodeCertificate::load(file).ok().map(|certificate| certificate.node()) {
+        Some(Some(node)) => Ok(*node.key()),
+        Some(None) => anyhow::bail!("{} is a certificate of another kind of key than ed25519", file.display()),
+        None => Ok(PrivateKey::load(file)?.public()),
     }
 }
 
@@ -209,5 +218,17 @@ mod tests {
         assert_eq!(names_before(&state).unwrap(), names);
         node(&state, &cluster_dir, &names[1..2], year).unwrap();
         assert_eq!(names_before(&state).unwrap(), names[1..2]);
+    }
+
+    #[test]
+    fn a_certificate_shows_the_same_key_as_the_private_key_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster_dir, state) = (dir.path().join("cluster"), dir.path().join("state"));
+        cluster(&cluster_dir, "test").unwrap();
+        let id = node(&state, &cluster_dir, &[], Duration::from_secs(86_400)).unwrap();
+        for file in ["node.key", "node.pem"] {
+            assert_eq!(public_key(&state.join(file)).unwrap().to_string(), id, "{file}");
+        }
+        assert!(public_key(&state.join("none")).unwrap_err().to_string().contains("there is no private key"));
     }
 }

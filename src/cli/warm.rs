@@ -14,11 +14,11 @@ use super::pod::Pod;
 use super::publish::Identity;
 use crate::artifact::SourceIdentity;
 use crate::durable;
-use crate::install::Limits;
-use crate::local::Client;
+use crate::install::{Limits, NegativeClass};
+use crate::local::{Client, ClientError};
 use crate::serve::Say;
 use crate::serve::hook;
-use crate::serve::warm::{self, Job, Report, Step, Verdict};
+use crate::serve::warm::{self, Job, Report, Step, Verdict, WarmError};
 
 #[derive(Debug, Args)]
 pub(super) struct Warm {
@@ -55,6 +55,27 @@ pub(super) struct Warm {
     command: Vec<String>,
 }
 
+/// Nothing came of an attempt, and no report either.
+#[derive(Debug, thiserror::Error)]
+enum NotTried {
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    #[error("{0}")]
+    Untrusted(String),
+    #[error(transparent)]
+    Warm(#[from] WarmError),
+}
+
+impl NotTried {
+    fn class(&self) -> NegativeClass {
+        match self {
+            Self::Agent(_) => NegativeClass::Transient,
+            Self::Untrusted(_) => NegativeClass::Untrusted,
+            Self::Warm(error) => error.class(),
+        }
+    }
+}
+
 impl Warm {
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
         // A mistake in the identity is the caller's; everything else is a cold start with a reason.
@@ -71,15 +92,13 @@ impl Warm {
                 let cold = matches!(report.verdict, Verdict::Nothing { .. });
                 Ok(if cold && self.require { ExitCode::FAILURE } else { ExitCode::SUCCESS })
             }
-            Err(error) if self.require => Err(error),
+            Err(error) if self.require => Err(error.into()),
             Err(error) => {
-                let detail = super::sentence(&error);
+                let (class, detail) = (error.class(), super::sentence(&error.into()));
                 if self.json {
-                    output::json(
-                        &serde_json::json!({ "state": "nothing", "class": "incompatible", "detail": detail }),
-                    )?;
+                    output::json(&serde_json::json!({ "state": "nothing", "class": class, "detail": detail }))?;
                 } else {
-                    output::line(format!("cold: incompatible: {detail}"))?;
+                    output::line(format!("cold: {class}: {detail}"))?;
                 }
                 Ok(ExitCode::SUCCESS)
             }
@@ -90,7 +109,7 @@ impl Warm {
         Limits { reserve_bytes: self.reserve_bytes, max_bytes: u64::MAX }
     }
 
-    async fn attempt(&self, identity: SourceIdentity, into: PathBuf) -> anyhow::Result<Report> {
+    async fn attempt(&self, identity: SourceIdentity, into: PathBuf) -> Result<Report, NotTried> {
         let (client, trust) = (Client::connect(self.pod.socket()).await, self.pod.trust());
         let say: Say = Arc::new(|line| output::note(format!("warmd: {line}")));
         if let Ok(client) = &client
@@ -105,14 +124,14 @@ impl Warm {
             identity,
             subject: self.subject.clone(),
             into,
-            policy: trust.policy().map_err(anyhow::Error::msg)?,
+            policy: trust.policy().map_err(NotTried::Untrusted)?,
             budget: self.budget,
             limits: self.limits(),
             ignore_markers: self.retry,
             quarantine: Arc::default(),
             witness: Arc::new(()),
         };
-        run(&client, job).await
+        Ok(run(&client, job).await?)
     }
 
     /// Every family of an engine's start.
@@ -148,7 +167,7 @@ fn write_exports(path: &Path, variables: &BTreeMap<String, String>) -> anyhow::R
 }
 
 /// Runs a job with a progress bar.
-pub(super) async fn run(client: &Client, job: Job) -> anyhow::Result<Report> {
+pub(super) async fn run(client: &Client, job: Job) -> Result<Report, WarmError> {
     let bar = output::Progress::new("waiting for the cache root's lock");
     let tell = |step: Step| match step {
         Step::Waiting => bar.step("waiting for the cache root's lock"),
@@ -158,7 +177,7 @@ pub(super) async fn run(client: &Client, job: Job) -> anyhow::Result<Report> {
         }
         Step::Installing => bar.step("installing"),
     };
-    Ok(warm::warm(client, job, &tell).await?)
+    warm::warm(client, job, &tell).await
 }
 
 pub(super) fn show(report: &Report) -> anyhow::Result<()> {

@@ -55,10 +55,15 @@ impl NodeCertificate {
         &self.0
     }
 
+    /// Whose it is; `None` unless it is for an ed25519 key, as every node's is.
+    pub fn node(&self) -> Option<NodeId> {
+        self.0.first().and_then(NodeId::from_certificate)
+    }
+
     /// Host names and addresses of it, without the name of the node itself; `None` if it has others, or cannot be read.
     pub fn names(&self) -> Option<Vec<String>> {
         let leaf = self.0.first()?;
-        let own = server_name(NodeId::from_certificate(leaf)?);
+        let own = server_name(self.node()?);
         // Who asks for a name that it has not is told all that it has.
         let parsed = ParsedCertificate::try_from(leaf).ok()?;
         let unlike = verify_server_name(&parsed, &ServerName::try_from("of-nobody.invalid").ok()?).err()?;

@@ -92,7 +92,7 @@ impl fmt::Debug for NodeTls {
 
 impl NodeTls {
     pub fn new(key: PrivateKey, certificate: NodeCertificate, admission: Admission) -> Result<Self, TlsError> {
-        let leaf = certificate.chain().first().and_then(NodeId::from_certificate);
+        let leaf = certificate.node();
         if leaf != Some(key.node_id()) {
             let certificate = leaf.map_or_else(|| "no ed25519 key".to_owned(), |id| id.to_string());
             return Err(TlsError::WrongKey { certificate, key: key.node_id() });

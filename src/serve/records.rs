@@ -81,7 +81,7 @@ impl Records {
 
     fn find_directory(directory: PathBuf) -> Result<Option<Self>, RecordsError> {
         match std::fs::symlink_metadata(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(source) => Err(RecordsError::Io { verb: "look at", path: directory, source }),
             Ok(found) => {
                 let ours = found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & OTHERS_WRITE == 0;

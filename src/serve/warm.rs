@@ -116,6 +116,16 @@ pub enum WarmError {
     Thread,
 }
 
+impl WarmError {
+    /// As a marker would remember it; none was written.
+    pub fn class(&self) -> NegativeClass {
+        match self {
+            Self::Install(error) => error.class(),
+            Self::Client(_) | Self::Thread => NegativeClass::Transient,
+        }
+    }
+}
+
 /// Why one attempt brought nothing.
 struct Failure {
     class: NegativeClass,

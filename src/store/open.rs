@@ -18,7 +18,7 @@ use super::artifact::{Artifact, Role, State};
 use super::index::{ChunkFile, Index};
 use super::layout::Layout;
 use super::{Config, Limits, Metrics, Shared, Store, StoreError, chunks, space};
-use crate::artifact::{MAX_ENVELOPE, SignedManifest};
+use crate::artifact::{MAX_ENVELOPE, ManifestError, SignedManifest};
 use crate::digest::{ArtifactId, Digest};
 use crate::durable::{self, Lock, LockError};
 use crate::identity::UnixTime;
@@ -117,11 +117,18 @@ impl Store {
         for (directory, state) in [(layout.manifests(), State::Complete), (layout.partials(), State::Partial)] {
             for (name, meta) in entries(&directory)? {
                 let path = directory.join(&name);
-                let Some(signed) = load_manifest(&path, &name) else {
-                    // A torn write, or a leftover of one: its chunks are orphans until somebody asks for it again.
-                    tracing::warn!(path = %path.display(), "not a manifest: deleted");
-                    std::fs::remove_file(&path).map_err(|error| StoreError::io("delete", &path, error))?;
-                    continue;
+                let signed = match load_manifest(&path, &name) {
+                    Ok(signed) => signed,
+                    Err(NotLoaded::Read(error)) => {
+                        tracing::warn!(path = %path.display(), %error, "manifest not read: its artifact is not served");
+                        continue;
+                    }
+                    // A torn write, or of a build with other limits. Its chunks are orphans until somebody asks for it.
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), %error, "manifest deleted: publish its artifact again");
+                        std::fs::remove_file(&path).map_err(|error| StoreError::io("delete", &path, error))?;
+                        continue;
+                    }
                 };
                 let role = if published.contains(&signed.id()) { Role::Published } else { Role::Fetched };
                 let last_used = UnixTime::from_seconds(u64::try_from(meta.mtime()).unwrap_or(0));
@@ -218,13 +225,27 @@ fn ids(directory: &Path) -> Result<HashSet<ArtifactId>, StoreError> {
     Ok(entries(directory)?.into_iter().filter_map(|(name, _)| name.parse().ok()).collect())
 }
 
-/// `None` unless the file holds the manifest that its name says. Who signed it was checked before it was stored.
-fn load_manifest(path: &Path, name: &str) -> Option<SignedManifest> {
-    let id = ArtifactId::from_str(name).ok()?;
+/// A file among the manifests is not used.
+#[derive(Debug, thiserror::Error)]
+enum NotLoaded {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error("its name is no artifact id")]
+    Name,
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("it holds the manifest of {0}")]
+    Other(ArtifactId),
+}
+
+/// Who signed it was checked before it was stored.
+fn load_manifest(path: &Path, name: &str) -> Result<SignedManifest, NotLoaded> {
+    let id = ArtifactId::from_str(name).map_err(|_| NotLoaded::Name)?;
     let mut envelope = Vec::new();
-    let mut limited = File::open(path).ok()?.take(MAX_ENVELOPE as u64 + 1);
-    limited.read_to_end(&mut envelope).ok()?;
-    SignedManifest::decode_unverified(Bytes::from(envelope)).ok().filter(|signed| signed.id() == id)
+    let mut limited = File::open(path)?.take(MAX_ENVELOPE as u64 + 1);
+    limited.read_to_end(&mut envelope)?;
+    let signed = SignedManifest::decode_unverified(Bytes::from(envelope))?;
+    if signed.id() == id { Ok(signed) } else { Err(NotLoaded::Other(signed.id())) }
 }
 
 /// Kept as the time of the manifest file. Losing it costs only a worse choice of what to evict.

@@ -364,3 +364,26 @@ async fn the_doctor_names_what_is_wrong_and_the_way_out() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_is_cold_for_the_reason_that_it_has() {
+    let cluster = Cluster::start().await;
+    let node = cluster.agent("a").await;
+    let (socket, policy) = (node.agent.socket().display().to_string(), cluster.policy_path().display().to_string());
+    let file = cluster.path("file");
+    std::fs::write(&file, "").unwrap();
+    let (file, empty) = (file.display().to_string(), cluster.path("empty").display().to_string());
+    for (socket, policy, into, told) in [
+        ("/nowhere", &policy, &empty, "cold: transient: no agent answers on /nowhere"),
+        (&*socket, &file, &empty, "cold: untrusted: "),
+        (&*socket, &policy, &file, "cold: incompatible: cache root: "),
+        (&*socket, &policy, &empty, "cold: none-found: "),
+    ] {
+        let mut warm = tokio::process::Command::new(env!("CARGO_BIN_EXE_warmd"));
+        warm.env_clear().args(["warm", "--fact", "torch=none", "--socket", socket, "--policy", policy, "--into", into]);
+        let output = tokio::time::timeout(DEADLINE, warm.output()).await.unwrap().unwrap();
+        let (page, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{page}{errors}");
+        assert!(page.starts_with(told) && !errors.contains("REVOKED"), "`{told}` in {page}{errors}");
+    }
+}

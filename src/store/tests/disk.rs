@@ -246,6 +246,19 @@ fn a_torn_manifest_is_dropped_and_what_it_named_can_be_fetched_again_without_its
 }
 
 #[test]
+fn a_manifest_that_cannot_be_read_stays_and_one_under_the_name_of_another_goes() {
+    let (directory, store) = store();
+    let id = fetched(&store, &contents(1, 3, 1000), 1).id();
+    let [unreadable, other] = [b"a", b"b"].map(|name| store.shared.layout.manifest(&ArtifactId::of(name)));
+    std::fs::copy(store.shared.layout.manifest(&id), &other).unwrap();
+    drop(store);
+    std::fs::create_dir(&unreadable).unwrap();
+    let store = open(directory.path());
+    assert_eq!(store.list().iter().map(|artifact| artifact.id()).collect::<Vec<_>>(), [id]);
+    assert!(unreadable.exists() && !other.exists());
+}
+
+#[test]
 fn killed_between_the_steps_of_sealing_it_is_complete_and_listed_once() {
     let (directory, store) = store();
     let artifact = fetched(&store, &contents(1, 3, 1000), 1);
