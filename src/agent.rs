@@ -19,11 +19,14 @@ mod starts;
 mod trust;
 mod uploads;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
+
+use futures_util::StreamExt;
 
 use self::audit::Audit;
 pub use self::config::{AgentConfig, GpuSection, StoreSection};
@@ -248,7 +251,7 @@ impl Agent {
         let local = Tasks::new();
         changeable.callers.extend(control::chunks::listen(&local, &config.local, parts.clone()).await);
         let service = Control::calls(parts);
-        let (incoming, stop) = (listener.incoming(), local.token().clone());
+        let (incoming, stop) = (listener.incoming().map(Ok::<_, Infallible>), local.token().clone());
         local.spawn_finishing("local API", async move {
             // The listener removes its socket file when the server has ended.
             let _listener = listener;

@@ -14,6 +14,7 @@ mod provide;
 mod request;
 mod wanted;
 
+pub use cap::EngineId;
 pub use connections::Connections;
 pub use fetch::{Accept, FIND_AGAIN, FetchError, Fetched, Fetcher, Find, Holds, Progress, Search, Source};
 pub use metrics::{Direction, Holder, Metrics};

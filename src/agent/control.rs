@@ -31,7 +31,7 @@ use crate::origin::Origin;
 use crate::protocol::pb;
 use crate::protocol::pb::agent_server::Agent;
 use crate::store::Store;
-use crate::transfer::{self, Provider};
+use crate::transfer::{self, EngineId, Provider};
 
 mod archive;
 mod callers;
@@ -323,6 +323,7 @@ impl Agent for Control {
         &self,
         request: Request<pb::ServingReport>,
     ) -> Result<Response<pb::ServingReported>, Status> {
+        let engine = EngineId(connected(&request)?.open.as_ptr().addr());
         let pb::ServingReport { between_tokens_us, adapters } = request.into_inner();
         if between_tokens_us > MAX_BETWEEN_TOKENS_US {
             return Err(Status::invalid_argument("`between_tokens_us` is at most 60,000,000"));
@@ -331,7 +332,7 @@ impl Agent for Control {
             return Err(Status::invalid_argument("`adapters` is at most 1,000,000"));
         }
         if between_tokens_us > 0 {
-            self.0.provider.engine_serves(Duration::from_micros(between_tokens_us));
+            self.0.provider.engine_serves(engine, Duration::from_micros(between_tokens_us));
         }
         self.0.reporter.engine_serves(adapters);
         Ok(Response::new(pb::ServingReported {}))

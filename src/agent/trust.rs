@@ -4,14 +4,15 @@
 mod distribution;
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use self::distribution::Distribution;
 use super::AgentError;
 use super::audit::{Audit, of_agent};
+use crate::artifact::Stamp;
 use crate::identity::trust::{Documents, Known, TrustError};
 use crate::identity::{Policy, PolicyError, PolicyHistory, TrustConfig, UnixTime};
 use crate::metadata::Client;
@@ -31,14 +32,22 @@ pub(super) struct Trust {
     history: PolicyHistory,
     /// Present if a root document is configured.
     distribution: Option<Distribution>,
-    current: RwLock<Option<Arc<Policy>>>,
+    current: RwLock<Current>,
+    /// The policy's file as it was before it was first read.
+    at_start: Option<Stamp>,
     changed: watch::Sender<()>,
     audit: Audit,
 }
 
+struct Current {
+    policy: Option<Arc<Policy>>,
+    /// Grows with each policy that is set.
+    edition: u64,
+}
+
 /// The policy's file when it was last used, and why it was not since.
 struct Seen {
-    modified: Option<SystemTime>,
+    stamp: Option<Stamp>,
     problem: Option<String>,
 }
 
@@ -55,6 +64,7 @@ impl Trust {
         let history = PolicyHistory::new(state);
         let open = |root| Distribution::open(root, config.policy.as_deref(), state);
         let distribution = config.root.as_deref().map(open).transpose()?;
+        let at_start = config.policy.as_deref().and_then(stamp);
         let policy = match &distribution {
             Some(distribution) => distribution.policy(),
             None => config.load(Some(&history))?,
@@ -70,24 +80,30 @@ impl Trust {
         if let Some(policy) = &policy {
             audit.tell(of_agent(Action::Policy, Some(policy.version), "in force at start"));
         }
-        let current = RwLock::new(policy.map(Arc::new));
-        Ok(Arc::new(Self { config, history, distribution, current, changed: watch::Sender::new(()), audit }))
+        let current = RwLock::new(Current { policy: policy.map(Arc::new), edition: 0 });
+        let changed = watch::Sender::new(());
+        Ok(Arc::new(Self { config, history, distribution, current, at_start, changed, audit }))
     }
 
     pub(super) fn policy(&self) -> Option<Arc<Policy>> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current().policy.clone()
     }
 
-    /// An older version never takes the place of a newer one. `policy` is asked for while nobody else sets another.
+    fn current(&self) -> RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An older version of a file never takes the place of a newer one; of documents, [`Distribution`] decides. `policy` is
+    /// asked for while nobody else sets another.
     fn set(&self, policy: impl FnOnce() -> Option<Policy>) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let policy = policy();
         let (before, now) =
-            (current.as_ref().map(|policy| policy.version), policy.as_ref().map(|policy| policy.version));
-        if now.is_some() && now < before {
+            (current.policy.as_ref().map(|policy| policy.version), policy.as_ref().map(|policy| policy.version));
+        if now.is_some() && now < before && self.distribution.is_none() {
             return;
         }
-        *current = policy.map(Arc::new);
+        *current = Current { policy: policy.map(Arc::new), edition: current.edition + 1 };
         drop(current);
         if before != now {
             let result = if now.is_some() { "in force" } else { "none: nothing is installed" };
@@ -112,7 +128,8 @@ impl Trust {
 
     /// Whether it is not told to anybody that this node has it.
     pub(super) fn hides(&self, artifact: &Artifact) -> bool {
-        self.policy().is_some_and(|policy| artifact.judge(&policy))
+        let Current { policy, edition } = &*self.current();
+        policy.as_ref().is_some_and(|policy| artifact.judge(policy, *edition))
     }
 
     /// In a word: `ok`, `expired`, `unconfirmed`, or `none`.
@@ -125,11 +142,11 @@ impl Trust {
         }
     }
 
-    /// Reads the file again when its time changes. A policy that cannot be used leaves the one before in force, and is tried
+    /// Reads the file again when it is another one. A policy that cannot be used leaves the one before in force, and is tried
     /// again: the file may have been half written.
     pub(super) async fn watch(self: Arc<Self>) {
         let Some(path) = self.config.policy.clone().filter(|_| self.distribution.is_none()) else { return };
-        let mut seen = Seen { modified: modified(&path), problem: None };
+        let mut seen = Seen { stamp: self.at_start, problem: None };
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             self.look(&path, &mut seen).await;
@@ -137,8 +154,8 @@ impl Trust {
     }
 
     async fn look(self: &Arc<Self>, path: &Path, seen: &mut Seen) {
-        let now = modified(path);
-        if now == seen.modified {
+        let now = stamp(path);
+        if now == seen.stamp {
             return;
         }
         let trust = self.clone();
@@ -146,7 +163,7 @@ impl Trust {
         // A panic there is logged by the runtime.
         let Ok(reloaded) = reloading.await else { return };
         match reloaded {
-            Ok(()) => *seen = Seen { modified: now, problem: None },
+            Ok(()) => *seen = Seen { stamp: now, problem: None },
             Err(error) => {
                 let problem = Some(error.to_string());
                 if seen.problem != problem {
@@ -219,8 +236,8 @@ impl Trust {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().and_then(|meta| meta.modified()).ok()
+fn stamp(path: &Path) -> Option<Stamp> {
+    path.metadata().ok().map(|meta| Stamp::of(&meta))
 }
 
 #[cfg(test)]
@@ -244,18 +261,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_could_not_be_used_once_is_tried_again_though_its_time_stays() {
+    async fn a_file_that_could_not_be_used_once_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let (trust, path) = trust(dir.path());
-        let mut seen = Seen { modified: None, problem: None };
+        let mut seen = Seen { stamp: trust.at_start, problem: None };
         std::fs::write(&path, "version = ").unwrap();
         let time = path.metadata().unwrap().modified().unwrap();
         trust.look(&path, &mut seen).await;
-        assert!(version(&trust) == 1 && seen.problem.is_some() && seen.modified.is_none());
+        assert!(version(&trust) == 1 && seen.problem.is_some() && seen.stamp == trust.at_start);
         std::fs::write(&path, policy(2)).unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
         trust.look(&path, &mut seen).await;
-        assert!(version(&trust) == 2 && seen.problem.is_none() && seen.modified == Some(time));
+        assert!(version(&trust) == 2 && seen.problem.is_none() && seen.stamp == stamp(&path));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changed_while_the_agent_started_is_read_again_though_its_time_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trust, path) = trust(dir.path());
+        let time = path.metadata().unwrap().modified().unwrap();
+        std::fs::write(dir.path().join("new"), policy(2)).unwrap();
+        std::fs::File::options().write(true).open(dir.path().join("new")).unwrap().set_modified(time).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        trust.look(&path, &mut Seen { stamp: trust.at_start, problem: None }).await;
+        assert_eq!(version(&trust), 2);
     }
 
     #[test]

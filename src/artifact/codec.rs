@@ -7,9 +7,9 @@ use super::MAX_CHUNK;
 /// Level 1: at higher levels compression, not the network, bounds a publish on two cores (`bench/README.md`).
 const LEVEL: i32 = 1;
 
-/// A chunk of at least this size is sampled before it is compressed whole: it is of one large file, and most of those are
-/// weights or are packed already. Packs of small files are smaller, and a sample of one says nothing about the next file.
-const SAMPLE_FROM: usize = 2 * 1024 * 1024;
+/// A full chunk is sampled before it is compressed whole: it is of one large file, and most of those are weights or are
+/// packed already. Packs of small files are hardly ever full, and a sample of one says nothing about the next file.
+const SAMPLE_FROM: usize = MAX_CHUNK;
 const SAMPLE: usize = 64 * 1024;
 
 /// How the bytes of a chunk are encoded.

@@ -1,7 +1,6 @@
 //! What commands on the pod's side take: where the agent is, whom to trust, and which engine on which caches.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
@@ -10,7 +9,7 @@ use clap::builder::BoolishValueParser;
 use super::aliases;
 use crate::caches::{Directories, Environment, Probe};
 use crate::identity::trust::read_root;
-use crate::identity::{Policy, PublicKey, TrustConfig, UnixTime};
+use crate::identity::{PublicKey, TrustConfig};
 use crate::serve::Target;
 use crate::serve::trust::Trust;
 
@@ -63,6 +62,10 @@ impl Caches {
         self.transfer = aliases::TRANSFER.or(self.transfer);
     }
 
+    pub(super) fn cache_root(&self) -> Option<&Path> {
+        self.cache_root.as_deref()
+    }
+
     pub(super) fn is_off(&self) -> bool {
         self.transfer == Some(false)
     }
@@ -104,14 +107,15 @@ impl Pod {
 
     /// Whom this pod trusts, or why nothing can be installed.
     pub(super) fn trust(&self) -> Trust {
-        if self.caches.is_off() {
-            return Err(SWITCHED_OFF.to_owned()).into();
-        }
+        let trust = self.trusted();
+        if self.caches.is_off() { trust.switched_off(SWITCHED_OFF) } else { trust }
+    }
+
+    fn trusted(&self) -> Trust {
         if self.policy.is_none() && self.trust_root.is_none() {
-            return Err(
-                "no trust policy: pass --policy or --trust-root (or WARMD_TRUST_POLICY, WARMD_TRUST_ROOT)".to_owned()
-            )
-            .into();
+            return Trust::nobody(
+                "no trust policy: pass --policy or --trust-root (or WARMD_TRUST_POLICY, WARMD_TRUST_ROOT)",
+            );
         }
         let config = TrustConfig {
             root: self.trust_root.clone(),
@@ -125,20 +129,10 @@ impl Pod {
 
 /// As a configuration says, for caches below `root`.
 pub(super) fn trust(config: &TrustConfig, root: Option<&Path>) -> Trust {
-    let Some(document) = &config.root else { return policy(config).into() };
+    let Some(document) = &config.root else { return Trust::file(config.clone()) };
     let caches = Directories::choose(root, &Environment::of_this_process()).ok();
     match Trust::documents(document, caches.as_ref().map(Directories::root)) {
         Ok(trust) => trust,
-        Err(error) => Err(format!("trust: {}", super::sentence(&error.into()))).into(),
-    }
-}
-
-/// The policy that is in force, or why there is none and nothing can be installed.
-fn policy(trust: &TrustConfig) -> Result<Arc<Policy>, String> {
-    let policy = trust.load(None).map_err(|error| format!("trust policy: {}", super::sentence(&error.into())))?;
-    let policy = policy.ok_or_else(|| "no trust policy: set `trust.policy`".to_owned())?;
-    match policy.is_expired(UnixTime::now()) {
-        true => Err(format!("the trust policy expired at {}: put a newer one in place", policy.expires)),
-        false => Ok(Arc::new(policy)),
+        Err(error) => Trust::nobody(format!("trust: {}", super::sentence(&error.into()))),
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::layout::{MARKERS, NEW_MARKER, marker_name};
 use super::staging::Staging;
 use super::{At, CacheRoot, InstallError, InstallLock};
+use crate::artifact::Stamp;
 use crate::digest::{ArtifactId, IdentityId};
 use crate::durable;
 use crate::identity::UnixTime;
@@ -215,6 +216,12 @@ impl CacheRoot {
             tracing::warn!(%identity, "marker is damaged or of a later version: ignored");
         }
         Ok(marker)
+    }
+
+    /// Another value each time that a marker of `identity` was written; `None` without one.
+    pub fn marker_written(&self, identity: &IdentityId) -> Option<Stamp> {
+        let file = self.markers.open_read(&marker_name(identity)).ok()?;
+        file.metadata().ok().map(|meta| Stamp::of(&meta))
     }
 
     /// Remembers a failure and returns what was written. Replaces no `installed` marker: what is installed stays so,

@@ -152,8 +152,7 @@ impl CacheRoot {
             cleaned.staging.push(text);
         }
         for name in self.trash.names().at("list", &control, TRASH)? {
-            self.trash.remove_tree(&name).at("remove", &control, TRASH)?;
-            cleaned.trash += 1;
+            cleaned.trash += usize::from(self.throw_away(&name));
         }
         Ok(cleaned)
     }
@@ -179,10 +178,19 @@ impl CacheRoot {
             }
             parent.sync().at("sync", &self.path, entry.as_str())?;
             let c_name = std::ffi::CString::new(trash_name).unwrap_or_default();
-            self.trash.remove_tree(&c_name).at("remove", &self.control_path(), TRASH)?;
+            self.throw_away(&c_name);
             return Ok(true);
         }
         Err(InstallError::io("discard", self.path.join(entry.as_str()), Errno::EXIST))
+    }
+
+    /// False if it is not all gone: it costs room, and is tried again by the next [`CacheRoot::clean`].
+    fn throw_away(&self, name: &std::ffi::CStr) -> bool {
+        let removed = self.trash.remove_tree(name);
+        if let Err(error) = &removed {
+            tracing::warn!(trash = %self.control_path().join(TRASH).display(), %error, "not removed");
+        }
+        removed.is_ok()
     }
 
     /// Waits until `deadline` at most; after a holder died, however it died, the next one has the lock within 100 ms.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use super::{Connection, MAX_SOCKET_PATH};
 use crate::identity::TrustClass;
 use crate::lifecycle::Shares;
+
+/// After a connection could not be accepted: where descriptors are short, that says so again at once.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// `[local]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,12 +143,21 @@ impl Listener {
     }
 
     /// Connections of allowed callers; those of a user that has enough of them are closed. Call once.
-    pub fn incoming(&mut self) -> impl Stream<Item = io::Result<Connection>> + use<> {
+    pub fn incoming(&mut self) -> impl Stream<Item = Connection> + use<> {
         let (callers, places) = (self.callers.clone(), self.places.clone());
         let stream = self.listener.take().map(UnixListenerStream::new);
-        futures_util::stream::iter(stream).flatten().filter_map(move |stream| {
-            let stream = stream.and_then(|stream| admit(stream, &callers, &places)).transpose();
-            std::future::ready(stream)
+        futures_util::stream::iter(stream).flatten().filter_map(move |accepted| {
+            let admitted = accepted.map(|stream| admit(stream, &callers, &places));
+            async move {
+                match admitted {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        tracing::warn!(%error, "no connection is accepted");
+                        tokio::time::sleep(PAUSE).await;
+                        None
+                    }
+                }
+            }
         })
     }
 }
@@ -156,17 +169,20 @@ impl Drop for Listener {
     }
 }
 
-fn admit(stream: UnixStream, callers: &Callers, places: &Shares<u32>) -> io::Result<Option<Connection>> {
-    let caller = stream.peer_cred()?;
+fn admit(stream: UnixStream, callers: &Callers, places: &Shares<u32>) -> Option<Connection> {
+    let caller = stream
+        .peer_cred()
+        .inspect_err(|error| tracing::warn!(%error, "caller refused: nobody knows who it is"))
+        .ok()?;
     if !callers.include(caller.uid()) {
         tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: add its uid to `local.allow_uids`");
-        return Ok(None);
+        return None;
     }
     let place = places.take(caller.uid());
     if place.is_none() {
         tracing::warn!(uid = caller.uid(), pid = caller.pid(), "caller refused: its user has too many connections");
     }
-    Ok(place.map(|place| Connection::new(stream, caller.uid(), place)))
+    place.map(|place| Connection::new(stream, caller.uid(), place))
 }
 
 async fn remove_stale(path: &Path) -> Result<(), SocketError> {
@@ -212,7 +228,7 @@ mod tests {
         let config = SocketConfig { socket: dir.path().join("agent.sock"), ..SocketConfig::default() };
         let listener = Listener::bind(&config).await.unwrap();
         let (here, _there) = UnixStream::pair().unwrap();
-        assert!(admit(here, listener.callers(), &Shares::new(1)).unwrap().is_some());
+        assert!(admit(here, listener.callers(), &Shares::new(1)).is_some());
         let (other, mode) = (rustix::process::geteuid().as_raw() + 1, || config.socket.metadata().unwrap().mode());
         assert!(!listener.callers().include(other) && mode() & 0o777 == 0o600);
         for uids in [vec![other], vec![]] {
@@ -243,7 +259,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = SocketConfig { socket: dir.path().join("agent.sock"), ..SocketConfig::default() };
         let (callers, places) = (Callers::of(&config), Shares::new(2));
-        let connect = || admit(UnixStream::pair().unwrap().0, &callers, &places).unwrap();
+        let connect = || admit(UnixStream::pair().unwrap().0, &callers, &places);
         let (first, second) = (connect().unwrap(), connect().unwrap());
         assert!(connect().is_none());
         drop(first);

@@ -54,7 +54,7 @@ pub use disk::{Disk, DiskError};
 pub use metrics::Metrics;
 pub use models::{Access, Denied, Everybody};
 pub use registry::{Registered, Registry, RegistryError};
-pub use source::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
+pub use source::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Sighting, Signed, Source};
 pub use state::State;
 pub use status::{AdapterStatus, Capacity, FailureStatus, VersionStatus};
 pub use table::OrderError;

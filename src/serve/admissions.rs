@@ -18,10 +18,11 @@ use self::book::{Admissions, Book};
 use super::quarantine::Release;
 use super::records::RecordsError;
 use super::target::Say;
+use super::trust::Trust;
 use crate::artifact::RelPath;
 use crate::digest::{ArtifactId, KeyId};
 use crate::identity::{Policy, Refusal};
-use crate::install::{CacheRoot, InstallError, LockError};
+use crate::install::{CacheRoot, InstallError, InstallLock, LockError};
 use crate::local::chain;
 
 /// For whoever installs into the root meanwhile.
@@ -70,6 +71,8 @@ pub(super) struct Withdrawn {
 #[derive(Debug, Default)]
 struct Withdrawal {
     withdrawn: Vec<Withdrawn>,
+    /// Of artifacts that were not taken away, or not whole.
+    failed: Vec<WithdrawError>,
     /// Records that cannot be read: nobody knows what came with them.
     damaged: Vec<PathBuf>,
 }
@@ -114,7 +117,7 @@ fn withdraw_now(root: &Path, policy: &Policy, whose: Whose) -> Result<Withdrawal
     };
     let refused: Vec<ArtifactId> =
         known.iter().filter(|one| refusal(one).is_some()).map(|one| one.release.artifact).collect();
-    let mut withdrawal = Withdrawal { withdrawn: Vec::new(), damaged };
+    let mut withdrawal = Withdrawal { damaged, ..Withdrawal::default() };
     if refused.is_empty() {
         return Ok(withdrawal);
     }
@@ -124,16 +127,50 @@ fn withdraw_now(root: &Path, policy: &Policy, whose: Whose) -> Result<Withdrawal
     for artifact in refused {
         let withdrawn = book.take(&artifact, |admission| {
             let Some(reason) = refusal(&admission) else { return Ok(None) };
-            let mut entries = 0;
-            for entry in &admission.entries {
-                entries += usize::from(cache.discard(&installing, entry)?);
-            }
+            let entries = discard(&cache, &installing, &admission.entries)?;
             cache.forget(&installing, &admission.release.identity, &artifact)?;
             Ok::<_, WithdrawError>(Some(Withdrawn { release: admission.release, entries, reason }))
-        })?;
-        withdrawal.withdrawn.extend(withdrawn);
+        });
+        // What becomes of one does not keep the others.
+        match withdrawn {
+            Ok(withdrawn) => withdrawal.withdrawn.extend(withdrawn),
+            Err(error) => withdrawal.failed.push(error),
+        }
     }
     Ok(withdrawal)
+}
+
+/// Entries below `root` that came with what `trust` does not stand for any more, or that nobody knows whether it does: they
+/// are nobody's to sign anew. Blocking.
+pub(super) fn disowned(root: &Path, trust: &Trust) -> Result<BTreeSet<RelPath>, String> {
+    let told = |error: RecordsError| chain(&error);
+    let Some(book) = Book::find(root).map_err(told)? else { return Ok(BTreeSet::new()) };
+    let Admissions { known, damaged } = book.all().map_err(told)?;
+    if let Some(path) = damaged.first() {
+        return Err(format!("what came with {} is not known any more, since it is damaged", path.display()));
+    }
+    let policy = trust.known();
+    let confirms =
+        |one: &Admission| policy.as_ref().is_ok_and(|policy| policy.confirm(&one.release.artifact, &one.keys).is_ok());
+    Ok(known.into_iter().filter(|one| !confirms(one)).flat_map(|one| one.entries).collect())
+}
+
+/// All that can be; how many were there. The error is of the first that cannot.
+fn discard(cache: &CacheRoot, installing: &InstallLock, entries: &BTreeSet<RelPath>) -> Result<usize, InstallError> {
+    let discarded: Vec<Result<bool, InstallError>> =
+        entries.iter().map(|entry| cache.discard(installing, entry)).collect();
+    discarded.into_iter().try_fold(0, |count, discarded| Ok(count + usize::from(discarded?)))
+}
+
+/// Below these roots may be what is revoked: for this `reason` nobody can tell.
+pub(super) async fn not_asked(roots: &[PathBuf], reason: &str, say: &Say) {
+    for root in roots {
+        let place = root.clone();
+        let looking = tokio::task::spawn_blocking(move || Ok::<_, RecordsError>(Book::find(&place)?.is_some()));
+        if let Ok(Ok(Ok(true))) = timeout(PATIENCE, looking).await {
+            say(&format!("REVOKED entries may be left in {}: {reason}", root.display()));
+        }
+    }
 }
 
 /// As [`withdraw_now`], off the runtime's threads, and told to the user.
@@ -141,7 +178,10 @@ pub(super) async fn withdraw(root: PathBuf, policy: Arc<Policy>, whose: Whose, s
     let place = root.display().to_string();
     let working = tokio::task::spawn_blocking(move || withdraw_now(&root, &policy, whose));
     match timeout(PATIENCE, working).await {
-        Ok(Ok(Ok(Withdrawal { withdrawn, damaged }))) => {
+        Ok(Ok(Ok(Withdrawal { withdrawn, failed, damaged }))) => {
+            for error in failed {
+                say(&format!("REVOKED entries may be left in {place}: {}", chain(&error)));
+            }
             for path in damaged {
                 say(&format!(
                     "REVOKED entries may be left in {place}: what came with {path} is not known any more, since it is damaged; \

@@ -105,8 +105,8 @@ pub async fn warm(job: Warm, say: &Say) -> Warming {
 async fn bring(job: &Warm, site: &mut Site, begun: Instant, say: &Say) -> Result<Vec<Warmed>, String> {
     let left = || job.budget.saturating_sub(begun.elapsed());
     let over = |_| format!("the budget of {:?} is over", job.budget);
-    if let Trust::Fixed(Err(reason)) = &job.trust {
-        return Err(reason.clone());
+    if let Some(reason) = job.trust.refusal() {
+        return Err(reason);
     }
     site.identify(&job.target, left(), say).await?;
     let client = timeout(left(), Client::connect(&job.target.socket)).await.map_err(over)?;
@@ -145,6 +145,8 @@ async fn quarantine(root: Option<PathBuf>, say: &Say) -> Quarantine {
 #[derive(Debug, Clone)]
 pub struct Publish {
     pub target: Target,
+    /// Absent: what came from others is not looked at again.
+    pub trust: Option<Trust>,
     /// Absent: now, whether the engine is ready or not.
     pub wait: Option<Wait>,
     /// The caches are at rest once nothing was written for this long.
@@ -203,7 +205,8 @@ pub async fn publish(job: Publish, say: &Say) -> Result<usize, PublishError> {
     // Nobody has read the engine's log here: nothing is measured.
     let log = Mutex::new(StartLog::default());
     let launch = site.canonical();
-    let mut publishing = Publishing::new(client, &warmed, &log, job.target.image.clone(), &launch, job.quiet);
+    let image = job.target.image.clone();
+    let mut publishing = Publishing::new(client, &warmed, &log, image, &launch, job.quiet, job.trust);
     let once = timeout_at(ends, publishing.once(ends, say)).await;
     match once.unwrap_or(Err(Unpublished::Busy)) {
         Ok(artifacts) if !job.follow => return Ok(artifacts),

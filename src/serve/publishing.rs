@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::admissions;
 use super::difference::{LAUNCH, encode};
 use super::outlook::Prospect;
 use super::push::{PushError, push};
 use super::target::Say;
+use super::trust::Trust;
 use super::warming::{Entries, Warmed};
 use crate::artifact::{COMPILE_SECONDS, Provenance, RelPath};
 use crate::caches::{Subject, survey};
@@ -38,6 +40,8 @@ pub(super) struct Publishing<'a> {
     /// The engine's command in canonical form.
     launch: &'a BTreeMap<String, String>,
     quiet: Duration,
+    /// Whose entries may be signed anew. Absent: nobody has said whom this pod trusts.
+    trust: Option<Trust>,
     /// Artifacts.
     published: usize,
 }
@@ -111,6 +115,23 @@ struct Look {
     busy: bool,
 }
 
+/// What of a root may not be signed anew, or why that is not known.
+struct Disowned(Result<BTreeSet<RelPath>, String>);
+
+impl Disowned {
+    /// Why no artifact is made of these.
+    fn of(&self, entries: &BTreeSet<RelPath>) -> Option<String> {
+        match &self.0 {
+            Err(reason) => Some(reason.clone()),
+            Ok(disowned) => disowned.intersection(entries).next().map(|entry| {
+                format!(
+                    "{entry} is of a signer or an artifact that is not trusted any more, and goes before the next start"
+                )
+            }),
+        }
+    }
+}
+
 /// A subject with entries that no known artifact has.
 struct Fresh {
     subject: String,
@@ -125,11 +146,12 @@ impl<'a> Publishing<'a> {
         image: Option<String>,
         launch: &'a BTreeMap<String, String>,
         quiet: Duration,
+        trust: Option<Trust>,
     ) -> Self {
         let watched =
             |one: &'a Warmed| Watched { prospect: &one.prospect, known: one.known(), failing: BTreeMap::new() };
         let families = warmed.iter().map(watched).collect();
-        Self { client, families, log, image, launch, quiet, published: 0 }
+        Self { client, families, log, image, launch, quiet, trust, published: 0 }
     }
 
     /// Ends only when the agent will never take anything.
@@ -159,6 +181,11 @@ impl<'a> Publishing<'a> {
 
     async fn look_at_all(&mut self, say: &Say) -> Result<Going, PushError> {
         let mut all = Going::default();
+        if let Some(trust) = &self.trust
+            && let Err(reason) = trust.ask(&self.client, Duration::MAX).await
+        {
+            tracing::debug!(reason, "no news of the trust policy");
+        }
         for at in 0..self.families.len() {
             let Going { on, left } = self.look_after(at, say).await?;
             all = Going { on: all.on | on, left: all.left | left };
@@ -175,11 +202,16 @@ impl<'a> Publishing<'a> {
             return Ok(Going { on: true, left: true });
         }
         let mut going = Going::default();
+        let disowned = self.disowned(prospect).await;
         self.families[at].failing.retain(|subject, _| look.fresh.iter().any(|fresh| fresh.subject == *subject));
         for fresh in look.fresh {
             let failing = &self.families[at].failing;
             if failing.get(&fresh.subject).is_some_and(|failing| Instant::now() < failing.again) {
                 going.left = true;
+                continue;
+            }
+            if let Some(reason) = disowned.of(&fresh.entries) {
+                self.families[at].failed(fresh.subject, reason, say);
                 continue;
             }
             match self.publish(prospect, &fresh).await {
@@ -199,6 +231,15 @@ impl<'a> Publishing<'a> {
             }
         }
         Ok(going)
+    }
+
+    async fn disowned(&self, prospect: &Prospect) -> Disowned {
+        let Some(trust) = self.trust.clone() else { return Disowned(Ok(BTreeSet::new())) };
+        let root = prospect.root.clone();
+        let looking = tokio::task::spawn_blocking(move || admissions::disowned(&root, &trust));
+        Disowned(
+            looking.await.unwrap_or_else(|_| Err("the thread that looks at what was installed panicked".to_owned())),
+        )
     }
 
     async fn publish(&self, prospect: &Prospect, fresh: &Fresh) -> Result<Published, PushError> {

@@ -271,7 +271,8 @@ impl Start {
         lines.iter().for_each(|line| say(line));
         let (Some(quiet), Some(client)) = (spec.publish_after, &plan.client) else { return };
         let image = spec.target.image.clone();
-        let ended = Publishing::new(client.clone(), &plan.warmed, log, image, &launch, quiet).run(say).await;
+        let trust = Some(spec.trust.clone());
+        let ended = Publishing::new(client.clone(), &plan.warmed, log, image, &launch, quiet, trust).run(say).await;
         say(&format!("nothing is published: {ended}"));
     }
 

@@ -28,7 +28,7 @@ pub use self::artifact::ArtifactReport;
 pub use self::delivery::{Delivery, DeliveryError, Wanted};
 pub use self::witness::{TooLate, Witness};
 use self::works::Works;
-use crate::artifact::{Admitted, ManifestError, SourceIdentity};
+use crate::artifact::{Admitted, ManifestError, SourceIdentity, Stamp};
 use crate::digest::ArtifactId;
 use crate::identity::{Policy, UnixTime};
 use crate::install::{CacheRoot, InstallError, InstallLock, Installed, Limits, LockError, Marker, NegativeClass};
@@ -166,11 +166,12 @@ impl From<tonic::Status> for Failure {
 pub async fn warm(client: &Client, job: Job, tell: &(dyn Fn(Step) + Sync)) -> Result<Report, WarmError> {
     let begun = Instant::now();
     let deadline = begun + job.budget;
-    let into = job.into.clone();
-    let root = blocking(move || {
+    let (into, identity) = (job.into.clone(), job.identity.id());
+    let (root, marked) = blocking(move || {
         let root = CacheRoot::open(&into)?;
+        let marked = root.marker_written(&identity);
         root.clean()?;
-        Ok(Arc::new(root))
+        Ok((Arc::new(root), marked))
     })
     .await?;
     tell(Step::Waiting);
@@ -178,7 +179,7 @@ pub async fn warm(client: &Client, job: Job, tell: &(dyn Fn(Step) + Sync)) -> Re
     let lock = tokio::task::spawn_blocking(move || locking.lock(deadline)).await.map_err(|_| WarmError::Thread)?;
     let locked = Instant::now();
     let (fetched, quarantined) = (None, Vec::new());
-    let mut attempt = Attempt { client, job: &job, root, begun, deadline, tell, locked, fetched, quarantined };
+    let mut attempt = Attempt { client, job: &job, root, marked, begun, deadline, tell, locked, fetched, quarantined };
     let mut report = match lock {
         Ok(lock) => attempt.run(Arc::new(lock)).await?,
         Err(LockError::TimedOut { .. }) => attempt.report(Verdict::Nothing {
@@ -204,6 +205,8 @@ struct Attempt<'a> {
     client: &'a Client,
     job: &'a Job,
     root: Arc<CacheRoot>,
+    /// The identity's marker as it was before the lock was waited for.
+    marked: Option<Stamp>,
     begun: Instant,
     deadline: Instant,
     tell: &'a (dyn Fn(Step) + Sync),
@@ -250,10 +253,9 @@ impl Attempt<'_> {
             return Ok(None);
         }
         let (root, identity) = (self.root.clone(), self.job.identity.id());
-        let marker = blocking(move || root.marker(&identity)).await?;
-        let waited = self.locked - self.begun > Duration::from_millis(100);
+        let (marker, marked) = blocking(move || Ok((root.marker(&identity)?, root.marker_written(&identity)))).await?;
         Ok(match marker {
-            Some(Marker::Installed(_)) if waited => Some(Verdict::Shared),
+            Some(Marker::Installed(_)) if marked != self.marked => Some(Verdict::Shared),
             Some(Marker::Negative(negative)) if negative.holds(UnixTime::now(), self.job.policy.version) => {
                 let detail = format!("remembered from an attempt before: {}", negative.detail);
                 Some(Verdict::Nothing { class: negative.class, detail })

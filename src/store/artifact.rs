@@ -59,10 +59,10 @@ pub struct Artifact {
     holds: AtomicUsize,
 }
 
-/// By a version of the trust policy; they begin with 1.
+/// By one trust policy.
 #[derive(Debug, Default)]
 struct Judged {
-    version: u64,
+    edition: Option<u64>,
     revoked: bool,
 }
 
@@ -162,11 +162,12 @@ impl Artifact {
         locked(&self.judged).revoked
     }
 
-    /// Whether the trust policy revokes it: then it is the first to go. Looked at once for each version of the policy.
-    pub fn judge(&self, policy: &Policy) -> bool {
+    /// Whether the trust policy revokes it: then it is the first to go. Looked at once for each `edition`, which is another
+    /// number for each policy: a version may come again with another content.
+    pub fn judge(&self, policy: &Policy, edition: u64) -> bool {
         let mut judged = locked(&self.judged);
-        if judged.version != policy.version {
-            *judged = Judged { version: policy.version, revoked: self.signed.is_revoked(policy) };
+        if judged.edition != Some(edition) {
+            *judged = Judged { edition: Some(edition), revoked: self.signed.is_revoked(policy) };
         }
         judged.revoked
     }

@@ -3,11 +3,18 @@
 
 mod yielding;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use yielding::{Heard, Yielding};
+use yielding::{FORGOTTEN, Heard, Yielding};
+
+use crate::artifact::MAX_CHUNK;
+
+/// Another one for each engine of the node that is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EngineId(pub usize);
 
 /// Of one node, over all peers.
 #[derive(Debug)]
@@ -21,8 +28,8 @@ pub(super) struct Cap {
 struct Inner {
     bucket: Bucket,
     yielding: Yielding,
-    /// Bytes ever sent, and when, at the latest word of the engine.
-    sent: (u64, Instant),
+    /// Bytes ever sent, and when, at the latest word of each engine.
+    sent: HashMap<EngineId, (u64, Instant)>,
 }
 
 /// What became of the rate.
@@ -36,8 +43,8 @@ pub(super) struct Ruled {
 impl Cap {
     /// `most` is in bytes a second; none: as fast as it goes, unless the engine suffers.
     pub(super) fn new(most: Option<u64>, now: Instant) -> Self {
-        let inner =
-            Inner { bucket: Bucket::new(most.unwrap_or(u64::MAX), now), yielding: Yielding::new(most), sent: (0, now) };
+        let bucket = Bucket::new(most.unwrap_or(u64::MAX), now);
+        let inner = Inner { bucket, yielding: Yielding::new(most), sent: HashMap::new() };
         Self { inner: Mutex::new(inner), is_on: AtomicBool::new(most.is_some()) }
     }
 
@@ -63,12 +70,23 @@ impl Cap {
         inner.bucket.take(bytes, now)
     }
 
-    /// The engine's clients waited `between` from one token to the next; `sent` bytes were ever uploaded.
-    pub(super) fn hear(&self, between: Duration, sent: u64, now: Instant) -> Ruled {
+    /// How many uploads at a time: with more, a chunk would wait for longer than a second while others have their turn, and
+    /// whoever asked for it gives up after a few.
+    pub(super) fn at_once(&self, now: Instant) -> u32 {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return u32::MAX;
+        }
+        let chunks = |rate: u64| u32::try_from(rate / MAX_CHUNK as u64).unwrap_or(u32::MAX);
+        self.lock().yielding.rate(now).map_or(u32::MAX, chunks)
+    }
+
+    /// Clients of this engine waited `between` from one token to the next; `sent` bytes were ever uploaded.
+    pub(super) fn hear(&self, engine: EngineId, between: Duration, sent: u64, now: Instant) -> Ruled {
         let mut inner = self.lock();
-        let (before, at) = std::mem::replace(&mut inner.sent, (sent, now));
+        inner.sent.retain(|_, (_, at)| now.saturating_duration_since(*at) < FORGOTTEN);
+        let (before, at) = inner.sent.insert(engine, (sent, now)).unwrap_or((sent, now));
         let heard = Heard { between, uploaded: sent.saturating_sub(before), during: now.duration_since(at) };
-        let lowered = inner.yielding.hear(heard, now);
+        let lowered = inner.yielding.hear(engine, heard, now);
         let rate = inner.yielding.rate(now);
         self.is_on.store(rate.is_some(), Ordering::Relaxed);
         Ruled { rate, lowered }
@@ -149,9 +167,11 @@ mod tests {
         let cap = Cap::new(None, start);
         assert_eq!(cap.wait(1 << 30, start), Duration::ZERO);
         let (quiet, slow) = (Duration::from_millis(10), Duration::from_millis(20));
-        assert_eq!(cap.hear(quiet, 0, start + second), Ruled { rate: None, lowered: false });
-        let ruled = cap.hear(slow, 1_000_000_000, start + 2 * second);
+        assert_eq!(cap.at_once(start), u32::MAX);
+        assert_eq!(cap.hear(EngineId(1), quiet, 0, start + second), Ruled { rate: None, lowered: false });
+        let ruled = cap.hear(EngineId(1), slow, 1_000_000_000, start + 2 * second);
         assert_eq!(ruled, Ruled { rate: Some(700_000_000), lowered: true });
+        assert_eq!(cap.at_once(start + 2 * second), 667);
         cap.wait(700_000_000, start + 2 * second);
         assert!(cap.wait(700_000_000, start + 2 * second) >= second);
         assert_eq!(cap.wait(1 << 30, start + 60 * second), Duration::ZERO);

@@ -25,7 +25,7 @@ use tracing::Instrument;
 pub use self::config::ProvideConfig;
 pub use self::desk::{Ask, Desk, NotNow, Slot, What};
 use self::parts::Parts;
-use super::cap::Cap;
+use super::cap::{Cap, EngineId};
 use super::connections;
 use super::metrics::{Metrics, Outcome, OutcomeLabel, Refusal};
 use super::wanted::Wanted;
@@ -136,9 +136,9 @@ impl Provider {
         self.config.enabled
     }
 
-    /// What clients of the engine on this node wait from one token to the next: uploads yield while that is long.
-    pub fn engine_serves(&self, between_tokens: Duration) {
-        let ruled = self.cap.hear(between_tokens, self.sent.load(Ordering::Relaxed), Instant::now());
+    /// What clients of this engine of the node wait from one token to the next: uploads yield while that is long.
+    pub fn engine_serves(&self, engine: EngineId, between_tokens: Duration) {
+        let ruled = self.cap.hear(engine, between_tokens, self.sent.load(Ordering::Relaxed), Instant::now());
         self.metrics.rate_limit.set(ruled.rate.map_or(0, |rate| i64::try_from(rate).unwrap_or(i64::MAX)));
         self.metrics.engine_pace.set(between_tokens.as_secs_f64());
         self.metrics.yields.inc_by(u64::from(ruled.lowered));

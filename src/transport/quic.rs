@@ -48,7 +48,10 @@ impl Sockets {
         let connecting = dispatcher::with_default(&Dispatch::none(), || {
             self.dialling[socket].connect(addr, &server_name(node)).map_err(|error| refused(error.to_string()))
         })?;
-        let connection = connecting.await.map_err(|error| refused(error.to_string()))?;
+        let connection = connecting.await.map_err(|error| match error {
+            quinn::ConnectionError::TimedOut => TransportError::TimedOut(addr),
+            error => refused(error.to_string()),
+        })?;
         Connection::new(connection).ok_or_else(|| refused("the peer shows no node certificate".to_owned()))
     }
 

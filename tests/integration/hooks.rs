@@ -55,10 +55,16 @@ impl Beside {
 
     /// Standard output.
     async fn publish(&self, engine: &FakeEngine) -> String {
-        let arguments = ["publish", "--wait-ready", "--quiet", "0s", "--require"];
+        self.publish_with(&[], engine).await.0
+    }
+
+    /// Standard output and standard error.
+    async fn publish_with(&self, more: &[&str], engine: &FakeEngine) -> (String, String) {
+        let arguments = [&["publish", "--wait-ready", "--quiet", "0s", "--require"], more].concat();
         let output = self.warmd(&arguments, engine).await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        (String::from_utf8(output.stdout).unwrap(), said)
     }
 
     fn start(&self, engine: &FakeEngine) -> Child {
@@ -110,6 +116,35 @@ async fn an_engine_between_two_hooks_is_warm_and_only_what_it_made_itself_is_pub
     let more = engine_with_more(&other);
     let _running = pod.start(&more);
     assert_eq!(pod.publish(&more).await, "published: 1 artifact\n");
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_revoked_while_an_engine_uses_it_is_not_signed_anew() {
+    if !own_proc() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
+    Pod::new(&cluster, "a").run(&engine(), "vllm-aot 59af47c66413: published").await;
+    let mut pod = Beside::new(&cluster, "b");
+    let told = pod.warm(&engine()).await;
+    let aot = told["families"].as_array().unwrap().iter().find(|family| family["family"] == "vllm-aot").unwrap();
+    let artifact = aot["report"]["artifacts"][0]["artifact"].as_str().unwrap();
+
+    // The engine adds another rank to what came.
+    let entry = |rank: &str| Entry::Aot { key: KEY.to_owned(), rank: rank.to_owned() };
+    let cache = |rank: &str| Step::Cache { root: "$VLLM_CACHE_ROOT".to_owned(), entry: entry(rank) };
+    let more = FakeEngine::new(vec![cache("rank_0_0"), cache("rank_1_0"), Step::Serve { unavailable: 1 }]);
+    let _running = pod.start(&more);
+    cluster.write_policy(2, &format!("[revoked]\nartifacts = [\"{artifact}\"]"));
+    let policy = pod.policy.to_str().unwrap();
+    let (told, said) = pod.publish_with(&["--policy", policy], &more).await;
+    assert!(told == "published: 0 artifacts\n" && said.contains("is not trusted any more"), "{told}{said}");
+    cluster.write_policy(3, "");
+    let (told, said) = pod.publish_with(&["--policy", policy], &more).await;
+    assert_eq!(told, "published: 1 artifact\n", "{said}");
     a.stop().await;
     b.stop().await;
 }

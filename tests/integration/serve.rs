@@ -14,7 +14,8 @@ pub(super) mod wallet;
 use hyper::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
-use warmd::identity::{Policy, PrivateKey};
+use warmd::identity::{PrivateKey, TrustConfig};
+use warmd::serve::trust::Trust;
 
 use crate::harness::cluster::DEADLINE;
 use crate::harness::engine::own_proc;
@@ -66,9 +67,11 @@ async fn an_adapter_of_a_signer_whom_this_server_does_not_trust_is_not_served() 
     let text = std::fs::read_to_string(fleet.cluster.policy_path()).unwrap();
     let theirs = text.replace(&fleet.cluster.signer.to_string(), &stranger);
     assert_ne!(theirs, text);
-    let theirs = Policy::parse(&theirs).unwrap();
-    for policy in [Ok(std::sync::Arc::new(theirs)), Err("no trust policy".to_owned())] {
-        fleet.policy = policy;
+    let path = fleet.cluster.path("theirs.toml");
+    std::fs::write(&path, theirs).unwrap();
+    let file = TrustConfig { policy: Some(path), ..TrustConfig::default() };
+    for trust in [Trust::file(file), Trust::nobody("no trust policy")] {
+        fleet.trust = trust;
         let served = fleet.serve(fleet.config(), "").await;
         served.ready().await;
         let refused = served.complete("sql").await;

@@ -1,15 +1,19 @@
 //! Publish, discover, pull, verify, install: whole agents.
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use warmd::digest::ArtifactId;
+use warmd::install::CacheRoot;
 use warmd::local::chunk_socket;
 use warmd::local::chunks::Buffer;
-use warmd::serve::warm::{Verdict, warm};
+use warmd::serve::warm::{Job, Step, Verdict, warm};
 use warmd::transport::Carriers;
 
-use crate::harness::cluster::{Cluster, identity, reason};
+use crate::harness::cluster::{Cluster, DEADLINE, identity, reason};
 use crate::harness::ports;
 use crate::harness::process::AgentProcess;
 use crate::harness::tree::{self, Tree};
@@ -191,10 +195,54 @@ async fn a_second_pod_shares_the_first_ones_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_while_another_installs_takes_that_over_and_nothing_older() {
+    let cluster = Cluster::start().await;
+    let a = cluster.agent("a").await;
+    tree::write(&cluster.path("source"), &tree::sample());
+    let identity = identity(&[("torch", "2.13.0")]);
+    a.publish(&cluster.path("source"), &identity, "").await.unwrap();
+    let running = Mutex::new(JoinSet::new());
+    let (comes, come) = std::sync::mpsc::sync_channel(1);
+    let come = Mutex::new(come);
+    // Returns once it is about to wait for the lock.
+    let second = || {
+        let (client, comes) = (a.client.clone(), comes.clone());
+        let job = Job { ignore_markers: false, ..cluster.job(identity.clone(), "cache") };
+        running.lock().unwrap().spawn(async move {
+            let tell = |step| {
+                if matches!(step, Step::Waiting) {
+                    comes.send(()).unwrap()
+                }
+            };
+            warm(&client, job, &tell).await.unwrap()
+        });
+        come.lock().unwrap().recv_timeout(DEADLINE).unwrap();
+    };
+    let begin = |step| {
+        if matches!(step, Step::Looking) {
+            second()
+        }
+    };
+    let first = warm(&a.client, cluster.job(identity.clone(), "cache"), &begin).await.unwrap();
+    let ended = async || {
+        let mut running = std::mem::take(&mut *running.lock().unwrap());
+        timeout(DEADLINE, running.join_next()).await.unwrap().unwrap().unwrap()
+    };
+    let other = ended().await;
+    assert!(matches!((&first.verdict, &other.verdict), (Verdict::Installed, Verdict::Shared)), "{first:?} {other:?}");
+
+    let lock = CacheRoot::open(&cluster.path("cache")).unwrap().lock(Instant::now() + DEADLINE).unwrap();
+    second();
+    drop(lock);
+    let late = ended().await;
+    assert!(matches!(late.verdict, Verdict::Installed) && late.artifacts[0].installed == 0, "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_has_it_is_told_at_once_and_remembered_for_the_other_ranks() {
     let cluster = Cluster::start().await;
     let b = cluster.agent("b").await;
-    let job = || warmd::serve::warm::Job { ignore_markers: false, ..cluster.job(identity(&[("torch", "9")]), "cache") };
+    let job = || Job { ignore_markers: false, ..cluster.job(identity(&[("torch", "9")]), "cache") };
     assert!(reason(&b.warm(job()).await).starts_with("none-found"));
     let second = reason(&b.warm(job()).await);
     assert!(second.contains("remembered"), "{second}");

@@ -31,9 +31,6 @@ const CONNECTED: usize = 512;
 /// For a caller's request, and for it to take one chunk: its disk may be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// After a connection could not be accepted.
-const PAUSE: Duration = Duration::from_millis(100);
-
 type Sender = mpsc::Sender<Result<pb::ChunkData, Status>>;
 
 /// Without this socket chunks go by gRPC, which takes longer. Tells who may use it.
@@ -57,26 +54,18 @@ pub(in crate::agent) async fn listen(tasks: &Tasks, config: &SocketConfig, parts
 }
 
 /// Answers the callers that come until there are no more.
-async fn serve(parts: Arc<Parts>, mut incoming: impl Stream<Item = io::Result<Connection>> + Unpin) {
+async fn serve(parts: Arc<Parts>, mut incoming: impl Stream<Item = Connection> + Unpin) {
     let places = Shares::new(ANSWERED);
-    while let Some(connected) = incoming.next().await {
-        match connected {
-            Err(error) => {
-                tracing::warn!(%error, "accept a reader of chunks");
-                tokio::time::sleep(PAUSE).await;
+    while let Some(connection) = incoming.next().await {
+        let (answering, places) = (parts.clone(), places.clone());
+        parts.tasks.spawn("send chunks", async move {
+            // Each before it ends some time.
+            let _place = places.wait(connection.uid()).await;
+            let (stream, _share) = connection.into_parts();
+            if let Err(error) = answer(&answering, stream).await {
+                tracing::debug!(%error, "a reader of chunks went away");
             }
-            Ok(connection) => {
-                let (answering, places) = (parts.clone(), places.clone());
-                parts.tasks.spawn("send chunks", async move {
-                    // Each before it ends some time.
-                    let _place = places.wait(connection.uid()).await;
-                    let (stream, _share) = connection.into_parts();
-                    if let Err(error) = answer(&answering, stream).await {
-                        tracing::debug!(%error, "a reader of chunks went away");
-                    }
-                });
-            }
-        }
+        });
     }
 }
 

@@ -13,8 +13,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::super::exec::READY_TIMEOUT;
-use super::super::pod::{Caches, SWITCHED_OFF};
+use super::super::pod::{self, Caches, SWITCHED_OFF};
 use super::super::{aliases, output};
+use crate::identity::TrustConfig;
 use crate::lifecycle;
 use crate::serve::hook::{self, Wait};
 use crate::serve::{Say, Target};
@@ -43,6 +44,12 @@ const OF_A_DIRECTORY: [&str; 10] = [
 pub(in crate::cli) struct Engine {
     #[command(flatten)]
     caches: Caches,
+    /// Trust policy of this pod: what came from others and is not trusted any more is not published anew
+    #[arg(long, env = "WARMD_TRUST_POLICY", value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Signed root document of this pod, in place of --policy
+    #[arg(long, env = "WARMD_TRUST_ROOT", value_name = "FILE")]
+    trust_root: Option<PathBuf>,
     /// Wait until this URL answers 200; without one, the engine's own /health
     #[arg(long, value_name = "URL", num_args = 0..=1, conflicts_with = "directory")]
     wait_ready: Option<Option<String>>,
@@ -115,8 +122,11 @@ impl Engine {
             let ours = || std::env::var("WARMD_READY_URL").ok().filter(|url| !url.is_empty());
             Wait { url: aliases::READY_URL.or(url.or_else(ours)), deadline }
         });
+        let config = TrustConfig { root: self.trust_root, policy: self.policy, ..TrustConfig::default() };
+        let knows = config.root.is_some() || config.policy.is_some();
         hook::Publish {
             target,
+            trust: knows.then(|| pod::trust(&config, self.caches.cache_root())),
             wait,
             quiet: self.quiet,
             publish_timeout: aliases::PUBLISH_TIMEOUT.or(self.publish_timeout).unwrap_or(PUBLISH_TIMEOUT),

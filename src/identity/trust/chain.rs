@@ -70,11 +70,14 @@ impl Trusted {
     /// Takes what is newer: roots, then the policy, then the freshness statement. The first that is refused ends it; what
     /// was taken before that stays.
     pub fn take(&mut self, documents: &Documents, now: UnixTime) -> Result<(), TrustError> {
+        let before = self.root.content.version;
         for root in &documents.roots {
             self.take_root(root)?;
         }
-        if let Some(policy) = &documents.policy {
-            self.take_policy(policy)?;
+        match documents.policy.as_ref().map(|policy| self.take_policy(policy)) {
+            // It came for the sake of the root, and ours has outlived that.
+            Some(Err(TrustError::Rollback { .. })) if self.root.content.version > before && self.policy.is_some() => {}
+            taken => taken.unwrap_or(Ok(()))?,
         }
         documents.freshness.as_ref().map_or(Ok(()), |freshness| self.take_freshness(freshness, now))
     }
@@ -204,12 +207,13 @@ impl Trusted {
         }
     }
 
-    /// What somebody lacks who has `known`.
+    /// What somebody lacks who has `known`. With a newer root comes everything: by that, theirs may not stand any more.
     pub fn after(&self, known: Known) -> Documents {
         let later = |root: &&Signed<Root>| root.content.version > known.root;
         let own = self.known();
-        let policy = self.policy.as_ref().filter(|_| own.policy > known.policy);
-        let freshness = self.freshness.as_ref().filter(|_| own.issued > known.issued);
+        let behind = own.root > known.root;
+        let policy = self.policy.as_ref().filter(|_| behind || own.policy > known.policy);
+        let freshness = self.freshness.as_ref().filter(|_| behind || own.issued > known.issued);
         Documents {
             roots: self.roots().filter(later).map(|root| root.envelope.clone()).collect(),
             policy: policy.map(|policy| policy.envelope.clone()),

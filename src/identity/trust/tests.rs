@@ -338,8 +338,12 @@ fn what_is_handed_on_is_what_the_other_lacks() {
     trusted.take(&fresh(freshness(0, 2, 3)), at(0)).unwrap();
     assert_ne!(trusted.stamp(), stamp);
     assert!(trusted.after(trusted.known()).is_empty());
-    let behind = Known { root: 1, policy: 3, issued: 0 };
-    let expected = Documents { roots: vec![next], policy: None, freshness: Some(freshness(0, 2, 3)) };
+    let fresh = Some(freshness(0, 2, 3));
+    let behind = Known { issued: 0, ..trusted.known() };
+    assert_eq!(trusted.after(behind), Documents { freshness: fresh.clone(), ..Documents::default() });
+    // By the newer root, what they have may not stand any more.
+    let behind = Known { root: 1, policy: 1_000, ..trusted.known() };
+    let expected = Documents { roots: vec![next], policy: Some(sign_policy(3, &[11])), freshness: fresh };
     assert_eq!(trusted.after(behind), expected);
     let mut other = begun(&with_freshness(1));
     other.take(&trusted.documents(), at(0)).unwrap();

@@ -182,7 +182,7 @@ impl Entry {
     /// The newest version that was seen, unless a better one is offered.
     pub(super) fn newest(&self) -> Option<&Arc<Signed>> {
         let seen = [&self.signed, &self.seen].into_iter().flatten();
-        let newest = seen.max_by_key(|signed| (signed.generation, signed.created))?;
+        let newest = seen.max_by_key(|signed| (signed.created, signed.generation))?;
         let is_old = |offer: &Offer| self.is_better(offer) && offer.is_newer(newest);
         (!self.offer.as_ref().is_some_and(is_old)).then_some(newest)
     }
@@ -222,8 +222,10 @@ impl Entry {
             return if found == wanted { Ok(()) } else { Err(format!("its content is {found}, wanted is {wanted}")) };
         }
         match &self.signed {
-            Some(last) if (signed.generation, signed.created) < (last.generation, last.created) => {
-                Err(format!("it is generation {}, and {} was served already", signed.generation, last.generation))
+            Some(last) if (signed.created, signed.generation) < (last.created, last.generation) => {
+                let [signed, last] =
+                    [signed, last].map(|one| format!("{} (generation {})", one.created, one.generation));
+                Err(format!("it is of {signed}, and one of {last} was served already"))
             }
             _ => Ok(()),
         }

@@ -26,8 +26,9 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// As everywhere in the fleet: generations count what one publisher has signed, and there may be several.
     pub(super) fn is_newer(&self, than: &Signed) -> bool {
-        (self.generation, self.created) > (than.generation, than.created)
+        (self.created, self.generation) > (than.created, than.generation)
     }
 }
 
@@ -65,6 +66,9 @@ pub struct Progress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("adapters cannot be looked up: {0}")]
 pub struct LookError(pub String);
+
+/// What a look tells of one alias.
+pub type Sighting = Result<Option<Offer>, LookError>;
 
 /// An adapter did not come.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +109,9 @@ pub trait Files: Send {
 
 /// Where adapters come from: the node's agent, or an origin.
 pub trait Source: Send + Sync + 'static {
-    /// The newest version of each alias for the served base model, in the order asked. Cheap.
-    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>>;
+    /// The newest version of each alias for the served base model, in the order asked; an error for those of which nobody
+    /// can tell that there is none. Cheap.
+    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Sighting>, LookError>>;
 
     /// Of each alias what there is for other base models, in the order asked. For names that [`Source::look`] has not found:
     /// it costs a manifest of each that exists.

@@ -26,8 +26,6 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_BODY: usize = 64 * 1024;
 /// For a request's head, and for its body.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After a connection could not be accepted.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A request, read whole.
 #[derive(Debug)]
@@ -48,26 +46,18 @@ pub(super) trait Answers: Send + Sync + 'static {
 
 /// Answers those who come until there are no more.
 pub(super) async fn serve(
-    mut incoming: impl Stream<Item = std::io::Result<Connection>> + Unpin,
+    mut incoming: impl Stream<Item = Connection> + Unpin,
     answers: Arc<dyn Answers>,
     connections: Tasks,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(slot) = slots.clone().acquire_owned().await {
-        match incoming.next().await {
-            None => return,
-            Some(Err(error)) => {
-                tracing::warn!(%error, "accept an admin");
-                tokio::time::sleep(PAUSE).await;
-            }
-            Some(Ok(stream)) => {
-                let answers = answers.clone();
-                connections.spawn("admin connection", async move {
-                    let _slot = slot;
-                    connection(stream, answers).await;
-                });
-            }
-        }
+        let Some(stream) = incoming.next().await else { return };
+        let answers = answers.clone();
+        connections.spawn("admin connection", async move {
+            let _slot = slot;
+            connection(stream, answers).await;
+        });
     }
 }
 

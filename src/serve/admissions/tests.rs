@@ -1,15 +1,24 @@
 use super::*;
 use crate::digest::{ArtifactId, IdentityId};
-use crate::identity::PrivateKey;
+use crate::identity::{PrivateKey, TrustConfig};
+use crate::serve::trust::Trust;
 
 const HEAD: &str = "version = 1\nexpires = \"2050-01-01T00:00:00Z\"\n";
 
 fn policy(more: &str) -> Policy {
+    Policy::parse(&policy_text(more)).unwrap()
+}
+
+fn policy_text(more: &str) -> String {
     let signer = |seed| {
         let key = PrivateKey::from_seed(seed).public();
         format!("[[signer]]\nname = \"{seed}\"\nkey = \"{key}\"\nfamilies = [\"*\"]\nclass = \"data\"\n")
     };
-    Policy::parse(&format!("{HEAD}{}{}{more}", signer(1), signer(2))).unwrap()
+    format!("{HEAD}{}{}{more}", signer(1), signer(2))
+}
+
+fn revoking(seed: u8) -> String {
+    policy_text(&format!("[revoked]\nkeys = [\"{}\"]\n", key(seed)))
 }
 
 fn key(seed: u8) -> KeyId {
@@ -155,4 +164,98 @@ fn a_damaged_record_is_told_until_somebody_has_seen_to_it_and_hides_no_other() {
         std::fs::remove_file(aside).unwrap();
         assert!(withdraw_now(root.path(), &policy(""), Whose::Everybodys).unwrap().damaged.is_empty());
     }
+}
+
+#[test]
+fn an_entry_that_cannot_be_taken_away_keeps_nothing_else() {
+    let root = root(&["a/x", "b", "c"]);
+    add(root.path(), admission("one", 1, &["a/x", "b"])).unwrap();
+    add(root.path(), admission("two", 1, &["c"])).unwrap();
+    // Somebody has put a link in the place of its directory.
+    std::fs::rename(root.path().join("a"), root.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink("moved", root.path().join("a")).unwrap();
+    let revoking = Policy::parse(&revoking(1)).unwrap();
+    for goes in [1, 0] {
+        let withdrawal = withdraw_now(root.path(), &revoking, Whose::Everybodys).unwrap();
+        assert_eq!((withdrawal.withdrawn.len(), withdrawal.failed.len()), (goes, 1), "it is tried again");
+        assert_eq!(left(&root), ["a", "moved"]);
+    }
+    std::fs::remove_file(root.path().join("a")).unwrap();
+    std::fs::rename(root.path().join("moved"), root.path().join("a")).unwrap();
+    assert_eq!(withdrawn(&root, &revoking), 1);
+}
+
+#[test]
+fn what_came_from_others_is_signed_anew_only_while_they_are_trusted() {
+    let (dir, root) = (tempfile::tempdir().unwrap(), root(&["a", "b", "own"]));
+    add(root.path(), admission("one", 1, &["a"])).unwrap();
+    add(root.path(), admission("two", 2, &["b"])).unwrap();
+    let path = dir.path().join("policy.toml");
+    let of = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Trust::file(TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() })
+    };
+    for (trust, expected) in [
+        (of(&policy_text("")), &[][..]),
+        (of(&revoking(1)), &["a"]),
+        (of(&revoking(1).replace("2050", "2001")), &["a"]),
+        (Trust::nobody("no trust policy"), &["a", "b"]),
+    ] {
+        let disowned = disowned(root.path(), &trust).unwrap();
+        assert_eq!(disowned.iter().map(RelPath::as_str).collect::<Vec<_>>(), expected);
+    }
+}
+
+/// What is said of a root of a revoked key's entry `a`, before a start by `trust`.
+async fn said_before_a_start(trust: Trust) -> (Vec<String>, String) {
+    let root = root(&["a"]);
+    add(root.path(), admission("one", 1, &["a"])).unwrap();
+    let told = Arc::new(std::sync::Mutex::new(String::new()));
+    let log = told.clone();
+    let say: Say = Arc::new(move |line| log.lock().unwrap().push_str(line));
+    trust.withdraw_all(&[root.path().to_owned()], None, &say).await;
+    (left(&root), told.lock().unwrap().clone())
+}
+
+#[tokio::test]
+async fn what_is_revoked_goes_by_a_policy_that_expired_too_and_where_transfers_are_switched_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.toml");
+    let file = || Trust::file(TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() });
+    std::fs::write(&path, revoking(1).replace("2050", "2001")).unwrap();
+    let (left, told) = said_before_a_start(file()).await;
+    assert!(
+        file().policy().unwrap_err().contains("expired") && left.is_empty() && told.contains("taken away"),
+        "{told}"
+    );
+    std::fs::write(&path, revoking(1)).unwrap();
+    let off = file().switched_off("off");
+    assert_eq!(off.policy().unwrap_err(), "off");
+    assert!(said_before_a_start(off).await.0.is_empty());
+    for unknown in [Trust::nobody("no trust policy"), Trust::file(TrustConfig::default())] {
+        let (left, told) = said_before_a_start(unknown).await;
+        assert!(left == ["a"] && told.contains("REVOKED") && told.contains("no trust policy"), "{told}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_file_that_changes_takes_away_what_no_engine_has_used() {
+    let (dir, root) = (tempfile::tempdir().unwrap(), root(&["a", "b"]));
+    add(root.path(), admission("one", 1, &["a"])).unwrap();
+    mark_used(root.path()).unwrap();
+    add(root.path(), admission("two", 1, &["b"])).unwrap();
+    let path = dir.path().join("policy.toml");
+    std::fs::write(&path, policy_text("")).unwrap();
+    let trust = Trust::file(TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() });
+    std::fs::write(dir.path().join("new"), revoking(1)).unwrap();
+    std::fs::rename(dir.path().join("new"), &path).unwrap();
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let say: Say = Arc::new(move |line| told.send(line.to_owned()).unwrap());
+    let (socket, roots) = (dir.path().join("none"), [root.path().to_owned()]);
+    let line = tokio::select! {
+        () = trust.watch(&socket, &roots, &say) => None,
+        line = heard.recv() => line,
+    };
+    assert!(line.unwrap().contains("1 entries of"));
+    assert_eq!(left(&root), ["a"]);
 }

@@ -16,7 +16,9 @@ use crate::install::Limits;
 use crate::local::{Client, chain};
 use crate::protocol::pb::{FamilyIdentity, FoundArtifact, NearbyArtifact, NearbyRequest};
 use crate::proxy::BoxFuture;
-use crate::serve::adapters::{Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Signed, Source};
+use crate::serve::adapters::{
+    Delivery, FetchError, Files, Foreign, LookError, Offer, Progress, Sighting, Signed, Source,
+};
 use crate::serve::trust::Trust;
 use crate::serve::warm;
 
@@ -53,14 +55,13 @@ impl Fleet {
         self.trust.policy().map_err(FetchError::NotAdmitted)
     }
 
-    async fn found(&self, identities: &[IdentityId]) -> Result<Vec<FoundArtifact>, String> {
+    /// And why there may be more, where no metadata server told.
+    async fn found(&self, identities: &[IdentityId]) -> Result<(Vec<FoundArtifact>, Option<String>), String> {
         let client = self.client().await?;
         let asked = timeout(PATIENCE, client.find(identities)).await;
         let reply = asked.map_err(|_| "the agent does not answer".to_owned())?.map_err(|error| chain(&error))?;
-        match reply.metadata_failure.is_empty() || !reply.found.is_empty() {
-            true => Ok(reply.found),
-            false => Err(reply.metadata_failure),
-        }
+        let failure = Some(reply.metadata_failure).filter(|failure| !failure.is_empty());
+        Ok((reply.found, failure))
     }
 
     /// False, too, where there is no origin, or none that answers.
@@ -69,22 +70,24 @@ impl Fleet {
         matches!(timeout(PATIENCE, client.origin_has(identity, artifact)).await, Ok(Ok(true)))
     }
 
-    async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Option<Offer>>, String> {
+    async fn newest(&self, aliases: &[Alias]) -> Result<Vec<Sighting>, String> {
         let identities: Result<Vec<SourceIdentity>, SourceIdentityError> =
             aliases.iter().map(|alias| release::identity(&self.base, alias)).collect();
         let identities = identities.map_err(|error| error.to_string())?;
         let ids: Vec<IdentityId> = identities.iter().map(SourceIdentity::id).collect();
-        let found = self.found(&ids).await?;
-        let offers = aliases.iter().zip(identities).map(|(alias, identity)| {
+        let (found, failure) = self.found(&ids).await?;
+        // That there is none is known only from a server.
+        let none = failure.map_or(Ok(None), |failure| Err(LookError(failure)));
+        let sightings = aliases.iter().zip(identities).map(|(alias, identity)| {
             let id = identity.id();
             let of_alias =
                 found.iter().filter(|one| one.identity[..] == id.as_bytes()[..] && one.subject == alias.as_str());
-            let newest = of_alias.max_by_key(|one| (one.created_s, one.generation))?;
-            let offer = offer(newest)?;
+            let newest = of_alias.max_by_key(|one| (one.created_s, one.generation));
+            let Some(offer) = newest.and_then(offer) else { return none.clone() };
             self.saw(offer.artifact, alias.clone(), identity);
-            Some(offer)
+            Ok(Some(offer))
         });
-        Ok(offers.collect())
+        Ok(sightings.collect())
     }
 
     fn saw(&self, artifact: ArtifactId, alias: Alias, identity: SourceIdentity) {
@@ -211,7 +214,7 @@ impl Files for Incoming {
 }
 
 impl Source for Fleet {
-    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>> {
+    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Sighting>, LookError>> {
         Box::pin(async move { self.newest(aliases).await.map_err(LookError) })
     }
 
@@ -231,7 +234,7 @@ impl Source for Fleet {
         Box::pin(async move {
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(artifact).cloned();
             let Some((_, identity)) = seen else { return false };
-            let found = self.found(&[identity.id()]).await.unwrap_or_default();
+            let (found, _) = self.found(&[identity.id()]).await.unwrap_or_default();
             let is_it = |one: &&FoundArtifact| one.artifact_id[..] == artifact.as_bytes()[..];
             let is_held = found.iter().find(is_it).is_some_and(|one| one.origin || one.holders > u32::from(one.here));
             is_held || self.origin_has(&identity.id(), artifact).await

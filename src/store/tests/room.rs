@@ -54,7 +54,7 @@ fn gc_removes_what_is_revoked_unless_it_is_pinned() {
         kept.id()
     );
     let policy = Policy::parse(&policy).unwrap();
-    assert_eq!([&bad, &kept, &good].map(|artifact| artifact.judge(&policy)), [true, true, false]);
+    assert_eq!([&bad, &kept, &good].map(|artifact| artifact.judge(&policy, 1)), [true, true, false]);
     let swept = store.gc(UnixTime::now()).unwrap();
     assert_eq!((swept.revoked, swept.freed_bytes), (vec![bad.id()], 200));
     assert_eq!(

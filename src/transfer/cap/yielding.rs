@@ -3,7 +3,10 @@
 //! The engine's own pace while nothing is uploaded is what it is compared with. It goes down by a factor and up by a step,
 //! as congestion control does: many nodes that share a link come to share it evenly.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use super::EngineId;
 
 /// Slower than this many times its own pace: uploads are a likely cause.
 const TOLERATED: f64 = 1.25;
@@ -19,6 +22,9 @@ const FLOOR: f64 = 1024.0 * 1024.0;
 
 /// An engine that is not heard of for so long serves nobody.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// What is known of an engine that was not heard of for so long is of no use.
+pub(super) const FORGOTTEN: Duration = Duration::from_secs(15 * 60);
 
 /// Uploads that have yielded for so long help nobody, or who says so is no engine: for the rest after it they do not.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
@@ -39,6 +45,14 @@ pub(super) struct Heard {
     pub(super) during: Duration,
 }
 
+/// What is known of one engine.
+#[derive(Debug)]
+struct Pace {
+    /// Seconds between tokens while nothing is uploaded.
+    own: f64,
+    heard: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Yielding {
     most: Option<f64>,
@@ -46,16 +60,25 @@ pub(super) struct Yielding {
     seen: f64,
     /// Below the most; none: not needed.
     rate: Option<f64>,
-    /// Seconds between tokens while nothing is uploaded.
-    own_pace: Option<f64>,
+    engines: HashMap<EngineId, Pace>,
     heard: Option<Instant>,
+    /// Which engine suffered last.
+    suffers: Option<(EngineId, Instant)>,
     /// When the rate went down first and last, without a [`REST`] between, nor having been back at the most.
     lowered: Option<(Instant, Instant)>,
 }
 
 impl Yielding {
     pub(super) fn new(most: Option<u64>) -> Self {
-        Self { most: most.map(|most| most as f64), seen: 0.0, rate: None, own_pace: None, heard: None, lowered: None }
+        Self {
+            most: most.map(|most| most as f64),
+            seen: 0.0,
+            rate: None,
+            engines: HashMap::new(),
+            heard: None,
+            suffers: None,
+            lowered: None,
+        }
     }
 
     /// Another most; below it the engine says how much, as before.
@@ -74,7 +97,7 @@ impl Yielding {
     }
 
     /// True if the rate went down.
-    pub(super) fn hear(&mut self, heard: Heard, now: Instant) -> bool {
+    pub(super) fn hear(&mut self, engine: EngineId, heard: Heard, now: Instant) -> bool {
         if self.is_silent(now) || self.rests(now) {
             self.rate = None;
         }
@@ -82,36 +105,37 @@ impl Yielding {
         let between = heard.between.as_secs_f64();
         let uploaded = heard.uploaded as f64 / heard.during.as_secs_f64().max(0.001);
         self.seen = self.seen.max(uploaded);
-        let Some(own_pace) = self.own_pace else {
-            self.own_pace = Some(between);
-            return false;
-        };
-        let is_slow = between > own_pace * TOLERATED;
-        let weight = match (uploaded > 0.0, is_slow) {
-            (false, _) => WEIGHT,
-            (true, false) => {
-                if between < own_pace {
-                    WEIGHT
-                } else {
-                    0.0
-                }
-            }
-            (true, true) => {
-                if self.is_least() {
-                    DRIFT
-                } else {
-                    0.0
-                }
-            }
-        };
-        self.own_pace = Some(own_pace + (between - own_pace) * weight);
+        let Some(is_slow) = self.compare(engine, between, uploaded > 0.0, now) else { return false };
         if is_slow && uploaded > 0.0 && !self.rests(now) {
+            self.suffers = Some((engine, now));
             let first = self.lowered.filter(|(_, last)| now.saturating_duration_since(*last) < REST);
             self.lowered = Some((first.map_or(now, |(first, _)| first), now));
             return self.lower(uploaded);
         }
-        self.raise();
+        // That one engine is well says nothing of another.
+        if !self.suffers.is_some_and(|(other, at)| other != engine && now.saturating_duration_since(at) < SILENCE) {
+            self.raise();
+        }
         false
+    }
+
+    /// Whether the engine is slower than by itself; `None` for its first word.
+    fn compare(&mut self, engine: EngineId, between: f64, is_uploading: bool, now: Instant) -> Option<bool> {
+        self.engines.retain(|_, pace| now.saturating_duration_since(pace.heard) < FORGOTTEN);
+        let is_least = self.is_least();
+        let Some(pace) = self.engines.get_mut(&engine) else {
+            self.engines.insert(engine, Pace { own: between, heard: now });
+            return None;
+        };
+        let is_slow = between > pace.own * TOLERATED;
+        let weight = match (is_uploading, is_slow) {
+            (false, _) => WEIGHT,
+            (true, false) if between < pace.own => WEIGHT,
+            (true, true) if is_least => DRIFT,
+            (true, _) => 0.0,
+        };
+        *pace = Pace { own: pace.own + (between - pace.own) * weight, heard: now };
+        Some(is_slow)
     }
 
     fn is_silent(&self, now: Instant) -> bool {
@@ -162,6 +186,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
     const GIB: u64 = 1 << 30;
+    const ONE: EngineId = EngineId(1);
 
     fn heard(between_ms: u64, uploaded: u64) -> Heard {
         Heard { between: Duration::from_millis(between_ms), uploaded, during: SECOND }
@@ -170,13 +195,13 @@ mod tests {
     #[test]
     fn whoever_says_for_ever_that_uploads_slow_it_stops_them_for_a_time_only() {
         let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
-        yielding.hear(heard(1, 0), now);
+        yielding.hear(ONE, heard(1, 0), now);
         let (mut yielded, mut free) = (0, 0);
         for second in 0..2 * 3600 {
             now += SECOND;
             // Its own pace is made out to be good again and again.
             let between = if second % 2 == 0 { 60_000 } else { 1 };
-            yielding.hear(heard(between, yielding.rate(now).unwrap()), now);
+            yielding.hear(ONE, heard(between, yielding.rate(now).unwrap()), now);
             let is_free = yielding.rate(now) == Some(GIB);
             (yielded, free) = (yielded + u32::from(!is_free), free + u32::from(is_free));
         }
@@ -186,13 +211,13 @@ mod tests {
     #[test]
     fn uploads_yield_each_time_anew_where_it_has_helped_before() {
         let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
-        yielding.hear(heard(10, 0), now);
+        yielding.hear(ONE, heard(10, 0), now);
         // For hours, a minute each.
         for minute in 0..3 * 60 {
             for second in 0..60 {
                 now += SECOND;
                 let between = if second < 5 { 50 } else { 10 };
-                yielding.hear(heard(between, yielding.rate(now).unwrap()), now);
+                yielding.hear(ONE, heard(between, yielding.rate(now).unwrap()), now);
                 assert!(second >= 5 || yielding.rate(now) < Some(GIB), "minute {minute}");
             }
             assert_eq!(yielding.rate(now), Some(GIB));
@@ -203,18 +228,18 @@ mod tests {
     fn uploads_go_down_while_the_engine_is_slower_than_by_itself_and_up_again_after() {
         let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
         assert_eq!(yielding.rate(now), Some(GIB));
-        yielding.hear(heard(10, 0), now);
+        yielding.hear(ONE, heard(10, 0), now);
         let mut before = GIB;
         for _ in 0..5 {
             now += SECOND;
-            assert!(yielding.hear(heard(20, before), now));
+            assert!(yielding.hear(ONE, heard(20, before), now));
             let rate = yielding.rate(now).unwrap();
             assert!(rate < before * 3 / 4, "{rate} after {before}");
             before = rate;
         }
         for _ in 0..20 {
             now += SECOND;
-            assert!(!yielding.hear(heard(11, before), now));
+            assert!(!yielding.hear(ONE, heard(11, before), now));
         }
         assert_eq!(yielding.rate(now), Some(GIB));
     }
@@ -222,32 +247,55 @@ mod tests {
     #[test]
     fn an_engine_that_is_slow_by_itself_slows_nothing() {
         let (mut yielding, mut now) = (Yielding::new(None), Instant::now());
-        yielding.hear(heard(10, 0), now);
+        yielding.hear(ONE, heard(10, 0), now);
         for _ in 0..30 {
             now += SECOND;
-            assert!(!yielding.hear(heard(50, 0), now));
+            assert!(!yielding.hear(ONE, heard(50, 0), now));
         }
-        assert!(!yielding.hear(heard(50, GIB), now + SECOND), "that is its own pace by now");
+        assert!(!yielding.hear(ONE, heard(50, GIB), now + SECOND), "that is its own pace by now");
         assert_eq!(yielding.rate(now + SECOND), None);
     }
 
     #[test]
     fn what_uploads_do_not_cause_does_not_hold_them_down_for_ever() {
         let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
-        yielding.hear(heard(10, 0), now);
+        yielding.hear(ONE, heard(10, 0), now);
         for _ in 0..600 {
             now += SECOND;
             let uploaded = yielding.rate(now).unwrap();
-            yielding.hear(heard(30, uploaded), now);
+            yielding.hear(ONE, heard(30, uploaded), now);
         }
         assert_eq!(yielding.rate(now), Some(GIB));
     }
 
     #[test]
+    fn each_engine_is_held_against_its_own_pace_and_one_that_is_well_does_not_speak_for_another() {
+        let (mut yielding, mut now) = (Yielding::new(Some(GIB)), Instant::now());
+        let other = EngineId(2);
+        yielding.hear(ONE, heard(10, 0), now);
+        yielding.hear(other, heard(15, 0), now);
+        for _ in 0..30 {
+            now += SECOND;
+            assert!(!yielding.hear(ONE, heard(10, GIB), now) && !yielding.hear(other, heard(15, GIB), now));
+        }
+        assert_eq!(yielding.rate(now), Some(GIB));
+        let mut before = GIB;
+        for _ in 0..5 {
+            now += SECOND;
+            assert!(yielding.hear(other, heard(30, before), now) && !yielding.hear(ONE, heard(10, before), now));
+            assert!(yielding.rate(now).unwrap() < before * 3 / 4);
+            before = yielding.rate(now).unwrap();
+        }
+        now += SILENCE;
+        yielding.hear(ONE, heard(10, before), now);
+        assert!(yielding.rate(now).unwrap() > before, "the other one may be gone");
+    }
+
+    #[test]
     fn an_engine_that_is_not_heard_of_does_not_slow_uploads() {
         let (mut yielding, now) = (Yielding::new(Some(GIB)), Instant::now());
-        yielding.hear(heard(10, 0), now);
-        assert!(yielding.hear(heard(100, GIB), now + SECOND));
+        yielding.hear(ONE, heard(10, 0), now);
+        assert!(yielding.hear(ONE, heard(100, GIB), now + SECOND));
         assert!(yielding.rate(now + 2 * SECOND).unwrap() < GIB);
         assert_eq!(yielding.rate(now + SECOND + SILENCE), Some(GIB));
     }
@@ -261,7 +309,7 @@ mod tests {
             let (mut yielding, mut now) = (Yielding::new(most), Instant::now());
             for (between, uploaded, seconds) in words {
                 now += SECOND * seconds as u32;
-                yielding.hear(heard(between, uploaded), now);
+                yielding.hear(ONE, heard(between, uploaded), now);
                 if let Some(rate) = yielding.rate(now) {
                     prop_assert!(rate as f64 >= FLOOR.min(yielding.ceiling()) - 1.0);
                     prop_assert!(most.is_none_or(|most| rate <= most));
@@ -269,8 +317,8 @@ mod tests {
             }
             for _ in 0..40 {
                 now += SECOND;
-                let between = (yielding.own_pace.unwrap() * 1000.0).max(1.0) as u64;
-                yielding.hear(heard(between, 1), now);
+                let between = (yielding.engines[&ONE].own * 1000.0).max(1.0) as u64;
+                yielding.hear(ONE, heard(between, 1), now);
             }
             prop_assert_eq!(yielding.rate(now), most);
         }

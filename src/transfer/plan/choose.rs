@@ -26,8 +26,9 @@ const GROWS: Duration = Duration::from_secs(1);
 /// A complete holder that was spared is asked for anything when so small a part of the bytes is left.
 const ENDING: u64 = 12;
 
-/// A chunk is in flight at most so many times.
-const MAX_COPIES: u8 = 3;
+/// A chunk is in flight at most so many times, those aside of which nothing was heard for a while: they may all be dead.
+const MAX_COPIES: usize = 3;
+const SILENT: Duration = Duration::from_millis(100);
 
 /// The paces of all live holders, bytes per second.
 struct Paces {
@@ -221,7 +222,7 @@ impl Plan {
         let mut best: Option<(f64, &Request, u32)> = None;
         for request in self.requests.values().filter(|request| request.slot != slot) {
             let theirs = self.eta(request, paces, now);
-            let Some(index) = self.victim(request, slot) else { continue };
+            let Some(index) = self.victim(request, slot, now) else { continue };
             let bytes = self.holders[slot].in_flight + u64::from(self.chunks.len_of(index));
             let ours = self.holders[slot].latency() + bytes as f64 / paces.guess(slot);
             let theirs = match self.chunks.copies(index) {
@@ -250,12 +251,16 @@ impl Plan {
     }
 
     /// The chunk of the request that comes last and that `slot` could bring, better one that is in flight only once.
-    fn victim(&self, request: &Request, slot: usize) -> Option<u32> {
+    fn victim(&self, request: &Request, slot: usize, now: Instant) -> Option<u32> {
         let possible = || request.left.iter().rev().copied().filter(|index| self.chunks.holds(slot, *index));
         let once = possible().find(|index| self.chunks.copies(*index) == 1);
         once.or_else(|| possible().next()).filter(|index| {
-            let copies = self.chunks.copies(*index);
-            copies == 1 || (copies < MAX_COPIES && self.carriers(*index).all(|carrier| carrier.slot != slot))
+            if self.chunks.copies(*index) == 1 {
+                return true;
+            }
+            let heard = |carrier: &&Request| self.holders[carrier.slot].silent(carrier.sent_at, now) < SILENT;
+            let is_new = self.carriers(*index).all(|carrier| carrier.slot != slot);
+            is_new && self.carriers(*index).filter(heard).count() < MAX_COPIES
         })
     }
 

@@ -34,6 +34,7 @@ const MIB: u32 = 1 << 20;
 struct Open {
     node: NodeId,
     left: Vec<u32>,
+    asked: Instant,
 }
 
 /// Carries out what a plan says by hand, and checks at each action what must always hold.
@@ -48,6 +49,8 @@ struct Driver {
     asked: BTreeMap<NodeId, Instant>,
     cancelled: Vec<RequestId>,
     fresh: BTreeSet<RequestId>,
+    /// When the last chunk came.
+    heard: BTreeMap<NodeId, Instant>,
 }
 
 impl Driver {
@@ -63,6 +66,7 @@ impl Driver {
             asked: BTreeMap::new(),
             cancelled: Vec::new(),
             fresh: BTreeSet::new(),
+            heard: BTreeMap::new(),
         }
     }
 
@@ -120,7 +124,7 @@ impl Driver {
                 Action::Request { request, node, indices, fresh } => {
                     self.check(node, &indices);
                     self.fresh.extend(fresh.then_some(request));
-                    let open = Open { node, left: indices };
+                    let open = Open { node, left: indices, asked: self.now };
                     self.open.insert(request, open.clone());
                     requests.push((request, open));
                 }
@@ -146,6 +150,14 @@ impl Driver {
         self.open.values().filter(|open| open.left.contains(&index)).map(|open| open.node).collect()
     }
 
+    /// For how long nothing came from this carrier of the chunk.
+    fn silent(&self, carrier: NodeId, index: u32) -> Duration {
+        let is_it = |open: &&Open| open.node == carrier && open.left.contains(&index);
+        let asked = self.open.values().find(is_it).map(|open| open.asked);
+        let heard = self.heard.get(&carrier).copied();
+        asked.max(heard).map_or(Duration::ZERO, |last| self.now.saturating_duration_since(last))
+    }
+
     fn check(&self, node: NodeId, indices: &[u32]) {
         assert!(!self.barred.contains(&node), "a barred holder is asked");
         assert_eq!(self.plan.gone(node), None);
@@ -160,7 +172,8 @@ impl Driver {
             assert!(told.contains(index), "the holder lacks chunk {index}");
             let carriers = self.carriers(*index);
             assert!(carriers.is_empty() || idle, "duplicates chunk {index} while the holder has wanted ones");
-            assert!(carriers.len() < 3 && !carriers.contains(&node), "chunk {index} is in flight at {carriers:?}");
+            let heard = carriers.iter().filter(|carrier| self.silent(**carrier, *index) < Duration::from_millis(100));
+            assert!(heard.count() < 3 && !carriers.contains(&node), "chunk {index} is in flight at {carriers:?}");
         }
         let bytes = |left: &[u32]| left.iter().map(|index| u64::from(self.lens[*index as usize])).sum::<u64>();
         let in_flight: u64 = self.open.values().map(|open| bytes(&self.missing(open))).sum();
@@ -175,6 +188,7 @@ impl Driver {
         let open = self.open.get_mut(&request)?;
         let index = open.left.remove(0);
         let ends = open.left.is_empty();
+        self.heard.insert(open.node, self.now);
         self.done.insert(index);
         let outcome = self.plan.on_chunk(request, index, self.now);
         if ends {

@@ -85,6 +85,8 @@ pub enum NotNow {
 #[derive(Debug)]
 pub struct Desk {
     slots: u32,
+    /// Fewer than `slots` where all of them together would send too slowly for anybody to wait for it.
+    at_once: u32,
     manifests: u32,
     fresh: u32,
     any: u32,
@@ -103,6 +105,7 @@ impl Desk {
     pub fn new(slots: u32) -> Self {
         Self {
             slots: slots.max(1),
+            at_once: u32::MAX,
             manifests: 0,
             fresh: 0,
             any: 0,
@@ -120,9 +123,18 @@ impl Desk {
         self.slots = slots.max(1);
     }
 
+    /// No more than so many slots for now, at least one; who has one keeps it.
+    pub fn at_most(&mut self, at_once: u32) {
+        self.at_once = at_once.max(1);
+    }
+
     /// Chunk requests that are served now, and how many can be.
     pub fn load(&self) -> (u32, u32) {
-        (self.fresh + self.any, self.slots)
+        (self.fresh + self.any, self.slots())
+    }
+
+    fn slots(&self) -> u32 {
+        self.slots.min(self.at_once)
     }
 
     /// Takes a slot, which is to be given back with [`end`](Self::end).
@@ -190,7 +202,7 @@ impl Desk {
         let mine = self.peers.get(&peer).copied().unwrap_or(0);
         let is_scarce = self.scarce_until.is_some_and(|until| now < until);
         let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
-        mine == 0 || !is_scarce || mine < self.slots / peers.saturating_add(1)
+        mine == 0 || !is_scarce || mine < self.slots() / peers.saturating_add(1)
     }
 
     fn give_back(&mut self, peer: NodeId) {
@@ -217,8 +229,8 @@ impl Desk {
     fn has_slot(&self, role: Role) -> bool {
         match role {
             Role::Manifest => self.manifests < MANIFEST_SLOTS,
-            Role::Fresh => self.fresh + self.any < self.slots,
-            Role::Any => self.fresh + self.any < self.slots && self.any < self.slots - self.slots / 4,
+            Role::Fresh => self.fresh + self.any < self.slots(),
+            Role::Any => self.fresh + self.any < self.slots() && self.any < self.slots() - self.slots() / 4,
         }
     }
 }
@@ -277,6 +289,22 @@ mod tests {
         let slot = ask(&mut desk, 1, chunks(&[0], false)).unwrap();
         desk.end(slot, Instant::now());
         ask(&mut desk, 1, chunks(&[0], true)).unwrap();
+    }
+
+    #[test]
+    fn there_are_fewer_slots_while_uploads_are_slow() {
+        let mut desk = Desk::new(4);
+        let taken: Vec<Slot> = (0..3).map(|_| ask(&mut desk, 1, chunks(&[0], false)).unwrap()).collect();
+        desk.at_most(0);
+        assert_eq!(desk.load(), (3, 1));
+        busy(ask(&mut desk, 2, chunks(&[1], true)));
+        taken.into_iter().for_each(|slot| desk.end(slot, Instant::now()));
+        let only = ask(&mut desk, 2, chunks(&[1], true)).unwrap();
+        busy(ask(&mut desk, 2, chunks(&[2], true)));
+        desk.at_most(u32::MAX);
+        ask(&mut desk, 2, chunks(&[2], true)).unwrap();
+        desk.end(only, Instant::now());
+        assert_eq!(desk.load(), (1, 4));
     }
 
     #[test]

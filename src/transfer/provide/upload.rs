@@ -26,7 +26,13 @@ const READ_AHEAD: u64 = 8 * 1024 * 1024;
 impl Provider {
     /// A slot, when its turn has come.
     pub(super) async fn slot(&self, ask: &Ask<'_>) -> Result<Upload<'_>, Refused> {
-        let slot = self.desk().ask(ask, Instant::now(), &mut rand::rng()).map_err(Refused::NotNow)?;
+        let now = Instant::now();
+        let at_once = self.cap.at_once(now);
+        let slot = {
+            let mut desk = self.desk();
+            desk.at_most(at_once);
+            desk.ask(ask, now, &mut rand::rng()).map_err(Refused::NotNow)?
+        };
         self.uploads.send_modify(|uploads| *uploads += 1);
         self.metrics.uploads.inc();
         let upload = Upload { provider: self, slot: Some(slot) };

@@ -16,13 +16,14 @@ use warmd::caches::CacheFamily;
 use warmd::digest::{ArtifactId, ContentId, IdentityId};
 use warmd::engine::arguments::Adapters;
 use warmd::engine::{self, Secret};
-use warmd::identity::{Policy, TrustClass};
+use warmd::identity::{TrustClass, TrustConfig};
 use warmd::install::Limits;
 use warmd::local::{Content, Publication, builder};
 use warmd::serve::Target;
 use warmd::serve::push::push;
 use warmd::serve::serving::{Backend, ServeConfig, Serving};
 use warmd::serve::start::Spec;
+use warmd::serve::trust::Trust;
 
 pub use super::cluster::until;
 use super::cluster::{Cluster, DEADLINE, Node};
@@ -82,7 +83,7 @@ pub struct Fleet {
     pub trainer: Option<Node>,
     pub agent: Option<Node>,
     /// Of the server.
-    pub policy: Result<Arc<Policy>, String>,
+    pub trust: Trust,
     program: PathBuf,
 }
 
@@ -91,8 +92,8 @@ impl Fleet {
         let cluster = Cluster::start().await;
         let (trainer, agent) = (Some(cluster.agent("trainer").await), Some(cluster.agent("pod").await));
         let program = program_in(cluster.dir.path());
-        let policy = Ok(cluster.policy());
-        Self { cluster, trainer, agent, policy, program }
+        let trust = TrustConfig { policy: Some(cluster.policy_path()), ..TrustConfig::default() };
+        Self { trust: Trust::file(trust), cluster, trainer, agent, program }
     }
 
     /// Returns once the node that serves hears of it, by what everybody asks for it.
@@ -193,7 +194,7 @@ impl Fleet {
         };
         Spec {
             target,
-            trust: self.policy.clone().into(),
+            trust: self.trust.clone(),
             budget: DEADLINE,
             limits: Limits { reserve_bytes: 0, max_bytes: u64::MAX },
             ready_url: None,
@@ -206,7 +207,7 @@ impl Fleet {
     /// In front of an engine at `address`, whose key is `engine-key`.
     pub async fn attach(&self, mut config: ServeConfig, address: engine::Address) -> Served {
         config.engine.adapters = Some(Adapters::default());
-        let (key, trust) = (Some(Secret::new("engine-key").unwrap()), self.policy.clone().into());
+        let (key, trust) = (Some(Secret::new("engine-key").unwrap()), self.trust.clone());
         let limits = Limits { reserve_bytes: 0, max_bytes: u64::MAX };
         Served::start(config, Backend::Attached { address, key, socket: self.socket(), trust, limits }, None).await
     }

@@ -7,9 +7,9 @@ use crate::adapters::{Alias, PreparationId, ServedName};
 use crate::digest::ArtifactId;
 use crate::serve::adapters::entry::{Kind, Loaded, Version};
 use crate::serve::adapters::metrics::Outcome;
-use crate::serve::adapters::source::{Foreign, LookError, Offer};
+use crate::serve::adapters::source::{Foreign, LookError, Offer, Sighting};
 
-type Looked = Result<Vec<Option<Offer>>, LookError>;
+type Looked = Result<Vec<Sighting>, LookError>;
 
 impl Table {
     pub(in crate::serve::adapters) fn looked(&mut self, batch: &[Alias], found: Looked, now: Instant) {
@@ -20,16 +20,23 @@ impl Table {
         });
         match found {
             Ok(offers) => {
-                for (alias, offer) in batch.iter().zip(offers) {
-                    self.heard(alias, offer, now);
+                let (answered, open): (Vec<_>, Vec<_>) =
+                    batch.iter().zip(offers).partition(|(_, answer)| answer.is_ok());
+                for (alias, offer) in answered {
+                    self.heard(alias, offer.ok().flatten(), now);
+                }
+                if let Some((_, Err(error))) = open.first() {
+                    self.not_looked(open.iter().map(|(alias, _)| *alias), error, now);
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "adapters were not looked up");
-                for alias in batch {
-                    self.names.not_answered(alias, now + self.config.unknown_for);
-                }
-            }
+            Err(error) => self.not_looked(batch, &error, now),
+        }
+    }
+
+    fn not_looked<'a>(&mut self, aliases: impl IntoIterator<Item = &'a Alias>, error: &LookError, now: Instant) {
+        tracing::warn!(%error, "adapters were not looked up");
+        for alias in aliases {
+            self.names.not_answered(alias, now + self.config.unknown_for);
         }
     }
 
@@ -117,12 +124,19 @@ impl Table {
         }
     }
 
-    /// A newer version was published while the one before was asked for.
+    /// A newer version came in place of the one that was asked for. If that one is still the one to load, asking again would
+    /// bring the same again.
     pub(in crate::serve::adapters) fn superseded(&mut self, alias: &Alias, offer: Offer, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(alias) {
-            entry.attempt = None;
-        }
+        let attempt = self.entries.get_mut(alias).and_then(|entry| entry.attempt.take());
+        let reason = format!("artifact {} came instead", offer.artifact);
         self.heard(alias, Some(offer), now);
+        let candidate = self.entries.get(alias).and_then(|entry| entry.candidate(now));
+        if let (Some(attempt), Some(candidate)) = (attempt, candidate)
+            && attempt.artifact == candidate.artifact
+        {
+            self.metrics.loaded(Outcome::Failed);
+            self.fail(alias, attempt.artifact, Kind::Failed, reason, now);
+        }
     }
 
     pub(in crate::serve::adapters) fn elsewhere(

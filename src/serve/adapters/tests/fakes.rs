@@ -95,6 +95,13 @@ impl Fleet {
     }
 
     /// For another base model.
+    /// Signs what was published last at another time.
+    pub(super) fn sign_last_at(&self, seconds: u64) {
+        if let Some(last) = self.world().published.last_mut() {
+            last.signed.created = UnixTime::from_seconds(seconds);
+        }
+    }
+
     pub(super) fn publish_foreign(&self, alias: &str, base: &str, owner: Option<&str>) {
         let owner = owner.map(|owner| owner.parse().unwrap());
         let foreign = Foreign { base: base.parse().unwrap(), owner };
@@ -176,7 +183,7 @@ impl Files for Parcel {
 }
 
 impl Source for Fleet {
-    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Option<Offer>>, LookError>> {
+    fn look<'a>(&'a self, aliases: &'a [Alias]) -> BoxFuture<'a, Result<Vec<Sighting>, LookError>> {
         let mut world = self.world();
         world.looks += 1;
         world.looked_at += aliases.len();
@@ -188,7 +195,7 @@ impl Source for Fleet {
         let found = if world.is_down {
             Err(LookError("the agent is away".to_owned()))
         } else {
-            Ok(aliases.iter().map(newest).collect())
+            Ok(aliases.iter().map(|alias| Ok(newest(alias))).collect())
         };
         Box::pin(std::future::ready(found))
     }
@@ -214,8 +221,13 @@ impl Source for Fleet {
 
     fn open<'a>(&'a self, artifact: &'a ArtifactId) -> BoxFuture<'a, Result<Delivery, FetchError>> {
         let mut world = self.world();
-        let is_it = |one: &&Published| one.signed.artifact == *artifact;
-        let one = world.published.iter().find(is_it).filter(|_| !world.is_down);
+        // Files are asked for by alias: whatever was asked for, it is the newest that comes.
+        let asked = world.published.iter().find(|one| one.signed.artifact == *artifact);
+        let is_it =
+            |one: &&Published| asked.is_some_and(|asked| asked.signed.release.alias == one.signed.release.alias);
+        let of_alias = world.published.iter().filter(is_it);
+        let newest = of_alias.max_by_key(|one| (one.signed.created, one.signed.generation));
+        let one = newest.filter(|_| !world.is_down);
         let delivery = one.ok_or_else(gone).map(|one| Delivery {
             signed: Arc::new(one.signed.clone()),
             files: Box::new(Parcel {

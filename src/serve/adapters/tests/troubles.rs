@@ -85,6 +85,32 @@ async fn a_bad_new_version_does_not_disturb_the_one_that_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_version_that_nobody_has_any_more_is_not_asked_for_without_end() {
+    let node = Node::new();
+    node.fleet.publish("sql", 1, 0);
+    drop(node.ready("sql").await);
+    node.fleet.is_elsewhere(true);
+    eventually("it is still here", || node.directories() == 0).await;
+    node.fleet.publish_changed("sql", 2, |_, release| release.base = "acme/other".parse().unwrap());
+    for _ in 0..10 {
+        assert!(node.refusal("sql").await.0 >= 400);
+    }
+    let (opened, fetched) = node.fleet.opened();
+    assert!(opened <= 3 && fetched <= 3, "{opened} manifests, {fetched} transfers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_publisher_signed_later_takes_over_though_it_counts_from_one() {
+    let node = Node::new();
+    node.fleet.publish("sql", 7, 0);
+    drop(node.ready("sql").await);
+    node.fleet.publish("sql", 1, 1);
+    node.fleet.sign_last_at(8);
+    eventually("it does not take over", || node.status("sql").generation == Some(1)).await;
+    drop(node.ready("sql").await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_older_version_does_not_replace_a_newer_one_whoever_offers_it() {
     let node = Node::new();
     node.fleet.publish("sql", 5, 0);

@@ -242,6 +242,22 @@ fn the_owner_may_win_against_the_copy() {
 }
 
 #[test]
+fn a_chunk_that_is_asked_of_three_is_asked_of_more_once_they_are_all_silent() {
+    let (mut driver, _) = silent_and_idle();
+    for number in 2..6 {
+        driver.holder(number, 0..8);
+    }
+    let asked = |driver: &Driver| driver.open.values().map(|open| open.node).collect::<BTreeSet<_>>().len();
+    for (ms, most) in [(90, 3), (2_000, 6)] {
+        for _ in 0..ms / 10 {
+            driver.drain();
+            driver.pass(10);
+        }
+        assert_eq!(asked(&driver), most);
+    }
+}
+
+#[test]
 fn steady_equal_holders_do_not_duplicate() {
     let mut driver = Driver::of(64, MIB);
     for number in 0..3 {

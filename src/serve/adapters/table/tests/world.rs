@@ -241,7 +241,7 @@ impl World {
             Work::Look(batch) => {
                 let offers = batch.iter().map(|alias| {
                     let number = Self::number(alias);
-                    Some(offer(&signed(number, self.published[number])))
+                    Ok(Some(offer(&signed(number, self.published[number]))))
                 });
                 let offers = offers.collect();
                 self.table.looked(&batch, Ok(offers), now);

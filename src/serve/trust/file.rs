@@ -1,0 +1,140 @@
+//! A policy of a file, which is read again when it is another one.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::artifact::Stamp;
+use crate::identity::{Policy, TrustConfig};
+use crate::local::chain;
+
+#[derive(Debug)]
+pub(super) struct PolicyFile {
+    config: TrustConfig,
+    seen: RwLock<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// Of the file that was read last, whether it could be used or not.
+    stamp: Option<Stamp>,
+    /// The newest that could be used, whether anything may be installed by it or not; else why none could.
+    policy: Result<Arc<Policy>, String>,
+}
+
+impl PolicyFile {
+    /// Blocks.
+    pub(super) fn read(config: TrustConfig) -> Self {
+        // Before it is read: what is written meanwhile is read again.
+        let stamp = stamp(&config);
+        let policy = load(&config).map(Arc::new);
+        Self { config, seen: RwLock::new(Seen { stamp, policy }) }
+    }
+
+    pub(super) fn policy(&self) -> Result<Arc<Policy>, String> {
+        self.seen().policy.clone()
+    }
+
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        self.seen().stamp
+    }
+
+    /// If it is another file. An older version, or one that cannot be used, leaves the policy before in force, and is an error
+    /// once.
+    pub(super) async fn read_again(self: &Arc<Self>, left: Duration) -> Result<(), String> {
+        let file = self.clone();
+        let reading = tokio::task::spawn_blocking(move || file.read_now());
+        let read = timeout(left, reading).await.map_err(|_| format!("{} is not read", self.shown()))?;
+        read.map_err(|_| "the thread that reads the trust policy panicked".to_owned())?
+    }
+
+    fn read_now(&self) -> Result<(), String> {
+        let stamp = stamp(&self.config);
+        if stamp == self.stamp() {
+            return Ok(());
+        }
+        let read = load(&self.config);
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        seen.stamp = stamp;
+        let (policy, before) = match (read, &seen.policy) {
+            (Ok(policy), before) => (policy, before.as_ref().map_or(0, |before| before.version)),
+            (Err(reason), Ok(_)) => return Err(reason),
+            (Err(reason), Err(_)) => {
+                seen.policy = Err(reason);
+                return Ok(());
+            }
+        };
+        if policy.version < before {
+            let found = policy.version;
+            return Err(format!("{}: version {found} is older than {before}, which stays", self.shown()));
+        }
+        tracing::info!(version = policy.version, "trust policy read again");
+        seen.policy = Ok(Arc::new(policy));
+        Ok(())
+    }
+
+    fn seen(&self) -> RwLockReadGuard<'_, Seen> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> String {
+        self.config.policy.as_deref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
+fn stamp(config: &TrustConfig) -> Option<Stamp> {
+    let meta = |path: &Path| path.metadata().ok();
+    config.policy.as_deref().and_then(meta).map(|meta| Stamp::of(&meta))
+}
+
+fn load(config: &TrustConfig) -> Result<Policy, String> {
+    let policy = config.load(None).map_err(|error| format!("trust policy: {}", chain(&error)))?;
+    policy.ok_or_else(|| "no trust policy: set `trust.policy`".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str) {
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    fn text(version: u64) -> String {
+        format!("version = {version}\nexpires = \"2050-01-01T00:00:00Z\"\n")
+    }
+
+    /// Of the version in force, 0 without one.
+    fn version(file: &PolicyFile) -> u64 {
+        file.policy().map_or(0, |policy| policy.version)
+    }
+
+    #[test]
+    fn another_file_is_taken_unless_it_is_older_or_of_no_use_which_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        let file = PolicyFile::read(TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() });
+        assert!(file.policy().unwrap_err().contains("policy.toml"), "{:?}", file.policy());
+        write(&path, "version = ");
+        file.read_now().unwrap();
+        assert_eq!(version(&file), 0);
+        for (given, in_force, refused) in [
+            (text(2), 2, None),
+            (text(1), 2, Some("older than 2")),
+            ("version = ".to_owned(), 2, Some("trust policy: ")),
+            (text(2), 2, None),
+            (text(3), 3, None),
+        ] {
+            write(&path, &given);
+            let read = file.read_now();
+            assert_eq!(version(&file), in_force, "{given}");
+            assert_eq!(read.is_err(), refused.is_some(), "{read:?}");
+            assert!(refused.is_none_or(|told| read.unwrap_err().contains(told)), "{given}");
+            file.read_now().expect("once");
+        }
+    }
+}
