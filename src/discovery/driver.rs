@@ -1,5 +1,6 @@
 //! The task that owns the swarm. Everybody else talks to it through a bounded channel; it never waits for anybody.
 
+mod addresses;
 mod announce;
 
 use std::collections::{HashMap, HashSet};
@@ -13,7 +14,7 @@ use libp2p::kad::store::RecordStore;
 use libp2p::request_response::{self as rr, OutboundRequestId};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
+use libp2p::{PeerId, Swarm, identify, kad, mdns};
 use tokio::sync::{mpsc, oneshot};
 
 use super::key::Shards;
@@ -25,12 +26,10 @@ use super::search::{Search, Step};
 use super::{DiscoveryConfig, Shared};
 use crate::identity::{NodeId, UnixTime};
 use crate::protocol::metadata::{Holdings, Lookup, Offer, Question};
+use addresses::{MAX_ADDRS, addrs};
 
 /// Searches in progress. One more is refused.
 const MAX_SEARCHES: usize = 64;
-
-/// Addresses believed of one node, of a record, or dialled because of one message.
-const MAX_ADDRS: usize = 8;
 
 /// While the routing table grows, own records are published again to the nodes that are nearer now, but not for each.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -297,9 +296,7 @@ impl Driver {
     /// Where a node says that it is found: without this, nobody would know who only dials.
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
         if info.protocols.contains(&KAD) {
-            for addr in addrs(&info.listen_addrs) {
-                self.swarm.behaviour_mut().kad.add_address(&peer, addr);
-            }
+            addresses::believe(&mut self.swarm.behaviour_mut().kad, &peer, &info.listen_addrs);
         }
     }
 
@@ -388,10 +385,4 @@ impl Driver {
             _ => {}
         }
     }
-}
-
-/// Those that could be a node's, within bounds.
-fn addrs(addrs: &[Multiaddr]) -> impl Iterator<Item = Multiaddr> {
-    let addrs: Vec<_> = addrs.iter().take(MAX_ADDRS).filter_map(dialable).map(multiaddr).collect();
-    addrs.into_iter()
 }

@@ -39,6 +39,7 @@ use crate::proxy::{Access, BoxFuture};
 /// The socket and those who use it.
 pub(super) struct Admin {
     tasks: Tasks,
+    connections: Arc<Tasks>,
     _listener: Listener,
 }
 
@@ -52,13 +53,15 @@ impl Admin {
         let socket = listener.path().display();
         say(&format!("admin API: curl --unix-socket {socket} http://admin/admin/v1/health"));
         let tasks = Tasks::new();
-        let connections = tasks.child();
-        tasks.spawn("admin", http::serve(Box::pin(listener.incoming()), Arc::new(control), connections));
-        Self { tasks, _listener: listener }
+        let connections = Arc::new(tasks.child());
+        tasks.spawn("admin", http::serve(Box::pin(listener.incoming()), Arc::new(control), connections.clone()));
+        Self { tasks, connections, _listener: listener }
     }
 
     pub(super) async fn shutdown(self, deadline: Duration) {
         self.tasks.shutdown(deadline).await;
+        // Each of them has a hand on the engine.
+        self.connections.shutdown(deadline).await;
     }
 }
 
@@ -105,7 +108,7 @@ impl Control {
             ("GET", ["adapters", name]) => self.adapter(name),
             ("POST", ["adapters", name, order @ ("load" | "unload" | "pin" | "unpin")]) => self.change(name, order),
             ("POST", ["auth", "reload"]) => self.reload().await,
-            ("POST", ["sessions", address, "revoke"]) => self.revoke(address, asked),
+            ("POST", ["sessions", address, "revoke"]) => self.revoke(address, asked).await,
             _ => self.gate(asked).await,
         }
     }
@@ -200,25 +203,35 @@ impl Control {
         Ok(json!({"reloaded": true}))
     }
 
-    fn revoke(&self, address: &str, asked: &Asked) -> Answer {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct One {
-            token: TokenId,
-        }
-        let bad = |message: &str| failed(StatusCode::BAD_REQUEST, message);
-        let address: Address = address.parse().map_err(|error| bad(&format!("{error}")))?;
-        let off = || failed(StatusCode::CONFLICT, "wallets are not configured");
-        let sessions = self.access.authenticator().sessions().ok_or_else(off)?;
-        let failure = |error: crate::proxy::auth::SessionError| failed(StatusCode::CONFLICT, &error.to_string());
-        if asked.body.is_empty() {
-            let generation = sessions.revoke_all(address).map_err(failure)?;
-            return Ok(json!({"revoked": "all", "generation": generation}));
-        }
-        let One { token } = serde_json::from_slice(&asked.body).map_err(|error| bad(&error.to_string()))?;
-        sessions.revoke(address, token).map_err(failure)?;
-        Ok(json!({"revoked": token}))
+    async fn revoke(&self, address: &str, asked: &Asked) -> Answer {
+        let address: Address = address.parse().map_err(|error| failed(StatusCode::BAD_REQUEST, &format!("{error}")))?;
+        let (access, body) = (self.access.clone(), asked.body.clone());
+        // It waits for the disk.
+        let revoking = tokio::task::spawn_blocking(move || revoke(&access, address, &body));
+        revoking
+            .await
+            .unwrap_or_else(|_| Err(failed(StatusCode::INTERNAL_SERVER_ERROR, "the revoking thread panicked")))
     }
+}
+
+/// All sessions of `address`, or the one that `body` names.
+fn revoke(access: &Access, address: Address, body: &[u8]) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct One {
+        token: TokenId,
+    }
+    let off = || failed(StatusCode::CONFLICT, "wallets are not configured");
+    let sessions = access.authenticator().sessions().ok_or_else(off)?;
+    let failure = |error: crate::proxy::auth::SessionError| failed(StatusCode::CONFLICT, &error.to_string());
+    if body.is_empty() {
+        let generation = sessions.revoke_all(address).map_err(failure)?;
+        return Ok(json!({"revoked": "all", "generation": generation}));
+    }
+    let bad = |error: serde_json::Error| failed(StatusCode::BAD_REQUEST, &error.to_string());
+    let One { token } = serde_json::from_slice(body).map_err(bad)?;
+    sessions.revoke(address, token).map_err(failure)?;
+    Ok(json!({"revoked": token}))
 }
 
 fn alias(name: &str) -> Result<Alias, Reply> {

@@ -114,6 +114,29 @@ async fn an_end_that_one_server_heard_holds_at_all_of_them() {
 }
 
 #[tokio::test]
+async fn a_store_that_lost_nothing_but_its_count_takes_announcements_again() {
+    let Some(redis) = Redis::start().await else { return };
+    let cluster = Cluster::new(1);
+    let server = redis.server(&cluster).await;
+    let tasks = Tasks::new();
+    let agents: Vec<_> = (2..6).map(|seed| announcer_of(&cluster, &[&server], seed, &tasks)).collect();
+    let asker = cluster.client(50, &server);
+    for (of, lost) in [(1, false), (2, true)] {
+        if lost {
+            assert_eq!(redis.ask(&["DEL", "{warmd}:meta"]).trim(), "1");
+        }
+        for agent in &agents {
+            agent.set_state(NodeState::Ready);
+            agent.hold(held(of, of, 4, 4)).unwrap();
+            assert!(agent.settled(PATIENCE).await);
+        }
+        until_offered(&asker, of, 4).await;
+    }
+    tasks.shutdown(PATIENCE).await;
+    server.shutdown(PATIENCE).await;
+}
+
+#[tokio::test]
 async fn a_store_that_is_gone_is_an_error_and_agents_fill_the_one_that_comes_back_empty() {
     let Some(mut redis) = Redis::start().await else { return };
     let cluster = Cluster::new(1);

@@ -48,7 +48,7 @@ pub(super) trait Answers: Send + Sync + 'static {
 pub(super) async fn serve(
     mut incoming: impl Stream<Item = Connection> + Unpin,
     answers: Arc<dyn Answers>,
-    connections: Tasks,
+    connections: Arc<Tasks>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(slot) = slots.clone().acquire_owned().await {

@@ -25,8 +25,8 @@ const MANIFEST_SLOTS: u32 = 4;
 /// How long a slot is taken, until it is known: four chunks of 1 MiB take about this long at 1 Gbit/s.
 const USUAL_TURN: f64 = 0.03;
 
-/// Those who are sent away come back after half a turn, within these bounds; the puller adds jitter. Slots do not become
-/// free together: after a whole turn one has waited for somebody, and others had it first.
+/// Those who are sent away come back after three quarters of a turn, within these bounds; the puller adds jitter. A slot
+/// becomes free before a whole one is over, and others would have it first.
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(250);
 
@@ -215,7 +215,7 @@ impl Desk {
     }
 
     fn retry_after(&self) -> Duration {
-        Duration::from_secs_f64((self.turn / 2.0).max(0.0)).clamp(SOONEST, LATEST)
+        Duration::from_secs_f64((self.turn * 0.75).max(0.0)).clamp(SOONEST, LATEST)
     }
 
     fn taken(&mut self, role: Role) -> &mut u32 {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_sent_away_comes_back_after_about_half_a_turn() {
+    fn who_is_sent_away_comes_back_before_a_turn_is_over() {
         let (mut desk, start) = (Desk::new(1), Instant::now());
         let ms = Duration::from_millis;
         for turn in 0..60 {
@@ -344,7 +344,7 @@ mod tests {
             let slot = ask_at(&mut desk, 1, chunks(&[0], false), start).unwrap();
             let after = busy(ask_at(&mut desk, 2, chunks(&[0], false), start)).retry_after;
             match turn {
-                29 => assert!(after > ms(4) && after < ms(7), "{after:?}"),
+                29 => assert!(after > ms(7) && after < ms(10), "{after:?}"),
                 59 => assert_eq!(after, LATEST),
                 _ => {}
             }

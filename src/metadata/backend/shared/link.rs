@@ -157,7 +157,8 @@ impl Link {
         settings: &BTreeMap<&'static str, String>,
         drift: Drift,
     ) -> Result<Opened, StoreError> {
-        let mut call = script(&self.scripts.open, &[self.keys.meta.as_bytes(), self.keys.settings.as_bytes()]);
+        let keys = [&self.keys.meta, &self.keys.settings, &self.keys.log].map(String::as_bytes);
+        let mut call = script(&self.scripts.open, &keys);
         call.arg(&self.run).arg(candidate.0).arg(if drift == Drift::Adopt { "adopt" } else { "keep" });
         settings.iter().for_each(|(name, value)| {
             call.arg(*name).arg(value);
