@@ -1,8 +1,8 @@
 //! Whom a pod trusts: by a policy file of its own, or by documents that its agent hands on and that the pod verifies with a
 //! root document of its own.
 //!
-//! The agent is asked, and the file is looked at, before anything is brought, again right before an engine starts, and now and then while it runs. What
-//! is told is remembered in `.warmd` below the caches' root: an agent cannot take it back.
+//! The agent is asked, or the file looked at, before anything is brought, again right before an engine starts, and now and
+//! then while it runs. What an agent tells is remembered in `.warmd` below the caches' root: it cannot take it back.
 
 mod file;
 

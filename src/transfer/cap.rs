@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use yielding::{FORGOTTEN, Heard, Yielding};
+use yielding::{FORGOTTEN, Heard, MAX_ENGINES, Yielding};
 
 use crate::artifact::MAX_CHUNK;
 
@@ -84,7 +84,10 @@ impl Cap {
     pub(super) fn hear(&self, engine: EngineId, between: Duration, sent: u64, now: Instant) -> Ruled {
         let mut inner = self.lock();
         inner.sent.retain(|_, (_, at)| now.saturating_duration_since(*at) < FORGOTTEN);
-        let (before, at) = inner.sent.insert(engine, (sent, now)).unwrap_or((sent, now));
+        let (before, at) = inner.sent.get(&engine).copied().unwrap_or((sent, now));
+        if inner.sent.len() < MAX_ENGINES || inner.sent.contains_key(&engine) {
+            inner.sent.insert(engine, (sent, now));
+        }
         let heard = Heard { between, uploaded: sent.saturating_sub(before), during: now.duration_since(at) };
         let lowered = inner.yielding.hear(engine, heard, now);
         let rate = inner.yielding.rate(now);

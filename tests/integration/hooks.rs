@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::exec::{KEY, Pod, engine, python};
-use super::harness::cluster::{Cluster, DEADLINE, identity};
+use super::harness::cluster::{Cluster, DEADLINE, Node, identity};
 use super::harness::engine::{Entry, FakeEngine, Step, eventually, own_proc};
 use super::harness::tree;
 
@@ -86,18 +86,23 @@ fn engine_with_more(key: &str) -> FakeEngine {
     FakeEngine::new(vec![cache(KEY), cache(key), Step::Serve { unavailable: 1 }])
 }
 
+/// What an engine at the first node has added is warm in a pod at the second; and what `warmd warm` told there.
+async fn warmed() -> (Cluster, [Node; 2], Beside, Value) {
+    let cluster = Cluster::start().await;
+    let nodes = [cluster.agent("a").await, cluster.agent("b").await];
+    Pod::new(&cluster, "a").run(&engine(), "vllm-aot 59af47c66413: published").await;
+    let mut pod = Beside::new(&cluster, "b");
+    let told = pod.warm(&engine()).await;
+    (cluster, nodes, pod, told)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_between_two_hooks_is_warm_and_only_what_it_made_itself_is_published() {
     if !own_proc() {
         return;
     }
-    let cluster = Cluster::start().await;
-    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
-    Pod::new(&cluster, "a").run(&engine(), "vllm-aot 59af47c66413: published").await;
-
-    let mut pod = Beside::new(&cluster, "b");
+    let (_cluster, [a, b], pod, told) = warmed().await;
     let same = engine();
-    let told = pod.warm(&same).await;
     assert_eq!(told["cold"], Value::Null, "{told}");
     let families = told["families"].as_array().unwrap();
     let installed = |name: &str| {
@@ -125,11 +130,7 @@ async fn what_was_revoked_while_an_engine_uses_it_is_not_signed_anew() {
     if !own_proc() {
         return;
     }
-    let cluster = Cluster::start().await;
-    let (a, b) = (cluster.agent("a").await, cluster.agent("b").await);
-    Pod::new(&cluster, "a").run(&engine(), "vllm-aot 59af47c66413: published").await;
-    let mut pod = Beside::new(&cluster, "b");
-    let told = pod.warm(&engine()).await;
+    let (cluster, [a, b], pod, told) = warmed().await;
     let aot = told["families"].as_array().unwrap().iter().find(|family| family["family"] == "vllm-aot").unwrap();
     let artifact = aot["report"]["artifacts"][0]["artifact"].as_str().unwrap();
 

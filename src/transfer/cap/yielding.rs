@@ -26,6 +26,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// What is known of an engine that was not heard of for so long is of no use.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(15 * 60);
 
+/// Of more engines nothing is known.
+pub(super) const MAX_ENGINES: usize = 256;
+
 /// Uploads that have yielded for so long help nobody, or who says so is no engine: for the rest after it they do not.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 const REST: Duration = Duration::from_secs(3 * 60);
@@ -124,7 +127,9 @@ impl Yielding {
         self.engines.retain(|_, pace| now.saturating_duration_since(pace.heard) < FORGOTTEN);
         let is_least = self.is_least();
         let Some(pace) = self.engines.get_mut(&engine) else {
-            self.engines.insert(engine, Pace { own: between, heard: now });
+            if self.engines.len() < MAX_ENGINES {
+                self.engines.insert(engine, Pace { own: between, heard: now });
+            }
             return None;
         };
         let is_slow = between > pace.own * TOLERATED;
