@@ -4,7 +4,8 @@
 //! Slots are kept apart by what is asked for. Manifests have their own, since nothing begins without one, and their turn to
 //! be sent comes first. Of the slots for chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many,
 //! what others have can be had there. Nobody has more than a fair share of the slots while others are sent away: what many
-//! got a little of spreads faster.
+//! got a little of spreads faster. Whoever takes much longer than others leaves this node's card idle: there is another slot
+//! meanwhile.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ const USUAL_TURN: f64 = 0.03;
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(250);
 
+/// A slot that is taken for so many times the usual is with a slow node, or a dead one.
+const LATE: f64 = 3.0;
+
 /// Slots are scarce for so long after somebody who has none was sent away.
 const SCARCE_FOR: Duration = Duration::from_millis(100);
 
@@ -50,6 +54,14 @@ pub struct Slot {
     role: Role,
     since: Instant,
     turn: Turn,
+}
+
+/// What a peer has of the slots for chunks.
+#[derive(Debug)]
+struct Held {
+    slots: u32,
+    /// When it last had none, or gave one back.
+    since: Instant,
 }
 
 /// A request, as far as it matters who gets a slot.
@@ -91,7 +103,9 @@ pub struct Desk {
     fresh: u32,
     any: u32,
     /// Slots for chunks by who has them.
-    peers: HashMap<NodeId, u32>,
+    peers: HashMap<NodeId, Held>,
+    /// Of these slots, those of late peers when somebody last asked.
+    late: u32,
     scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
@@ -110,6 +124,7 @@ impl Desk {
             fresh: 0,
             any: 0,
             peers: HashMap::new(),
+            late: 0,
             scarce_until: None,
             turn: USUAL_TURN,
             turns: Turns::default(),
@@ -134,7 +149,7 @@ impl Desk {
     }
 
     fn slots(&self) -> u32 {
-        self.slots.min(self.at_once)
+        self.slots.saturating_add(self.late.min(self.slots)).min(self.at_once)
     }
 
     /// Takes a slot, which is to be given back with [`end`](Self::end).
@@ -171,7 +186,7 @@ impl Desk {
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
             self.turn += (took - self.turn) / 8.0;
-            self.give_back(slot.by);
+            self.give_back(slot.by, now);
         }
         let taken = self.taken(slot.role);
         *taken = taken.saturating_sub(1);
@@ -182,6 +197,7 @@ impl Desk {
         if let What::Chunks { count, indices, fresh: true } = ask.what {
             self.given.check(&ask.artifact, count, indices, ask.by, now)?;
         }
+        self.late = self.late(now);
         let is_fair = role == Role::Manifest || self.has_share(ask.by, now);
         if !is_fair || !self.has_slot(role) {
             if role != Role::Manifest && !self.peers.contains_key(&ask.by) {
@@ -191,7 +207,7 @@ impl Desk {
         }
         if let What::Chunks { count, indices, .. } = ask.what {
             self.given.note(&ask.artifact, count, indices, ask.by, now);
-            *self.peers.entry(ask.by).or_default() += 1;
+            self.peers.entry(ask.by).or_insert(Held { slots: 0, since: now }).slots += 1;
         }
         *self.taken(role) += 1;
         Ok(true)
@@ -199,16 +215,22 @@ impl Desk {
 
     /// Whether one more slot for `peer` leaves a place for another one like those who have some.
     fn has_share(&self, peer: NodeId, now: Instant) -> bool {
-        let mine = self.peers.get(&peer).copied().unwrap_or(0);
+        let mine = self.peers.get(&peer).map_or(0, |held| held.slots);
         let is_scarce = self.scarce_until.is_some_and(|until| now < until);
         let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
         mine == 0 || !is_scarce || mine < self.slots() / peers.saturating_add(1)
     }
 
-    fn give_back(&mut self, peer: NodeId) {
-        if let Some(mine) = self.peers.get_mut(&peer) {
-            *mine -= 1;
-            if *mine == 0 {
+    fn late(&self, now: Instant) -> u32 {
+        let usual = self.turn * LATE;
+        let is_late = |held: &&Held| now.saturating_duration_since(held.since).as_secs_f64() > usual;
+        self.peers.values().filter(is_late).map(|held| held.slots).sum()
+    }
+
+    fn give_back(&mut self, peer: NodeId, now: Instant) {
+        if let Some(held) = self.peers.get_mut(&peer) {
+            (held.slots, held.since) = (held.slots - 1, now);
+            if held.slots == 0 {
                 self.peers.remove(&peer);
             }
         }
@@ -305,6 +327,25 @@ mod tests {
         ask(&mut desk, 2, chunks(&[2], true)).unwrap();
         desk.end(only, Instant::now());
         assert_eq!(desk.load(), (1, 4));
+    }
+
+    #[test]
+    fn slots_of_those_who_take_long_are_there_for_others_but_no_more_than_twice() {
+        let (mut desk, start) = (Desk::new(2), Instant::now());
+        let ask = |desk: &mut Desk, by: u8, now| ask_at(desk, by, chunks(&[u32::from(by)], true), now);
+        let first = [1, 2].map(|by| ask(&mut desk, by, start).unwrap());
+        busy(ask(&mut desk, 3, start + Duration::from_millis(50)));
+        let late = start + Duration::from_millis(100);
+        let second = [3, 4].map(|by| ask(&mut desk, by, late).unwrap());
+        assert_eq!(desk.load(), (4, 4));
+        busy(ask(&mut desk, 5, late));
+        let later = late + Duration::from_millis(100);
+        busy(ask(&mut desk, 5, later));
+        for slot in first.into_iter().chain(second) {
+            desk.end(slot, later);
+        }
+        ask(&mut desk, 5, later).unwrap();
+        assert_eq!(desk.load(), (1, 2));
     }
 
     #[test]
