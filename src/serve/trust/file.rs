@@ -18,8 +18,10 @@ pub(super) struct PolicyFile {
 
 #[derive(Debug)]
 struct Seen {
-    /// Of the file that was read last, whether it could be used or not.
+    /// Of the file that was read last. One that could not be read is tried again: the reason may pass.
     stamp: Option<Stamp>,
+    /// Why it was not read since.
+    problem: Option<String>,
     /// The newest that could be used, whether anything may be installed by it or not; else why none could.
     policy: Result<Arc<Policy>, String>,
 }
@@ -30,7 +32,8 @@ impl PolicyFile {
         // Before it is read: what is written meanwhile is read again.
         let stamp = stamp(&config);
         let policy = load(&config).map(Arc::new);
-        Self { config, seen: RwLock::new(Seen { stamp, policy }) }
+        let stamp = stamp.filter(|_| policy.is_ok());
+        Self { config, seen: RwLock::new(Seen { stamp, problem: None, policy }) }
     }
 
     pub(super) fn policy(&self) -> Result<Arc<Policy>, String> {
@@ -57,15 +60,19 @@ impl PolicyFile {
         }
         let read = load(&self.config);
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        seen.stamp = stamp;
-        let (policy, before) = match (read, &seen.policy) {
-            (Ok(policy), before) => (policy, before.as_ref().map_or(0, |before| before.version)),
-            (Err(reason), Ok(_)) => return Err(reason),
-            (Err(reason), Err(_)) => {
+        let policy = match read {
+            Ok(policy) => policy,
+            Err(reason) if seen.policy.is_err() => {
                 seen.policy = Err(reason);
                 return Ok(());
             }
+            Err(reason) => {
+                let before = seen.problem.replace(reason.clone());
+                return if before.as_ref() == Some(&reason) { Ok(()) } else { Err(reason) };
+            }
         };
+        (seen.stamp, seen.problem) = (stamp, None);
+        let before = seen.policy.as_ref().map_or(0, |before| before.version);
         if policy.version < before {
             let found = policy.version;
             return Err(format!("{}: version {found} is older than {before}, which stays", self.shown()));
@@ -136,5 +143,24 @@ mod tests {
             assert!(refused.is_none_or(|told| read.unwrap_err().contains(told)), "{given}");
             file.read_now().expect("once");
         }
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_tried_again_though_it_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        write(&path, &text(1));
+        let file = PolicyFile::read(TrustConfig { policy: Some(path.clone()), ..TrustConfig::default() });
+        write(&path, &text(2));
+        let (kept, away) = (dir.path().join("kept"), dir.path().join("away"));
+        std::fs::rename(&path, &kept).unwrap();
+        // What is there instead can be looked at, and not read.
+        std::fs::create_dir(&path).unwrap();
+        assert!(file.read_now().is_err() && file.read_now().is_ok() && version(&file) == 1);
+        assert_ne!(file.stamp(), stamp(&file.config), "it counts as read");
+        std::fs::rename(&path, away).unwrap();
+        std::fs::rename(&kept, &path).unwrap();
+        file.read_now().unwrap();
+        assert_eq!(version(&file), 2);
     }
 }
