@@ -191,6 +191,13 @@ pub async fn publish(job: Publish, say: &Say) -> Result<usize, PublishError> {
     site.identify(&job.target, FACTS, say).await.map_err(PublishError::NoFacts)?;
     let ends = tokio::time::Instant::now() + job.publish_timeout;
     let client = timeout_at(ends, Client::connect(&job.target.socket)).await.map_err(|_| Unpublished::Busy)??;
+    if let Some(trust) = &job.trust {
+        let asked = trust.ask(&client, FACTS).await;
+        if let Err(reason) = trust.known() {
+            let reason = asked.err().unwrap_or(reason);
+            say(&format!("what came from other nodes is not published anew: {reason}"));
+        }
+    }
     let mut warmed = Vec::new();
     for prospect in &site.outlook.prospects {
         let mut one = Warmed::new(prospect.clone(), 0);

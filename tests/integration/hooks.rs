@@ -143,6 +143,8 @@ async fn what_was_revoked_while_an_engine_uses_it_is_not_signed_anew() {
     let policy = pod.policy.to_str().unwrap();
     let (told, said) = pod.publish_with(&["--policy", policy], &more).await;
     assert!(told == "published: 0 artifacts\n" && said.contains("is not trusted any more"), "{told}{said}");
+    let (told, said) = pod.publish_with(&["--policy", "nowhere.toml"], &more).await;
+    assert!(told == "published: 0 artifacts\n" && said.contains("not published anew: trust policy: "), "{told}{said}");
     cluster.write_policy(3, "");
     let (told, said) = pod.publish_with(&["--policy", policy], &more).await;
     assert_eq!(told, "published: 1 artifact\n", "{said}");
