@@ -23,7 +23,7 @@ use super::{Fate, Marks, Outcome, Setup};
 const END: Duration = Duration::from_secs(600);
 
 /// Rates hold for so long.
-const STEP: Duration = Duration::from_micros(250);
+const STEP: Duration = Duration::from_micros(100);
 
 /// To the metadata server, one way.
 const TO_DIRECTORY: Duration = Duration::from_micros(250);

@@ -1,7 +1,8 @@
 //! Whom to ask for a manifest, and when. Pure: `now` and randomness are parameters.
 //!
 //! Sources are asked one after the other, the next one as soon as the one before fails or is slow. Who is busy names others
-//! and is asked again later.
+//! and is asked again later. The first two that bring nothing soon get company: where a fleet restarts some are dead, and
+//! nothing begins without a manifest.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::Source;
 use crate::identity::NodeId;
 
-/// A source that does not answer within this time gets company.
-const HEDGE_AFTER: Duration = Duration::from_millis(30);
+/// So long after the first, the second, and each later one another source is asked as well.
+const HEDGE_AFTER: [Duration; 3] = [Duration::from_millis(12), Duration::from_millis(6), Duration::from_millis(30)];
 
 /// Sources in all: a holder can name as many as it likes.
 const MAX_SOURCES: usize = 512;
@@ -47,8 +48,8 @@ impl Search {
             return None;
         }
         let source = self.waiting.pop_front()?;
+        self.hedge_at = now + HEDGE_AFTER[self.asking.min(HEDGE_AFTER.len() - 1)];
         self.asking += 1;
-        self.hedge_at = now + HEDGE_AFTER;
         Some(source)
     }
 
@@ -112,15 +113,29 @@ mod tests {
         let mut search = Search::new([source(1), source(2), source(3)], now);
         assert_eq!(node(search.next(now)), node(Some(source(1))));
         assert_eq!(node(search.next(now)), None);
-        assert_eq!(search.next_deadline(), Some(now + HEDGE_AFTER));
-        assert_eq!(node(search.next(now + HEDGE_AFTER)), node(Some(source(2))));
-        search.failed(source(1).node, now + HEDGE_AFTER);
-        assert_eq!(node(search.next(now + HEDGE_AFTER)), node(Some(source(3))));
+        let late = now + HEDGE_AFTER[0];
+        assert_eq!(search.next_deadline(), Some(late));
+        assert_eq!(node(search.next(late)), node(Some(source(2))));
+        search.failed(source(1).node, late);
+        assert_eq!(node(search.next(late)), node(Some(source(3))));
         assert_eq!(search.next_deadline(), None);
-        search.failed(source(2).node, now + HEDGE_AFTER);
+        search.failed(source(2).node, late);
         assert!(!search.is_over());
-        search.failed(source(3).node, now + HEDGE_AFTER);
+        search.failed(source(3).node, late);
         assert!(search.is_over());
+    }
+
+    #[test]
+    fn the_first_two_get_company_soon_and_further_ones_later() {
+        let now = Instant::now();
+        let mut search = Search::new((1..=6).map(source), now);
+        let mut asked = Vec::new();
+        for _ in 0..5 {
+            let due = search.next_deadline().unwrap_or(now);
+            assert!(search.next(due).is_some());
+            asked.push(due - now);
+        }
+        assert_eq!(asked, [0, 12, 18, 48, 78].map(Duration::from_millis));
     }
 
     #[test]

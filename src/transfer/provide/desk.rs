@@ -5,7 +5,7 @@
 //! be sent comes first. Of the slots for chunks, a quarter is kept for fresh ones: what nobody else was given goes on to many,
 //! what others have can be had there. Nobody has more than a fair share of the slots while others are sent away: what many
 //! got a little of spreads faster. Whoever takes much longer than others leaves this node's card idle: there is another slot
-//! meanwhile.
+//! meanwhile, and what it was given is fresh for others.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -31,8 +31,12 @@ const USUAL_TURN: f64 = 0.03;
 const SOONEST: Duration = Duration::from_millis(2);
 const LATEST: Duration = Duration::from_millis(250);
 
-/// A slot that is taken for so many times the usual is with a slow node, or a dead one.
-const LATE: f64 = 3.0;
+/// A slot that is taken for so many times the usual is with a slow node, or a dead one: it hands on nothing soon.
+const LATE: f64 = 2.0;
+
+/// For how long a node counts as slow, and how many can.
+const SLOW_FOR: Duration = Duration::from_secs(10);
+const MAX_SLOW: usize = 256;
 
 /// Slots are scarce for so long after somebody who has none was sent away.
 const SCARCE_FOR: Duration = Duration::from_millis(100);
@@ -106,6 +110,8 @@ pub struct Desk {
     peers: HashMap<NodeId, Held>,
     /// Of these slots, those of late peers when somebody last asked.
     late: u32,
+    /// Who was late with what it had last, and when.
+    slow: HashMap<NodeId, Instant>,
     scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
@@ -125,6 +131,7 @@ impl Desk {
             any: 0,
             peers: HashMap::new(),
             late: 0,
+            slow: HashMap::new(),
             scarce_until: None,
             turn: USUAL_TURN,
             turns: Turns::default(),
@@ -185,6 +192,10 @@ impl Desk {
         self.turns.end(&slot.turn);
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
+            match took > self.turn * LATE {
+                true => self.note_slow(slot.by, now),
+                false => drop(self.slow.remove(&slot.by)),
+            }
             self.turn += (took - self.turn) / 8.0;
             self.give_back(slot.by, now);
         }
@@ -194,10 +205,10 @@ impl Desk {
 
     /// False without a slot; the error is what others were given.
     fn serve(&mut self, ask: &Ask<'_>, role: Role, now: Instant) -> Result<bool, Bitmap> {
+        self.note_late(now);
         if let What::Chunks { count, indices, fresh: true } = ask.what {
             self.given.check(&ask.artifact, count, indices, ask.by, now)?;
         }
-        self.late = self.late(now);
         let is_fair = role == Role::Manifest || self.has_share(ask.by, now);
         if !is_fair || !self.has_slot(role) {
             if role != Role::Manifest && !self.peers.contains_key(&ask.by) {
@@ -206,7 +217,9 @@ impl Desk {
             return Ok(false);
         }
         if let What::Chunks { count, indices, .. } = ask.what {
-            self.given.note(&ask.artifact, count, indices, ask.by, now);
+            if !self.slow.contains_key(&ask.by) {
+                self.given.note(&ask.artifact, count, indices, ask.by, now);
+            }
             self.peers.entry(ask.by).or_insert(Held { slots: 0, since: now }).slots += 1;
         }
         *self.taken(role) += 1;
@@ -221,10 +234,21 @@ impl Desk {
         mine == 0 || !is_scarce || mine < self.slots() / peers.saturating_add(1)
     }
 
-    fn late(&self, now: Instant) -> u32 {
+    fn note_late(&mut self, now: Instant) {
+        self.slow.retain(|_, at| now.saturating_duration_since(*at) < SLOW_FOR);
         let usual = self.turn * LATE;
-        let is_late = |held: &&Held| now.saturating_duration_since(held.since).as_secs_f64() > usual;
-        self.peers.values().filter(is_late).map(|held| held.slots).sum()
+        let is_late = |held: &Held| now.saturating_duration_since(held.since).as_secs_f64() > usual;
+        let late = self.peers.iter().filter(|(_, held)| is_late(held));
+        self.late = late.clone().map(|(_, held)| held.slots).sum();
+        let new: Vec<NodeId> = late.map(|(peer, _)| *peer).filter(|peer| !self.slow.contains_key(peer)).collect();
+        new.into_iter().for_each(|peer| self.note_slow(peer, now));
+    }
+
+    fn note_slow(&mut self, peer: NodeId, now: Instant) {
+        if self.slow.len() < MAX_SLOW || self.slow.contains_key(&peer) {
+            self.slow.insert(peer, now);
+            self.given.forget(&peer);
+        }
     }
 
     fn give_back(&mut self, peer: NodeId, now: Instant) {
@@ -258,138 +282,4 @@ impl Desk {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
-
-    use super::*;
-    use crate::identity::PrivateKey;
-
-    fn neighbour(seed: u8) -> Neighbour {
-        let endpoint = format!("10.0.0.{seed}:4780").parse().unwrap();
-        Neighbour { node: PrivateKey::from_seed(seed).node_id(), endpoint }
-    }
-
-    fn ask(desk: &mut Desk, by: u8, what: What<'_>) -> Result<Slot, NotNow> {
-        ask_at(desk, by, what, Instant::now())
-    }
-
-    fn ask_at(desk: &mut Desk, by: u8, what: What<'_>, now: Instant) -> Result<Slot, NotNow> {
-        let by = neighbour(by);
-        let ask = Ask { artifact: ArtifactId::of(b"a"), by: by.node, reachable: Some(by), what };
-        desk.ask(&ask, now, &mut SmallRng::seed_from_u64(1))
-    }
-
-    fn chunks(indices: &[u32], fresh: bool) -> What<'_> {
-        What::Chunks { count: 100, indices, fresh }
-    }
-
-    fn busy(answer: Result<Slot, NotNow>) -> Busy {
-        let Err(NotNow::Busy(busy)) = answer else { panic!("not busy: {answer:?}") };
-        busy
-    }
-
-    #[test]
-    fn chunks_that_others_have_leave_room_for_fresh_ones_and_both_for_manifests() {
-        let mut desk = Desk::new(4);
-        let any: Vec<Slot> = (0..3).map(|_| ask(&mut desk, 1, chunks(&[0], false)).unwrap()).collect();
-        busy(ask(&mut desk, 1, chunks(&[0], false)));
-        let fresh = ask(&mut desk, 1, chunks(&[1], true)).unwrap();
-        busy(ask(&mut desk, 1, chunks(&[2], true)));
-        assert_eq!(desk.load(), (4, 4));
-        ask(&mut desk, 2, What::Manifest).unwrap();
-        desk.end(fresh, Instant::now());
-        busy(ask(&mut desk, 1, chunks(&[0], false)));
-        any.into_iter().for_each(|slot| desk.end(slot, Instant::now()));
-        assert_eq!(desk.load(), (0, 4));
-        ask(&mut desk, 1, chunks(&[0], false)).unwrap();
-    }
-
-    #[test]
-    fn a_single_slot_serves_everything() {
-        let mut desk = Desk::new(1);
-        let slot = ask(&mut desk, 1, chunks(&[0], false)).unwrap();
-        desk.end(slot, Instant::now());
-        ask(&mut desk, 1, chunks(&[0], true)).unwrap();
-    }
-
-    #[test]
-    fn there_are_fewer_slots_while_uploads_are_slow() {
-        let mut desk = Desk::new(4);
-        let taken: Vec<Slot> = (0..3).map(|_| ask(&mut desk, 1, chunks(&[0], false)).unwrap()).collect();
-        desk.at_most(0);
-        assert_eq!(desk.load(), (3, 1));
-        busy(ask(&mut desk, 2, chunks(&[1], true)));
-        taken.into_iter().for_each(|slot| desk.end(slot, Instant::now()));
-        let only = ask(&mut desk, 2, chunks(&[1], true)).unwrap();
-        busy(ask(&mut desk, 2, chunks(&[2], true)));
-        desk.at_most(u32::MAX);
-        ask(&mut desk, 2, chunks(&[2], true)).unwrap();
-        desk.end(only, Instant::now());
-        assert_eq!(desk.load(), (1, 4));
-    }
-
-    #[test]
-    fn slots_of_those_who_take_long_are_there_for_others_but_no_more_than_twice() {
-        let (mut desk, start) = (Desk::new(2), Instant::now());
-        let ask = |desk: &mut Desk, by: u8, now| ask_at(desk, by, chunks(&[u32::from(by)], true), now);
-        let first = [1, 2].map(|by| ask(&mut desk, by, start).unwrap());
-        busy(ask(&mut desk, 3, start + Duration::from_millis(50)));
-        let late = start + Duration::from_millis(100);
-        let second = [3, 4].map(|by| ask(&mut desk, by, late).unwrap());
-        assert_eq!(desk.load(), (4, 4));
-        busy(ask(&mut desk, 5, late));
-        let later = late + Duration::from_millis(100);
-        busy(ask(&mut desk, 5, later));
-        for slot in first.into_iter().chain(second) {
-            desk.end(slot, later);
-        }
-        ask(&mut desk, 5, later).unwrap();
-        assert_eq!(desk.load(), (1, 2));
-    }
-
-    #[test]
-    fn who_is_sent_away_hears_of_others_and_nothing_is_noted_as_given() {
-        let mut desk = Desk::new(1);
-        let slot = ask(&mut desk, 1, chunks(&[0], true)).unwrap();
-        assert_eq!(busy(ask(&mut desk, 2, chunks(&[1], true))).others, [neighbour(1)]);
-        desk.end(slot, Instant::now());
-        ask(&mut desk, 3, chunks(&[1], true)).expect("2 was not given it");
-        let Err(NotNow::Given(given)) = ask(&mut desk, 2, chunks(&[0], true)) else { panic!("1 was given it") };
-        assert_eq!(given.ones().collect::<Vec<_>>(), [0, 1]);
-    }
-
-    #[test]
-    fn who_comes_first_keeps_no_more_than_a_share_while_others_are_sent_away() {
-        let (mut desk, now) = (Desk::new(8), Instant::now());
-        let fresh = |index: u32| [index];
-        let mut first: Vec<Slot> =
-            (0..8).map(|index| ask_at(&mut desk, 1, chunks(&fresh(index), true), now).unwrap()).collect();
-        busy(ask_at(&mut desk, 2, chunks(&fresh(10), true), now));
-        first.drain(..3).for_each(|slot| desk.end(slot, now));
-        busy(ask_at(&mut desk, 1, chunks(&fresh(11), true), now));
-        let second = ask_at(&mut desk, 2, chunks(&fresh(10), true), now).unwrap();
-        ask_at(&mut desk, 2, chunks(&fresh(12), true), now).unwrap();
-        busy(ask_at(&mut desk, 2, chunks(&fresh(13), true), now));
-        desk.end(second, now);
-        ask_at(&mut desk, 1, chunks(&fresh(11), true), now + SCARCE_FOR).expect("nobody was sent away lately");
-    }
-
-    #[test]
-    fn who_is_sent_away_comes_back_before_a_turn_is_over() {
-        let (mut desk, start) = (Desk::new(1), Instant::now());
-        let ms = Duration::from_millis;
-        for turn in 0..60 {
-            let slot = ask_at(&mut desk, 1, chunks(&[0], false), start).unwrap();
-            desk.end(slot, start + if turn < 30 { ms(10) } else { ms(5_000) });
-            let slot = ask_at(&mut desk, 1, chunks(&[0], false), start).unwrap();
-            let after = busy(ask_at(&mut desk, 2, chunks(&[0], false), start)).retry_after;
-            match turn {
-                29 => assert!(after > ms(7) && after < ms(10), "{after:?}"),
-                59 => assert_eq!(after, LATEST),
-                _ => {}
-            }
-            desk.end(slot, start + if turn < 30 { ms(10) } else { ms(5_000) });
-        }
-    }
-}
+mod tests;

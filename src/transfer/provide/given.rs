@@ -63,6 +63,15 @@ impl Given {
             }
         }
     }
+
+    /// `peer` hands nothing on: what it was given counts as given to nobody.
+    pub(super) fn forget(&mut self, peer: &NodeId) {
+        for chunks in self.0.values_mut() {
+            if let Some(number) = chunks.nodes.get(peer) {
+                chunks.last.iter_mut().filter(|last| *last == number).for_each(|last| *last = 0);
+            }
+        }
+    }
 }
 
 impl Chunks {
@@ -106,6 +115,18 @@ mod tests {
         given.note(&id, 10, &[2], node(2), now);
         assert_eq!(others(&given, &[2], 1, now), Err(vec![2]));
         assert_eq!(others(&given, &[2], 3, now + FORGET_AFTER), Ok(()));
+    }
+
+    #[test]
+    fn what_one_node_was_given_is_fresh_again_and_no_other() {
+        let (mut given, id, now) = (Given::default(), ArtifactId::of(b"a"), Instant::now());
+        given.note(&id, 10, &[1, 2], node(1), now);
+        given.note(&id, 10, &[2, 3], node(2), now);
+        given.forget(&node(1));
+        given.forget(&node(9));
+        assert_eq!(given.check(&id, 10, &[1], node(3), now), Ok(()));
+        let others = given.check(&id, 10, &[2], node(3), now).unwrap_err();
+        assert_eq!(others.ones().collect::<Vec<_>>(), [2, 3]);
     }
 
     #[test]
