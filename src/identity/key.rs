@@ -177,13 +177,16 @@ impl PrivateKey {
             _ => KeyError::Read { path: path.to_owned(), source },
         };
         let file = File::open(path).map_err(read)?;
-        if let Some(mode) = durable::exposed(&file.metadata().map_err(read)?) {
-            return Err(KeyError::Exposed { path: path.to_owned(), mode });
+        let exposed = durable::exposed(&file.metadata().map_err(read)?);
+        let mut pem = Vec::new();
+        file.take(64 * 1024).read_to_end(&mut pem).map_err(read)?;
+        let pem = std::str::from_utf8(&pem).ok();
+        let key = pem.and_then(|pem| SigningKey::from_pkcs8_pem(pem).ok());
+        let key = key.ok_or_else(|| KeyError::Private { path: path.to_owned() })?;
+        match exposed {
+            Some(mode) => Err(KeyError::Exposed { path: path.to_owned(), mode }),
+            None => Ok(Self(key)),
         }
-        let mut pem = String::new();
-        file.take(64 * 1024).read_to_string(&mut pem).map_err(read)?;
-        let key = SigningKey::from_pkcs8_pem(&pem).map_err(|_| KeyError::Private { path: path.to_owned() })?;
-        Ok(Self(key))
     }
 
     /// Writes a new file of mode 0600; an existing file is an error, never replaced.
@@ -244,6 +247,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         PrivateKey::generate().unwrap().save_new(&path).unwrap();
+        let other = dir.path().join("other");
+        std::fs::write(&other, [0xff; 40]).unwrap();
+        assert!(matches!(PrivateKey::load(&other), Err(KeyError::Private { .. })), "whatever its mode");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let error = PrivateKey::load(&path).unwrap_err();
         assert!(error.to_string().contains("chmod 600"), "{error}");

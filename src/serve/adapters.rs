@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::adapters::{AdapterRoot, Alias, Preparer};
 use crate::identity::UnixTime;
@@ -100,6 +101,8 @@ struct Shared {
     loader: Loader,
     registry: Arc<dyn Registry>,
     registering: Semaphore,
+    /// Work on other threads, which goes on when whoever waits for it is cancelled.
+    blocking: TaskTracker,
     causes: Causes,
     base: Vec<ModelCard>,
     access: Arc<dyn Access>,
@@ -150,6 +153,7 @@ impl Adapters {
             loader,
             registry,
             registering,
+            blocking: TaskTracker::new(),
             causes: Causes::default(),
             base,
             access,
@@ -169,7 +173,10 @@ impl Adapters {
         let ended = self.tasks.shutdown(deadline).await;
         let aliases = self.shared.table().entries().map(|(alias, _)| alias.clone()).collect();
         let saved = tokio::time::timeout(deadline, self.shared.save(aliases)).await;
-        ended && saved.is_ok_and(|not_written| not_written.is_empty())
+        self.shared.blocking.close();
+        // What was cancelled may still write.
+        let idle = tokio::time::timeout(deadline, self.shared.blocking.wait()).await;
+        ended && idle.is_ok() && saved.is_ok_and(|not_written| not_written.is_empty())
     }
 }
 

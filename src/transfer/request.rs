@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -25,6 +25,9 @@ use crate::transport::{RecvStream, StreamCode, TransportError};
 
 /// Bytes between two reports of progress within a chunk.
 const REPORT_EVERY: usize = 256 * 1024;
+
+/// The plan has given up waiting for a bitmap long before.
+const HAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A peer that speaks another language is not asked again.
 const MALFORMED: Failure = Failure::Forbidden;
@@ -93,8 +96,8 @@ impl Shared {
     }
 
     pub(super) async fn have(self: Arc<Self>, peer: Peer, known: Option<u32>) {
-        let answer = self.ask(&peer, Request::Have(self.artifact, known)).await;
-        self.report(match answer {
+        let answer = tokio::time::timeout(HAVE_TIMEOUT, self.ask(&peer, Request::Have(self.artifact, known))).await;
+        self.report(match answer.unwrap_or(Err(Failure::TimedOut)) {
             Ok((Answer::Have(have), ..)) => Event::Have(peer.node, have),
             Ok((other, ..)) => Event::NoHave(peer.node, unexpected(&other)),
             Err(failure) => Event::NoHave(peer.node, failure),

@@ -231,6 +231,12 @@ impl Shared {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Ended> {
+        let under_way = self.blocking.token();
+        let work = move || {
+            let done = work();
+            drop(under_way);
+            done
+        };
         tokio::task::spawn_blocking(work).await.map_err(interrupted)
     }
 }
