@@ -23,7 +23,7 @@ use crate::protocol::peer::{Busy, Neighbour};
 /// Manifests sent or about to be.
 const MANIFEST_SLOTS: u32 = 4;
 
-/// How long a slot is taken, until it is known: four chunks of 1 MiB take about this long at 1 Gbit/s.
+/// How long a slot is taken, until one was given back: four chunks of 1 MiB take about this long at 1 Gbit/s.
 const USUAL_TURN: f64 = 0.03;
 
 /// Those who are sent away come back after three quarters of a turn, within these bounds; the puller adds jitter. A slot
@@ -115,6 +115,8 @@ pub struct Desk {
     scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
+    /// A slot was given back: until then nobody is late.
+    is_measured: bool,
     turns: Turns,
     recent: Recent,
     given: Given,
@@ -134,6 +136,7 @@ impl Desk {
             slow: HashMap::new(),
             scarce_until: None,
             turn: USUAL_TURN,
+            is_measured: false,
             turns: Turns::default(),
             recent: Recent::default(),
             given: Given::default(),
@@ -192,11 +195,7 @@ impl Desk {
         self.turns.end(&slot.turn);
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
-            match took > self.turn * LATE {
-                true => self.note_slow(slot.by, now),
-                false => drop(self.slow.remove(&slot.by)),
-            }
-            self.turn += (took - self.turn) / 8.0;
+            self.measure(slot.by, took, now);
             self.give_back(slot.by, now);
         }
         let taken = self.taken(slot.role);
@@ -234,8 +233,26 @@ impl Desk {
         mine == 0 || !is_scarce || mine < self.slots() / peers.saturating_add(1)
     }
 
+    /// `by` had a slot for so many seconds. The first ones on a slow card must not all be late, nor all that follow a
+    /// chunk that was sent alone.
+    fn measure(&mut self, by: NodeId, took: f64, now: Instant) {
+        if !std::mem::replace(&mut self.is_measured, true) {
+            self.turn = took.max(USUAL_TURN);
+            return;
+        }
+        match took > self.turn * LATE {
+            true => self.note_slow(by, now),
+            false => drop(self.slow.remove(&by)),
+        }
+        self.turn += (took - self.turn) / 8.0;
+    }
+
+    /// Whoever is late now is slow.
     fn note_late(&mut self, now: Instant) {
         self.slow.retain(|_, at| now.saturating_duration_since(*at) < SLOW_FOR);
+        if !self.is_measured {
+            return;
+        }
         let usual = self.turn * LATE;
         let is_late = |held: &Held| now.saturating_duration_since(held.since).as_secs_f64() > usual;
         let late = self.peers.iter().filter(|(_, held)| is_late(held));

@@ -23,6 +23,12 @@ fn chunks(indices: &[u32], fresh: bool) -> What<'_> {
     What::Chunks { count: 100, indices, fresh }
 }
 
+/// One slot for as long as is usual.
+fn measure(desk: &mut Desk, now: Instant) {
+    let slot = ask_at(desk, 9, chunks(&[99], false), now).unwrap();
+    desk.end(slot, now + Duration::from_secs_f64(USUAL_TURN));
+}
+
 fn busy(answer: Result<Slot, NotNow>) -> Busy {
     let Err(NotNow::Busy(busy)) = answer else { panic!("not busy: {answer:?}") };
     busy
@@ -72,6 +78,7 @@ fn there_are_fewer_slots_while_uploads_are_slow() {
 fn slots_of_those_who_take_long_are_there_for_others_but_no_more_than_twice() {
     let (mut desk, start) = (Desk::new(2), Instant::now());
     let ask = |desk: &mut Desk, by: u8, now| ask_at(desk, by, chunks(&[u32::from(by)], true), now);
+    measure(&mut desk, start);
     let first = [1, 2].map(|by| ask(&mut desk, by, start).unwrap());
     busy(ask(&mut desk, 3, start + Duration::from_millis(50)));
     let late = start + Duration::from_millis(100);
@@ -91,6 +98,7 @@ fn slots_of_those_who_take_long_are_there_for_others_but_no_more_than_twice() {
 fn what_a_slow_node_was_given_is_fresh_for_others_until_it_is_quick_again() {
     let (mut desk, start) = (Desk::new(4), Instant::now());
     let ms = |ms| start + Duration::from_millis(ms);
+    measure(&mut desk, start);
     let slow = ask_at(&mut desk, 1, chunks(&[1], true), start).unwrap();
     assert!(matches!(ask_at(&mut desk, 2, chunks(&[1], true), ms(50)), Err(NotNow::Given(_))));
     let second = ask_at(&mut desk, 2, chunks(&[1], true), ms(70)).expect("1 is late");
@@ -103,6 +111,21 @@ fn what_a_slow_node_was_given_is_fresh_for_others_until_it_is_quick_again() {
     }
     ask_at(&mut desk, 1, chunks(&[5], true), ms(90)).unwrap();
     assert!(matches!(ask_at(&mut desk, 2, chunks(&[5], true), ms(90)), Err(NotNow::Given(_))));
+}
+
+#[test]
+fn nobody_is_late_before_it_is_known_how_long_others_take() {
+    let (mut desk, start) = (Desk::new(2), Instant::now());
+    let ms = |ms| start + Duration::from_millis(ms);
+    let first = [1, 2].map(|by| ask_at(&mut desk, by, chunks(&[u32::from(by)], true), start).unwrap());
+    busy(ask_at(&mut desk, 3, chunks(&[3], true), ms(200)));
+    for slot in first {
+        desk.end(slot, ms(220));
+    }
+    assert!(matches!(ask_at(&mut desk, 3, chunks(&[1], true), ms(220)), Err(NotNow::Given(_))), "1 is not slow");
+    let _fourth = [4, 5].map(|by| ask_at(&mut desk, by, chunks(&[u32::from(by)], true), ms(220)).unwrap());
+    busy(ask_at(&mut desk, 3, chunks(&[3], true), ms(640)));
+    ask_at(&mut desk, 3, chunks(&[3], true), ms(680)).expect("twice as long as the first ones");
 }
 
 #[test]
