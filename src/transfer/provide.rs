@@ -265,7 +265,8 @@ impl Provider {
                 let artifact = self.artifact(&id)?;
                 let chunks = self.chunks_of(&artifact, indices)?;
                 let count = artifact.manifest().chunks.len();
-                let _slot = ask(id, What::Chunks { count, indices, fresh }).await?;
+                let bytes = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
+                let _slot = ask(id, What::Chunks { count, indices, bytes, fresh }).await?;
                 self.send_chunks(&artifact, indices, chunks, send).await?;
             }
         }
