@@ -142,9 +142,7 @@ impl World<'_> {
             return self.answer(holder, by, Answer::NotFound(request));
         }
         let key = (by, Cargo::Chunks(request.0));
-        let lens = &self.setup.chunk_lens;
-        let bytes = indices.iter().map(|index| u64::from(lens[*index as usize])).sum();
-        let what = What::Chunks { count: lens.len(), indices, bytes, fresh };
+        let what = What::Chunks { count: self.setup.chunk_lens.len(), indices, fresh };
         let answer = match self.slot(holder, key, what) {
             Ok(()) => {
                 let lens = &self.setup.chunk_lens;

@@ -265,8 +265,7 @@ impl Provider {
                 let artifact = self.artifact(&id)?;
                 let chunks = self.chunks_of(&artifact, indices)?;
                 let count = artifact.manifest().chunks.len();
-                let bytes = chunks.iter().map(|chunk| u64::from(chunk.encoded_len)).sum();
-                let _slot = ask(id, What::Chunks { count, indices, bytes, fresh }).await?;
+                let _slot = ask(id, What::Chunks { count, indices, fresh }).await?;
                 self.send_chunks(&artifact, indices, chunks, send).await?;
             }
         }

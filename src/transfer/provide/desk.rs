@@ -56,7 +56,6 @@ enum Role {
 pub struct Slot {
     by: NodeId,
     role: Role,
-    bytes: u64,
     since: Instant,
     turn: Turn,
 }
@@ -65,8 +64,6 @@ pub struct Slot {
 #[derive(Debug)]
 struct Held {
     slots: u32,
-    /// Of all of them.
-    bytes: u64,
     /// When it last had none, or gave one back.
     since: Instant,
 }
@@ -84,22 +81,12 @@ pub struct Ask<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum What<'a> {
     Manifest,
-    /// Some of the artifact's `count` chunks, and their bytes in all.
+    /// Some of the artifact's `count` chunks.
     Chunks {
         count: usize,
         indices: &'a [u32],
-        bytes: u64,
         fresh: bool,
     },
-}
-
-impl Ask<'_> {
-    fn bytes(&self) -> u64 {
-        match self.what {
-            What::Manifest => 0,
-            What::Chunks { bytes, .. } => bytes,
-        }
-    }
 }
 
 /// Why a request is not served now.
@@ -128,8 +115,8 @@ pub struct Desk {
     scarce_until: Option<Instant>,
     /// Moving average of how long a slot for chunks is taken, seconds.
     turn: f64,
-    /// And of how many bytes it is for; 0 until one was given back, and until then nobody is late.
-    bytes: f64,
+    /// A slot was given back: until then nobody is late.
+    is_measured: bool,
     turns: Turns,
     recent: Recent,
     given: Given,
@@ -149,7 +136,7 @@ impl Desk {
             slow: HashMap::new(),
             scarce_until: None,
             turn: USUAL_TURN,
-            bytes: 0.0,
+            is_measured: false,
             turns: Turns::default(),
             recent: Recent::default(),
             given: Given::default(),
@@ -185,7 +172,7 @@ impl Desk {
         let result = match self.serve(ask, role, now) {
             Ok(true) => {
                 let turn = self.turns.join(role == Role::Manifest, now);
-                Ok(Slot { by: ask.by, role, bytes: ask.bytes(), since: now, turn })
+                Ok(Slot { by: ask.by, role, since: now, turn })
             }
             Ok(false) => {
                 let others = self.recent.others(&ask.artifact, ask.by, rng);
@@ -208,8 +195,8 @@ impl Desk {
         self.turns.end(&slot.turn);
         if slot.role != Role::Manifest {
             let took = now.saturating_duration_since(slot.since).as_secs_f64();
-            self.measure(&slot, took, now);
-            self.give_back(&slot, now);
+            self.measure(slot.by, took, now);
+            self.give_back(slot.by, now);
         }
         let taken = self.taken(slot.role);
         *taken = taken.saturating_sub(1);
@@ -218,7 +205,7 @@ impl Desk {
     /// False without a slot; the error is what others were given.
     fn serve(&mut self, ask: &Ask<'_>, role: Role, now: Instant) -> Result<bool, Bitmap> {
         self.note_late(now);
-        if let What::Chunks { count, indices, fresh: true, .. } = ask.what {
+        if let What::Chunks { count, indices, fresh: true } = ask.what {
             self.given.check(&ask.artifact, count, indices, ask.by, now)?;
         }
         let is_fair = role == Role::Manifest || self.has_share(ask.by, now);
@@ -232,8 +219,7 @@ impl Desk {
             if !self.slow.contains_key(&ask.by) {
                 self.given.note(&ask.artifact, count, indices, ask.by, now);
             }
-            let held = self.peers.entry(ask.by).or_insert(Held { slots: 0, bytes: 0, since: now });
-            (held.slots, held.bytes) = (held.slots + 1, held.bytes + ask.bytes());
+            self.peers.entry(ask.by).or_insert(Held { slots: 0, since: now }).slots += 1;
         }
         *self.taken(role) += 1;
         Ok(true)
@@ -247,39 +233,31 @@ impl Desk {
         mine == 0 || !is_scarce || mine < self.slots() / peers.saturating_add(1)
     }
 
-    /// The first ones on a slow card must not all be late, nor all that follow a chunk that was sent alone.
-    fn measure(&mut self, slot: &Slot, took: f64, now: Instant) {
-        if self.bytes == 0.0 {
-            (self.turn, self.bytes) = (took.max(USUAL_TURN), slot.bytes as f64);
+    /// `by` had a slot for so many seconds. The first ones on a slow card must not all be late, nor all that follow a
+    /// chunk that was sent alone.
+    fn measure(&mut self, by: NodeId, took: f64, now: Instant) {
+        if !std::mem::replace(&mut self.is_measured, true) {
+            self.turn = took.max(USUAL_TURN);
             return;
         }
-        match took > self.late_after(slot.bytes) {
-            true => self.note_slow(slot.by, now),
-            false => drop(self.slow.remove(&slot.by)),
+        match took > self.turn * LATE {
+            true => self.note_slow(by, now),
+            false => drop(self.slow.remove(&by)),
         }
         self.turn += (took - self.turn) / 8.0;
-        self.bytes += (slot.bytes as f64 - self.bytes) / 8.0;
-    }
-
-    /// Seconds for which a slot for so many bytes can be taken. Fewer than usual take no less time: slots share the card.
-    fn late_after(&self, bytes: u64) -> f64 {
-        self.turn * LATE * (bytes as f64 / self.bytes).max(1.0)
     }
 
     /// Whoever is late now is slow.
     fn note_late(&mut self, now: Instant) {
         self.slow.retain(|_, at| now.saturating_duration_since(*at) < SLOW_FOR);
-        if self.bytes == 0.0 {
+        if !self.is_measured {
             return;
         }
-        let is_late = |held: &Held| {
-            let bytes = held.bytes / u64::from(held.slots.max(1));
-            now.saturating_duration_since(held.since).as_secs_f64() > self.late_after(bytes)
-        };
+        let usual = self.turn * LATE;
+        let is_late = |held: &Held| now.saturating_duration_since(held.since).as_secs_f64() > usual;
         let late = self.peers.iter().filter(|(_, held)| is_late(held));
-        let slots = late.clone().map(|(_, held)| held.slots).sum();
+        self.late = late.clone().map(|(_, held)| held.slots).sum();
         let new: Vec<NodeId> = late.map(|(peer, _)| *peer).filter(|peer| !self.slow.contains_key(peer)).collect();
-        self.late = slots;
         new.into_iter().for_each(|peer| self.note_slow(peer, now));
     }
 
@@ -290,11 +268,11 @@ impl Desk {
         }
     }
 
-    fn give_back(&mut self, slot: &Slot, now: Instant) {
-        if let Some(held) = self.peers.get_mut(&slot.by) {
-            *held = Held { slots: held.slots - 1, bytes: held.bytes - slot.bytes, since: now };
+    fn give_back(&mut self, peer: NodeId, now: Instant) {
+        if let Some(held) = self.peers.get_mut(&peer) {
+            (held.slots, held.since) = (held.slots - 1, now);
             if held.slots == 0 {
-                self.peers.remove(&slot.by);
+                self.peers.remove(&peer);
             }
         }
     }

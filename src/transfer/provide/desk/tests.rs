@@ -20,7 +20,7 @@ fn ask_at(desk: &mut Desk, by: u8, what: What<'_>, now: Instant) -> Result<Slot,
 }
 
 fn chunks(indices: &[u32], fresh: bool) -> What<'_> {
-    What::Chunks { count: 100, indices, bytes: indices.len() as u64 * 1000, fresh }
+    What::Chunks { count: 100, indices, fresh }
 }
 
 /// One slot for as long as is usual.
@@ -126,18 +126,6 @@ fn nobody_is_late_before_it_is_known_how_long_others_take() {
     let _fourth = [4, 5].map(|by| ask_at(&mut desk, by, chunks(&[u32::from(by)], true), ms(220)).unwrap());
     busy(ask_at(&mut desk, 3, chunks(&[3], true), ms(640)));
     ask_at(&mut desk, 3, chunks(&[3], true), ms(680)).expect("twice as long as the first ones");
-}
-
-#[test]
-fn whoever_asked_for_more_may_take_longer() {
-    let (mut desk, start) = (Desk::new(1), Instant::now());
-    let ms = |ms| start + Duration::from_millis(ms);
-    measure(&mut desk, start);
-    let large = ask_at(&mut desk, 1, chunks(&[1, 2, 3, 4, 5], true), start).unwrap();
-    busy(ask_at(&mut desk, 2, chunks(&[6], true), ms(290)));
-    ask_at(&mut desk, 2, chunks(&[6], true), ms(310)).expect("1 is late by now");
-    desk.end(large, ms(320));
-    assert_eq!(desk.load(), (1, 2));
 }
 
 #[test]
