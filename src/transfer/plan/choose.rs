@@ -28,7 +28,7 @@ const ENDING: u64 = 12;
 
 /// A chunk is in flight at most so many times, those aside of which nothing was heard for a while: they may all be dead.
 const MAX_COPIES: usize = 3;
-const SILENT: Duration = Duration::from_millis(100);
+const SILENT: Duration = Duration::from_millis(30);
 
 /// The paces of all live holders, bytes per second.
 struct Paces {

@@ -172,7 +172,7 @@ impl Driver {
             assert!(told.contains(index), "the holder lacks chunk {index}");
             let carriers = self.carriers(*index);
             assert!(carriers.is_empty() || idle, "duplicates chunk {index} while the holder has wanted ones");
-            let heard = carriers.iter().filter(|carrier| self.silent(**carrier, *index) < Duration::from_millis(100));
+            let heard = carriers.iter().filter(|carrier| self.silent(**carrier, *index) < Duration::from_millis(30));
             assert!(heard.count() < 3 && !carriers.contains(&node), "chunk {index} is in flight at {carriers:?}");
         }
         let bytes = |left: &[u32]| left.iter().map(|index| u64::from(self.lens[*index as usize])).sum::<u64>();
