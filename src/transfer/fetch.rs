@@ -276,6 +276,7 @@ impl Fetcher {
             metrics: self.metrics.clone(),
             artifact,
             port: self.port,
+            patience: self.config.first_byte,
             context,
             events,
         })

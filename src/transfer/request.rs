@@ -26,9 +26,6 @@ use crate::transport::{RecvStream, StreamCode, TransportError};
 /// Bytes between two reports of progress within a chunk.
 const REPORT_EVERY: usize = 256 * 1024;
 
-/// The plan has given up waiting for a bitmap long before.
-const HAVE_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// A peer that speaks another language is not asked again.
 const MALFORMED: Failure = Failure::Forbidden;
 
@@ -58,6 +55,8 @@ pub(super) struct Shared {
     pub(super) artifact: ArtifactId,
     /// At which this node serves, if it does.
     pub(super) port: Option<NonZeroU16>,
+    /// For a bitmap, as long as the plan waits for it: what both see end at once counts as one failure.
+    pub(super) patience: Duration,
     /// Of the fetch.
     pub(super) context: TraceParent,
     pub(super) events: mpsc::Sender<Event>,
@@ -96,7 +95,7 @@ impl Shared {
     }
 
     pub(super) async fn have(self: Arc<Self>, peer: Peer, known: Option<u32>) {
-        let answer = tokio::time::timeout(HAVE_TIMEOUT, self.ask(&peer, Request::Have(self.artifact, known))).await;
+        let answer = tokio::time::timeout(self.patience, self.ask(&peer, Request::Have(self.artifact, known))).await;
         self.report(match answer.unwrap_or(Err(Failure::TimedOut)) {
             Ok((Answer::Have(have), ..)) => Event::Have(peer.node, have),
             Ok((other, ..)) => Event::NoHave(peer.node, unexpected(&other)),
