@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use super::output;
-use crate::identity::{ClusterCa, NodeCertificate, PrivateKey, PublicKey, UnixTime};
+use crate::identity::{ClusterCa, KeyError, NodeCertificate, PrivateKey, PublicKey, UnixTime};
 use crate::proxy::auth::{ApiKeys, NewKey, Scope, Tenant};
 
 #[derive(Debug, Subcommand)]
@@ -112,7 +112,12 @@ fn public_key(file: &Path) -> anyhow::Result<PublicKey> {
     match NodeCertificate::load(file).ok().map(|certificate| certificate.node()) {
         Some(Some(node)) => Ok(*node.key()),
         Some(None) => anyhow::bail!("{} is a certificate of another kind of key than ed25519", file.display()),
-        None => Ok(PrivateKey::load(file)?.public()),
+        None => match PrivateKey::load(file) {
+            Err(KeyError::Private { .. }) => {
+                anyhow::bail!("{} holds neither an ed25519 private key nor a certificate in PEM form", file.display())
+            }
+            key => Ok(key?.public()),
+        },
     }
 }
 
@@ -229,6 +234,10 @@ mod tests {
         for file in ["node.key", "node.pem"] {
             assert_eq!(public_key(&state.join(file)).unwrap().to_string(), id, "{file}");
         }
+        let other = public_key(&cluster_dir).unwrap_err().to_string();
+        assert!(other.contains("read private key"), "{other}");
+        std::fs::write(state.join("other"), "neither").unwrap();
+        assert!(public_key(&state.join("other")).unwrap_err().to_string().contains("neither"));
         assert!(public_key(&state.join("none")).unwrap_err().to_string().contains("there is no private key"));
     }
 }

@@ -58,7 +58,8 @@ impl Quickstart {
             tempfile::Builder::new().prefix("warmd-quickstart-").tempdir().context("make a temporary directory")?;
         let directories = if self.directories.is_empty() {
             let sample = work.path().join("sample");
-            sample::make(&sample).context("make the sample tree")?;
+            let made = sample::make(&sample);
+            made.with_context(|| format!("make the sample tree {} (TMPDIR says where)", sample.display()))?;
             vec![sample]
         } else {
             self.directories
